@@ -22,7 +22,13 @@ class Words:
 
 
 def decoder(
-    width: int = 32, layers: int = 2, heads: int = 4, vocab: int = 50, stop_bias: float = 0.0, seed: int = 0, limit: int = 12
+    width: int = 32,
+    layers: int = 2,
+    heads: int = 4,
+    vocab: int = 50,
+    stop_bias: float = 0.0,
+    seed: int = 0,
+    limit: int = 12,
 ) -> CaptionDecoder:
     config = SimpleNamespace(
         gpt2={"vocab_size": vocab, "n_positions": 96, "n_embd": width, "n_layer": layers, "n_head": heads},
@@ -69,12 +75,12 @@ def slow_beam_search(model: CaptionDecoder, latent: torch.Tensor, beams: int, li
 @pytest.mark.parametrize(
     "size",
     [
-        dict(),
-        dict(width=64, layers=3, heads=2, vocab=211, seed=1),
-        dict(width=16, layers=1, heads=1, vocab=17, seed=2),
-        dict(stop_bias=4.0, seed=3),
-        dict(stop_bias=3.0, seed=5, limit=20),
-        dict(width=48, layers=4, heads=4, vocab=400, stop_bias=3.0, seed=4, limit=30),
+        {},
+        {"width": 64, "layers": 3, "heads": 2, "vocab": 211, "seed": 1},
+        {"width": 16, "layers": 1, "heads": 1, "vocab": 17, "seed": 2},
+        {"stop_bias": 4.0, "seed": 3},
+        {"stop_bias": 3.0, "seed": 5, "limit": 20},
+        {"width": 48, "layers": 4, "heads": 4, "vocab": 400, "stop_bias": 3.0, "seed": 4, "limit": 30},
     ],
 )
 @pytest.mark.parametrize("beams", [1, 5])
@@ -102,7 +108,9 @@ def test_the_sizes_above_stop_early_and_late() -> None:
 @torch.no_grad()
 def test_an_early_finisher_changes_nobody() -> None:
     model = decoder(stop_bias=4.0, seed=3, limit=20)
-    latents = torch.randn(7, 6, 8, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.1, 3, 7)[:, None, None]
+    latents = (
+        torch.randn(7, 6, 8, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.1, 3, 7)[:, None, None]
+    )
     together = model.decode(latents, count=5)
     alone = [model.decode(latent[None], count=5)[0] for latent in latents]
     assert [[c.tokens for c in item] for item in together] == [[c.tokens for c in item] for item in alone]
@@ -174,8 +182,8 @@ def test_original_key_names_and_activation() -> None:
 def test_unusable_arguments() -> None:
     model, latents = decoder(), torch.zeros(1, 6, 8)
     for wrong in (
-        dict(beams=0), dict(beams=1000), dict(count=0), dict(count=6), dict(max_new_tokens=0), dict(max_new_tokens=1000),
-        dict(method="nucleus"), dict(method="greedy"), dict(top_p=0.0), dict(temperature=0.0), dict(temperature=float("nan")),
+        {"beams": 0}, {"beams": 1000}, {"count": 0}, {"count": 6}, {"max_new_tokens": 0}, {"max_new_tokens": 1000},
+        {"method": "nucleus"}, {"method": "greedy"}, {"top_p": 0.0}, {"temperature": 0.0}, {"temperature": float("nan")},
     ):  # fmt: skip
         with pytest.raises(ValueError):
             model.decode(latents, **wrong)

@@ -1,0 +1,153 @@
+"""Pictures in and out: opening anything as RGB, cropping as the model was trained, tensors, PNG files, contact sheets."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import struct
+import textwrap
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from unidiffuser.files import replacing
+
+log = logging.getLogger(__name__)
+
+ImageSource = Image.Image | str | os.PathLike[str]
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """A picture as 8-bit RGB, upright, transparency on white; only the first frame of an animation.
+
+    Args:
+        source: a path, or a PIL image of any mode.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a picture, truncated, empty, or so large that it looks like a decompression bomb.
+    """
+    if isinstance(source, Image.Image):
+        return _rgb(source, "the picture")
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"no picture at {path}; check the path")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name one picture in it")
+    try:
+        with warnings.catch_warnings():
+            # A warning alone would neither stop nor help anybody; Pillow's error at twice its limit stays.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+            image.load()
+    except PermissionError as error:
+        raise ValueError(f"{path} may not be read; check its permissions") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not a picture in a known format; use PNG, JPEG or WebP") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} has too many pixels to be opened safely; shrink it first ({error})") from error
+    except (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error) as error:  # what decoders raise
+        raise ValueError(f"{path} is damaged or incomplete ({error}); save it again or use another picture") from error
+    with image:
+        return _rgb(image, str(path))
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"{name} is empty: {image.width} x {image.height} pixels")
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # noqa: BLE001 - damaged EXIF raises anything at all; the picture itself may be fine
+        log.warning("%s: EXIF data unreadable, orientation ignored (%s)", name, error)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep_gray(image)
+    try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, image).convert("RGB")
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{name} has colour mode {image.mode}, which cannot become RGB; save it as RGB") from error
+
+
+def _from_deep_gray(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and float grey, scaled to 8 bits; Pillow's own conversion clips at 255."""
+    gray = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    # The modes do not say their white: a float picture ends at 1, an integer one at 255 or 65535 (or fills its range).
+    peak = float(gray.max())
+    integer_white = 65535.0 if image.mode.startswith("I;16") or peak > 255 else 255.0
+    white = 1.0 if image.mode == "F" and peak <= 1 else max(integer_white, peak if peak > 65535 else 0.0)
+    return Image.fromarray(np.clip(gray * (255.0 / white) + 0.5, 0, 255).astype(np.uint8), "L").convert("RGB")
+
+
+def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Centre-crop to the shape of (width, height), then Lanczos to that size; to a square as the reference code does."""
+    if width < 1 or height < 1:
+        raise ValueError(f"width and height must be at least 1, got {width} x {height}")
+    scale = min(image.width / width, image.height / height)
+    crop_w = min(image.width, max(1, round(width * scale)))
+    crop_h = min(image.height, max(1, round(height * scale)))
+    left, top = (image.width - crop_w) // 2, (image.height - crop_h) // 2
+    cropped = image.crop((left, top, left + crop_w, top + crop_h))
+    return cropped.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def to_tensor(images: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of one size -> (B, 3, H, W) float32 in [-1, 1]."""
+    sizes = {image.size for image in images}
+    if len(sizes) != 1:
+        raise ValueError(f"a batch needs pictures of one size, got {sorted(sizes) or 'none'}")
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])  # (B, H, W, 3)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [-1, 1], clamped -> RGB pictures."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ValueError(f"pixels must have shape (B, 3, H, W), got {tuple(pixels.shape)}")
+    if not torch.isfinite(pixels).all():
+        raise ValueError("the decoded pixels hold NaN or infinite values; use dtype float32 or lower the guidance")
+    levels = ((pixels.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+    return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a PNG, complete or not at all; ``metadata`` becomes its text entries (``Image.open(path).text``)."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        info.add_text(key, value)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int | None = None, gap: int = 4
+) -> Image.Image:
+    """All pictures on one white sheet, row by row, as square as it gets; captions go under their pictures."""
+    if not images:
+        raise ValueError("a contact sheet needs at least one picture")
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    width, height = max(i.width for i in images), max(i.height for i in images)
+    size = max(10, width // 16)  # of the letters, in pixels
+    font = ImageFont.load_default(size=size)
+    lines = [textwrap.wrap(c, max(1, int(width / (0.55 * size))))[:3] for c in captions or []]
+    line_height = round(1.25 * size)
+    cell_height = height + line_height * max((len(text) for text in lines), default=0)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (cell_height + gap) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        x, y = gap + column * (width + gap), gap + row * (cell_height + gap)
+        sheet.paste(image, (x, y))
+        for k, line in enumerate(lines[i] if i < len(lines) else []):
+            draw.text((x, y + height + k * line_height), line, fill="black", font=font)
+    return sheet

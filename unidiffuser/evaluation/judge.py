@@ -1,0 +1,189 @@
+"""The judge: a small classifier that tells which concept a picture shows and in which style it is drawn.
+
+It is trained on real pictures of the ``train`` split only, never on generated ones and never on the pairs that a model is
+tested on, so that its own accuracy on real held-out pictures (the ceiling of every score) can be measured and is reported
+beside each score. Training is in :mod:`unidiffuser.evaluation.judge_training`; this file is the network, its file and its
+verdicts.
+
+    python -m unidiffuser.evaluation.judge --data FOLDER --out FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unidiffuser.evaluation.data import pixels
+
+log = logging.getLogger(__name__)
+
+BUNDLED = Path(__file__).with_name("judge.safetensors")
+FORMAT = "unidiffuser-judge"
+SIDE = 64  # pixels; half the bundled model's side, enough to tell the concepts and forgiving about the finest detail
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge sees in one picture; ``confidence`` in [0, 1] is the probability that it gives to the concept."""
+
+    concept: str
+    style: str
+    confidence: float
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2016); ``stride`` 2 halves the sides."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Identity()
+        if stride > 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.AvgPool2d(stride), nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.shortcut(x) + self.norm2(self.conv2(h)))
+
+
+class Judge(nn.Module):
+    """A residual network of about 0.7 M parameters with one head for the concept and one for the style.
+
+    Args:
+        concepts: the labels that it can give, in the order of the head's rows.
+        styles: the style words, likewise.
+        widths: channels at a half, a quarter and an eighth of ``SIDE``.
+    """
+
+    def __init__(self, concepts: Sequence[str], styles: Sequence[str], widths: tuple[int, int, int] = (40, 88, 128)):
+        super().__init__()
+        self.concepts, self.styles, self.widths = tuple(concepts), tuple(styles), widths
+        low, mid, high = widths
+        self.body = nn.Sequential(
+            nn.PixelUnshuffle(2),  # (B, 3, 64, 64) -> (B, 12, 32, 32)
+            nn.Conv2d(12, low, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(low),
+            nn.ReLU(),
+            Block(low, low),
+            Block(low, mid, 2),
+            Block(mid, high, 2),
+            Block(high, high),
+        )
+        self.concept_head = nn.Linear(high, len(self.concepts))
+        self.style_head = nn.Linear(high, len(self.styles))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the concepts (B, concepts) and styles (B, styles) of pictures (B, 3, H, W) in [-1, 1], any size."""
+        x = F.adaptive_avg_pool2d(images, SIDE).contiguous(memory_format=torch.channels_last)
+        features = self.body(x).float().mean(dim=(2, 3))
+        return self.concept_head(features), self.style_head(features)
+
+    @torch.no_grad()
+    def judge(self, images: Tensor, batch: int = 128) -> list[Verdict]:
+        """One verdict for each picture of (B, 3, H, W) in [-1, 1]."""
+        self.eval()
+        verdicts = []
+        for chunk in images.split(batch):
+            concepts, styles = self(chunk)
+            confidence, best = concepts.softmax(dim=1).max(dim=1)
+            for row, style, sure in zip(best.tolist(), styles.argmax(dim=1).tolist(), confidence.tolist(), strict=True):
+                verdicts.append(Verdict(self.concepts[row], self.styles[style], sure))
+        return verdicts
+
+    def judge_pictures(self, images: Sequence[Image.Image]) -> list[Verdict]:
+        """One verdict for each picture; all must be of one size."""
+        return self.judge(pixels(images)) if images else []
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write the weights, labels and sizes as one safetensors file; complete or absent."""
+        path = Path(path)
+        metadata = {
+            "format": FORMAT,
+            "version": "1",
+            "concepts": json.dumps(self.concepts, ensure_ascii=False),
+            "styles": json.dumps(self.styles),
+            "widths": json.dumps(self.widths),
+        }
+        tensors = {
+            name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+            for name, value in self.state_dict().items()
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        save_file(tensors, partial, metadata)
+        partial.replace(path)
+
+
+def load_judge(path: str | Path = BUNDLED) -> Judge:
+    """Read a judge written by :meth:`Judge.save`; ready to judge, in fp32.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a judge.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: train a judge with `python -m unidiffuser.evaluation.judge --data FOLDER --out {path}`"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is a safetensors file, but not of a judge (format {metadata.get('format')!r})")
+    low, mid, high = json.loads(metadata["widths"])
+    judge = Judge(json.loads(metadata["concepts"]), json.loads(metadata["styles"]), (low, mid, high))
+    judge.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+    return judge.eval()
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, as hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    from unidiffuser.evaluation.judge_training import accuracy_report, train_judge
+
+    parser = argparse.ArgumentParser(
+        prog="python -m unidiffuser.evaluation.judge", description="Train the judge on real pictures and report its accuracy."
+    )
+    parser.add_argument("--data", type=Path, required=True, help="image folder made by unidiffuser.training.emoji")
+    parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
+    parser.add_argument("--steps", type=int, default=1600, help="training steps of 128 pictures (default 1600)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", action="store_true", help="only report the accuracy of the judge in --out")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not options.report:
+        train_judge(options.data, steps=options.steps, seed=options.seed).save(options.out)
+    judge = load_judge(options.out)
+    for line in accuracy_report(judge, options.data):
+        log.info("%s", line)
+    log.info("%s: %d bytes, SHA-256 %s", options.out, options.out.stat().st_size, file_digest(options.out))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,5 @@
+"""The ComfyUI side: thin V3 nodes over the `unidiffuser` library, and its network as a native MODEL.
+
+This folder is the only place that imports the host. It holds no maths: a node reads its inputs, calls the library and
+returns host types.
+"""

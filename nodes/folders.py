@@ -1,0 +1,54 @@
+"""Where checkpoints lie: the host's folder key "unidiffuser", its "checkpoints", and the model that comes with the pack."""
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+import folder_paths
+
+FOLDER = "unidiffuser"
+BUNDLED = "emoji"
+EXTENSIONS = {".safetensors", ".pth", ".bin", ".json"}
+LINK = "https://huggingface.co/thu-ml/unidiffuser-v1"
+
+
+def register() -> None:
+    """Tell the host about models/unidiffuser; folders of the user's extra_model_paths.yaml stay as they are."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, EXTENSIONS)  # a new key would otherwise list every file
+
+
+def model_names() -> list[str]:
+    """What "Load UniDiffuser" offers: the bundled model first, then what can be the main file of a checkpoint."""
+    names = [n for n in folder_paths.get_filename_list(FOLDER) if _is_main_file(n, folder_paths.get_filename_list(FOLDER))]
+    names += [n for n in folder_paths.get_filename_list("checkpoints") if n not in names]
+    return [BUNDLED, *names]
+
+
+def _is_main_file(name: str, all_names: list[str]) -> bool:
+    path = PurePath(name.replace("\\", "/"))
+    if path.name == "model_index.json":
+        return True
+    if path.suffix in (".pth", ".bin"):
+        return path.name.startswith("uvit")
+    in_diffusers_folder = any(str(parent / "model_index.json") in {n.replace("\\", "/") for n in all_names}
+                              for parent in path.parents)
+    return path.suffix == ".safetensors" and not in_diffusers_folder
+
+
+def model_path(name: str) -> str:
+    """What the library loads for a name of `model_names`: a file, a diffusers folder or the name of the bundled model.
+
+    Raises:
+        FileNotFoundError: the file is not there (any more).
+    """
+    if name == BUNDLED:
+        return name
+    for folder in (FOLDER, "checkpoints"):
+        path = folder_paths.get_full_path(folder, name)
+        if path is not None:
+            return str(Path(path).parent) if PurePath(path).name == "model_index.json" else path
+    raise FileNotFoundError(
+        f"The checkpoint {name!r} is not in models/{FOLDER} or models/checkpoints. Put it there and press R, or choose "
+        f"another; the 1 B model is at {LINK} (weights under AGPL-3.0)."
+    )

@@ -1,0 +1,48 @@
+"""Load UniDiffuser: a checkpoint as the host's own types."""
+from __future__ import annotations
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..unidiffuser.checkpoints import load_checkpoint
+from . import folders, parts
+from .types import CATEGORY, CaptionDecoderType
+
+
+class LoadUniDiffuser(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniDiffuserLoader",
+            display_name="Load UniDiffuser",
+            category=CATEGORY,
+            description="Loads a UniDiffuser checkpoint: one safetensors file, the original uvit_v1.pth with its companions "
+                        "beside it, or a diffusers folder. 'emoji' is the small model that comes with the nodes.",
+            search_aliases=["unidiffuser", "checkpoint", "txt2img", "img2txt", "caption", "interrogate"],
+            inputs=[
+                io.Combo.Input("model_name", options=folders.model_names(), default=folders.BUNDLED,
+                               tooltip="A file of models/unidiffuser or models/checkpoints; for a diffusers folder its "
+                                       "model_index.json. 'emoji' needs no download."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The U-ViT; works in KSampler and in the UniDiffuser Sampler."),
+                io.Clip.Output(display_name="CLIP", tooltip="Text encoder for CLIP Text Encode."),
+                io.Vae.Output(display_name="VAE", tooltip="Picture to LATENT and back; Stable Diffusion's in the 1 B model."),
+                io.ClipVision.Output(display_name="CLIP_VISION", tooltip="Picture encoder for CLIP Vision Encode."),
+                CaptionDecoderType.Output(display_name="CAPTION_DECODER", tooltip="Text latents to words, for Decode Caption."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model_name: str) -> io.NodeOutput:
+        checkpoint = load_checkpoint(folders.model_path(model_name))
+        return io.NodeOutput(
+            parts.load_model(checkpoint),
+            parts.load_clip(checkpoint, folder_paths.get_folder_paths("embeddings")),
+            parts.load_vae(checkpoint),
+            parts.load_clip_vision(checkpoint),
+            parts.HostCaptionDecoder(checkpoint),
+        )
+
+
+NODES = [LoadUniDiffuser]

@@ -1,0 +1,223 @@
+"""The U-ViT as a native MODEL of the host: a BaseModel built with the host's operations, in the host's patcher.
+
+Samplers, schedulers, LoRA, merging, offloading and compilation of the host then work on it as on any other model. The host
+samples one tensor, so the streams of a sample travel through it as one flat pack (see `streams.py`).
+"""
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.ops
+import comfy.patcher_extension
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ..unidiffuser.schedule import NUM_LABELS, label_of_sigma, sigma_of_label
+from ..unidiffuser.uvit import UViT, UViTConfig
+from .streams import WRAPPER_KEY, SampledStreams, pack, sample_with_clip_stream, unpack
+
+logger = logging.getLogger(__name__)
+
+TEXT = "unidiffuser_text"  # names of the conditions that extra_conds hands to _apply_model
+NO_TEXT = "unidiffuser_no_text"
+
+
+def host_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The attention that the host was started with; q, k, v (B, heads, L, d) -> (B, L, heads * d)."""
+    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True)
+
+
+class HostUViT(UViT):
+    """The U-ViT on the host's operations, with what the host can only patch or offload in a leaf module held in one.
+
+    `position` and `position_token` replace the root parameters `pos_embed` and `pos_embed_token`; patches on those would
+    be accepted and silently do nothing. `text_prefix` is the caption decoder's Linear from CLIP text to the text latent.
+    """
+
+    def __init__(self, config: UViTConfig, clip_width: int, operations: Any, device: Any = None, dtype: Any = None):
+        super().__init__(config, operations, host_attention, device=device, dtype=dtype)
+        tokens = self.pos_embed.shape[1]
+        del self.pos_embed
+        self.position = operations.Embedding(tokens, config.embed_dim, device=device, dtype=dtype)
+        if config.data_types:
+            del self.pos_embed_token
+            self.position_token = operations.Embedding(1, config.embed_dim, device=device, dtype=dtype)
+        self.text_prefix = operations.Linear(clip_width, config.text_dim, device=device, dtype=dtype)
+        self.clip_width = clip_width
+        self.dtype = dtype
+
+    def position_tables(self) -> tuple[Tensor, Tensor | None]:
+        table = self._rows(self.position)
+        return table, self._rows(self.position_token) if self.config.data_types else None
+
+    @staticmethod
+    def _rows(embedding: torch.nn.Embedding) -> Tensor:
+        # NOTE: looked up, not read: only a call lets the host move, cast and patch the weight.
+        index = torch.arange(embedding.num_embeddings, device=comfy.model_management.get_torch_device())
+        return embedding(index, out_dtype=torch.float32)[None]  # (1, tokens, D)
+
+
+def host_keys(weights: dict[str, Tensor], prefix_weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of a `HostUViT`: original U-ViT keys in `weights`, encode_prefix "weight" and "bias" in `prefix_weights`."""
+    renamed = {"pos_embed": "position.weight", "pos_embed_token": "position_token.weight"}
+    out = {renamed.get(k, k): v[0] if k in renamed else v for k, v in weights.items()}
+    return out | {f"text_prefix.{k}": v for k, v in prefix_weights.items()}
+
+
+class LatentFormat(comfy.latent_formats.SD15):
+    """Stable Diffusion's latent; a model with another autoencoder brings its own scale and preview colours."""
+
+    def __init__(self, scale_factor: float = 0.18215, rgb_factors: list[list[float]] | None = None,
+                 rgb_bias: list[float] | None = None):
+        super().__init__(scale_factor)
+        if rgb_factors is not None:
+            self.latent_rgb_factors, self.latent_rgb_factors_bias = rgb_factors, rgb_bias
+            self.taesd_decoder_name = None
+
+
+class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
+    """Stable Diffusion's sigmas; timesteps are the labels less one and are not rounded, as the network takes fractions."""
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        return label_of_sigma(sigma) - 1
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        return sigma_of_label((timestep.float() + 1).clamp(0, NUM_LABELS)).to(timestep.device)
+
+
+class ModelConfig(comfy.supported_models_base.BASE):
+    """What the host wants to know about the model; `config` and `clip_width` become arguments of `HostUViT`."""
+
+    unet_extra_config: dict[str, Any] = {}
+    latent_format = LatentFormat
+    memory_usage_factor = 2.0
+    supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
+    sampling_settings = {"beta_schedule": "linear", "linear_start": 0.00085, "linear_end": 0.012, "timesteps": NUM_LABELS}
+
+    def inpaint_model(self) -> bool:
+        return False
+
+    def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> UniDiffuserModel:
+        return UniDiffuserModel(self, device=device)
+
+
+class UniDiffuserModel(comfy.model_base.BaseModel):
+    """Predicts on packed streams, for the host's samplers (sigma in, denoised out) and for the UniDiffuser Sampler.
+
+    `transformer_options[STREAMS_KEY]`, a `SampledStreams`, says what the pack holds.
+    """
+
+    def __init__(self, model_config: ModelConfig, device: Any = None):
+        super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=HostUViT)
+        self.model_sampling = ModelSampling(model_config)
+
+    def process_latent_in(self, latent: Tensor) -> Tensor:
+        return latent if latent.ndim == 3 else super().process_latent_in(latent)  # a pack is in model units already
+
+    def process_latent_out(self, latent: Tensor) -> Tensor:
+        return latent if latent.ndim == 3 else super().process_latent_out(latent)
+
+    def memory_required(self, input_shape: Any, cond_shapes: dict[str, Any] | None = None) -> float:
+        # The host multiplies batch and area; a pack's length counts every channel of the latent as area.
+        channels = self.diffusion_model.config.in_chans
+        if len(input_shape) == 3:
+            input_shape = [input_shape[0], channels, -(-input_shape[2] // channels)]
+        return super().memory_required(input_shape, cond_shapes=cond_shapes or {})
+
+    def text_latent(self, cross_attn: Tensor, device: torch.device) -> Tensor:
+        """(B, L, text_dim) from a CONDITIONING tensor: CLIP text of at least L tokens, or a text latent itself.
+
+        Raises:
+            ValueError: the conditioning is of another text encoder.
+        """
+        net = self.diffusion_model
+        length, width = net.config.num_text_tokens, net.config.text_dim
+        if cross_attn.shape[-1] not in (net.clip_width, width) or cross_attn.shape[1] < length:
+            raise ValueError(
+                f"The text conditioning is {cross_attn.shape[1]} x {cross_attn.shape[2]}, from a text encoder that this "
+                f"model does not know; it needs {length} x {net.clip_width}. Encode the prompt with the CLIP output of "
+                f"'Load UniDiffuser', or hand over the CONDITIONING of a 'UniDiffuser Sampler'."
+            )
+        if cross_attn.shape[1] > length:
+            logger.warning("The prompt is longer than %d tokens; the rest of it is left out.", length)
+        text = cross_attn[:, :length].to(device=device, dtype=torch.float32)
+        return text if text.shape[-1] == width else net.text_prefix(text.to(self.get_dtype_inference())).float()
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
+        device, net = kwargs["device"], self.diffusion_model
+        cross_attn = kwargs.get("cross_attn")
+        given = cross_attn is not None and bool(torch.count_nonzero(cross_attn))
+        text = self.text_latent(cross_attn, device) if given else torch.zeros(
+            1, net.config.num_text_tokens, net.config.text_dim, device=device)
+        no_text = torch.full((text.shape[0], 1), 0.0 if given else 1.0, device=device)
+        return {TEXT: comfy.conds.CONDRegular(text), NO_TEXT: comfy.conds.CONDRegular(no_text)}
+
+    def _apply_model(self, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None, control: Any = None,
+                     transformer_options: dict[str, Any] | None = None, **conds: Tensor) -> Tensor:
+        streams: SampledStreams = (transformer_options or {}).get(WRAPPER_KEY)
+        if streams is None:
+            raise ValueError("This sampler does not run the MODEL's own wrappers, which UniDiffuser needs. "
+                             "Use KSampler, SamplerCustomAdvanced or the UniDiffuser Sampler.")
+        if streams.labels is not None:  # the library's sampler walks its own path: variance-preserving in, noise out
+            return pack(self.predict(*unpack(x, streams.shapes), *streams.labels, transformer_options))
+
+        sigma = t
+        scaled = x / (sigma.view(-1, 1, 1) ** 2 + 1) ** 0.5
+        img, clip_img = unpack(scaled, streams.shapes)
+        text, no_text = conds[TEXT].to(x.device), conds[NO_TEXT].to(x.device) > 0.5
+        if no_text.any():  # the true unconditional of the paper: fresh noise at the text's highest noise level
+            noise = streams.text_noise(text.shape[1:]).to(text)
+            text = torch.where(no_text[..., None], noise.repeat(text.shape[0] // noise.shape[0], 1, 1), text)
+        # NOTE: the label comes from sigma itself, so that it survives a node that replaces model_sampling.
+        eps = self.predict(img, clip_img, text, label_of_sigma(sigma), no_text[:, 0].float() * NUM_LABELS,
+                           transformer_options, heads=("img", "clip_img"))
+        return self.model_sampling.calculate_denoised(sigma, pack(eps[:2]), x)
+
+    def predict(self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor,
+                transformer_options: Any = None, **kwargs: Any) -> list[Tensor | None]:
+        """Noise predictions in fp32, computed in the model's dtype; shapes and labels as in `UViT.forward`."""
+        dtype = self.get_dtype_inference()
+        out = self.diffusion_model(img.to(dtype), clip_img.to(dtype), text.to(dtype), t_img, t_text, **kwargs)
+        return [None if o is None else o.float() for o in out]
+
+
+def make_patcher(config: UViTConfig, clip_width: int, weights: dict[str, Tensor], latent_format: LatentFormat | None = None,
+                 dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of a network, sized and placed by the host's memory management.
+
+    Args:
+        config: sizes of the U-ViT.
+        clip_width: width of the CLIP text that conditions it.
+        weights: state dict of a `HostUViT` (see `host_keys`); emptied while loading.
+        latent_format: None means Stable Diffusion's.
+        dtype: of the weights; None lets the host choose.
+        disable_dynamic: the host's own request for a patcher that loads everything at once.
+    """
+    management = comfy.model_management
+    load_device = management.get_torch_device()
+    host_config = ModelConfig({"config": config, "clip_width": clip_width})
+    if latent_format is not None:
+        host_config.latent_format = latent_format
+    supported = host_config.supported_inference_dtypes
+    if dtype is None:
+        dtype = management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights), supported_dtypes=list(supported),
+                                      weight_dtype=comfy.utils.weight_dtype(weights))
+    host_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, load_device, supported))
+
+    model = host_config.get_model(weights)
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(model, load_device=load_device, offload_device=management.unet_offload_device())
+    model.load_model_weights(weights, "", assign=patcher.is_dynamic())
+    wrappers = comfy.patcher_extension.WrappersMP
+    patcher.add_wrapper_with_key(wrappers.OUTER_SAMPLE, WRAPPER_KEY, sample_with_clip_stream)
+    return patcher

@@ -1,0 +1,120 @@
+"""The parts of a checkpoint as host objects: CLIP, VAE, CLIP_VISION and the caption decoder, each behind the host's patcher."""
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.clip_model
+import comfy.clip_vision
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..unidiffuser.checkpoints import Checkpoint
+from .model import LatentFormat, host_keys, make_patcher
+
+
+class TextTower(comfy.clip_model.CLIPTextModel):
+    """The host's CLIP text transformer with a vocabulary of the checkpoint's size and no projection, which is not used."""
+
+    def __init__(self, config: dict[str, Any], dtype: Any, device: Any, operations: Any):
+        super().__init__(config, dtype, device, operations)
+        self.text_projection = torch.nn.Identity()
+        self.set_input_embeddings(
+            operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device))
+
+
+def load_model(checkpoint: Checkpoint, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """MODEL. The caption decoder's Linear from CLIP text to the text latent comes with it."""
+    config = checkpoint.config
+    caption = checkpoint.state_dict("caption")
+    prefix = {name: caption[f"encode_prefix.{name}"] for name in ("weight", "bias")}
+    colours = config.defaults.get("latent_rgb", {})
+    latent_format = LatentFormat(config.vae.scale_factor, colours.get("factors"), colours.get("bias"))
+    weights = host_keys(checkpoint.state_dict("uvit"), prefix)
+    patcher = make_patcher(config.uvit, config.caption.prefix_dim, weights, latent_format, disable_dynamic=disable_dynamic)
+    patcher.cached_patcher_init = (load_model, (checkpoint,))
+    patcher.model.checkpoint_config = config
+    return patcher
+
+
+def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
+    """CLIP with the checkpoint's own vocabulary; `embeddings` are the host's folders of textual inversions."""
+    config, tokenizer = checkpoint.config.clip_text, checkpoint.clip_tokenizer()
+    length = checkpoint.config.uvit.num_text_tokens
+
+    class Tokens(comfy.sd1_clip.SDTokenizer):
+        def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None):
+            super().__init__("", max_length=length, embedding_directory=embedding_directory,
+                             embedding_size=config["hidden_size"], tokenizer_class=_Ready(tokenizer))
+
+    class Tower(comfy.sd1_clip.SDClipModel):
+        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None):
+            end = config["eos_token_id"]
+            special = {"start": config["bos_token_id"], "end": end, "pad": end}
+            super().__init__(device, length, textmodel_json_config=dict(config), dtype=dtype, special_tokens=special,
+                             model_class=TextTower, return_projected_pooled=False, model_options=model_options or {})
+
+    class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
+        def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None):
+            super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=Tokens)
+
+    class Model(comfy.sd1_clip.SD1ClipModel):
+        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None):
+            super().__init__(device, dtype, model_options or {}, clip_model=Tower)
+
+    weights = checkpoint.state_dict("clip_text")
+    return comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(Tokenizer, Model), embedding_directory=embeddings,
+                         parameters=comfy.utils.calculate_parameters(weights), state_dict=[weights])
+
+
+class _Ready:
+    """A tokenizer that is there already, where the host wants a class to load one with."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def from_pretrained(self, path: str, **kwargs: Any) -> Any:
+        return self.tokenizer
+
+
+def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
+    """VAE. A checkpoint whose autoencoder works on unshuffled pixels gets the shuffling as hooks, so its keys stay LDM's."""
+    config = checkpoint.config.vae
+    vae = comfy.sd.VAE(sd=checkpoint.state_dict("vae"),
+                       config={"params": {"ddconfig": dict(config.ddconfig), "embed_dim": config.embed_dim}})
+    if config.patch_size > 1:
+        unshuffle, shuffle = torch.nn.PixelUnshuffle(config.patch_size), torch.nn.PixelShuffle(config.patch_size)
+        vae.first_stage_model.encoder.register_forward_pre_hook(lambda module, args: (unshuffle(args[0]), *args[1:]))
+        vae.first_stage_model.decoder.register_forward_hook(lambda module, args, out: shuffle(out))
+    return vae
+
+
+def load_clip_vision(checkpoint: Checkpoint) -> comfy.clip_vision.ClipVisionModel:
+    """CLIP_VISION; the host's own loader does not know a ViT of 12 layers."""
+    vision = comfy.clip_vision.ClipVisionModel({**checkpoint.config.clip_image, "model_type": "clip_vision_model"})
+    vision.load_sd(checkpoint.state_dict("clip_image"))
+    return vision
+
+
+class HostCaptionDecoder:
+    """The library's caption decoder, loaded and freed by the host's memory management."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        # NOTE: imported here, as it imports transformers' GPT-2: nobody should wait for that when the pack is loaded.
+        from ..unidiffuser.captions import CaptionDecoder
+
+        management = comfy.model_management
+        self.config = checkpoint.config.caption
+        self.decoder = CaptionDecoder.from_checkpoint(checkpoint)
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            self.decoder, load_device=management.text_encoder_device(), offload_device=management.text_encoder_offload_device())
+
+    def decode(self, latents: Tensor, **settings: Any) -> list[list[Any]]:
+        """As `CaptionDecoder.decode`, on the device the host has put the decoder on."""
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        return self.decoder.decode(latents, **settings)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders, loader
+from . import captions, folders, loader, path
 
 
 class UniDiffuserExtension(ComfyExtension):
@@ -11,4 +11,4 @@ class UniDiffuserExtension(ComfyExtension):
         folders.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*loader.NODES]
+        return [*loader.NODES, *path.NODES, *captions.NODES]

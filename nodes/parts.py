@@ -1,7 +1,7 @@
 """The parts of a checkpoint as host objects: CLIP, VAE, CLIP_VISION and the caption decoder, each behind the host's patcher."""
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.clip_model
 import comfy.clip_vision
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from ..unidiffuser.checkpoints import Checkpoint
 from .model import LatentFormat, host_keys, make_patcher
+
+if TYPE_CHECKING:
+    from ..unidiffuser.captions import Caption
 
 
 class TextTower(comfy.clip_model.CLIPTextModel):
@@ -114,7 +117,21 @@ class HostCaptionDecoder:
         self.patcher = comfy.model_patcher.ModelPatcher(
             self.decoder, load_device=management.text_encoder_device(), offload_device=management.text_encoder_offload_device())
 
-    def decode(self, latents: Tensor, **settings: Any) -> list[list[Any]]:
-        """As `CaptionDecoder.decode`, on the device the host has put the decoder on."""
+    def decode(self, text: Tensor, **settings: Any) -> list[list[Caption]]:
+        """Captions of text latents (B, L, hidden_dim), or of CLIP text (B, L, prefix_dim), as `CaptionDecoder.decode`.
+
+        Raises:
+            ValueError: `text` is of another encoder, or a setting is out of range.
+        """
+        length, widths = self.config.prefix_length, (self.config.hidden_dim, self.config.prefix_dim)
+        if text.shape[-1] not in widths or text.shape[1] < length:
+            raise ValueError(
+                f"The CONDITIONING is {text.shape[1]} x {text.shape[2]}; this decoder reads {length} x {widths[0]}, the "
+                f"CONDITIONING output of a 'UniDiffuser Sampler' of the same checkpoint."
+            )
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
-        return self.decoder.decode(latents, **settings)
+        device = self.patcher.load_device
+        text = text[:, :length].to(device, torch.float32)
+        latents = text if text.shape[-1] == widths[0] else self.decoder.encode_prefix(text)
+        with torch.inference_mode():
+            return self.decoder.decode(latents, **settings)

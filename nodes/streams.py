@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..unidiffuser.samplers import item_generators
+from ..unidiffuser.streams import draw_noise, item_generators
 
 WRAPPER_KEY = "unidiffuser"  # of the wrapper, and in transformer_options of the SampledStreams
 Shape = tuple[int, ...]
@@ -45,7 +45,7 @@ class SampledStreams:
 
     def text_noise(self, shape: Shape) -> Tensor:
         """Fresh noise (B, *shape) on the CPU."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
+        return draw_noise(shape, self.generators, "cpu")
 
 
 def sample_with_clip_stream(executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor,
@@ -67,9 +67,8 @@ def sample_with_clip_stream(executor: Any, noise: Tensor, latent_image: Tensor, 
     batch, image_shape, clip_shape = latent_image.shape[0], tuple(latent_image.shape[1:]), (1, net.clip_img_dim)
     shapes = [image_shape, clip_shape]
     generators = item_generators(seed or 0, batch)
-    for generator in generators:  # the library draws an item's image first; its own image noise is the host's to choose
-        torch.randn(image_shape, generator=generator)
-    clip_noise = torch.stack([torch.randn(clip_shape, generator=g) for g in generators])
+    draw_noise(image_shape, generators, "cpu")  # the library draws an item's image first; here the host has drawn it
+    clip_noise = draw_noise(clip_shape, generators, "cpu")
 
     token = clip_token(guider.conds.get("positive", []), batch, net.clip_img_dim)
     clip_latent = torch.zeros(batch, *clip_shape) if token is None else token

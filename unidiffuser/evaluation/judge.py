@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unidiffuser.evaluation.data import pixels
+from unidiffuser.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -76,24 +77,28 @@ class Judge(nn.Module):
         super().__init__()
         self.concepts, self.styles, self.widths = tuple(concepts), tuple(styles), widths
         low, mid, high = widths
-        self.body = nn.Sequential(
+        self.stem = nn.Sequential(
             nn.PixelUnshuffle(2),  # (B, 3, 64, 64) -> (B, 12, 32, 32)
             nn.Conv2d(12, low, 3, 1, 1, bias=False),
             nn.BatchNorm2d(low),
             nn.ReLU(),
             Block(low, low),
-            Block(low, mid, 2),
-            Block(mid, high, 2),
-            Block(high, high),
         )
-        self.concept_head = nn.Linear(high, len(self.concepts))
-        self.style_head = nn.Linear(high, len(self.styles))
+        self.concept_body = nn.Sequential(Block(low, mid, 2), Block(mid, high, 2), Block(high, high))
+        self.concept_head = nn.Linear(high * 4, len(self.concepts))
+        self.style_body = Block(low, low, 2)
+        self.style_head = nn.Linear(low * 2, len(self.styles))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the concepts (B, concepts) and styles (B, styles) of pictures (B, 3, H, W) in [-1, 1], any size."""
         x = F.adaptive_avg_pool2d(images, SIDE).contiguous(memory_format=torch.channels_last)
-        features = self.body(x).float().mean(dim=(2, 3))
-        return self.concept_head(features), self.style_head(features)
+        low = self.stem(x)
+        # Concepts are kept in four quarters, since pictures of one concept agree in their layout across styles.
+        layout = F.adaptive_avg_pool2d(self.concept_body(low), 2).flatten(1)
+        # A style is texture and line: early features, averages and spreads over the picture.
+        texture = self.style_body(low)
+        texture = torch.cat([texture.mean(dim=(2, 3)), texture.std(dim=(2, 3))], dim=1)
+        return self.concept_head(layout), self.style_head(texture)
 
     @torch.no_grad()
     def judge(self, images: Tensor, batch: int = 128) -> list[Verdict]:
@@ -113,7 +118,6 @@ class Judge(nn.Module):
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the weights, labels and sizes as one safetensors file; complete or absent."""
-        path = Path(path)
         metadata = {
             "format": FORMAT,
             "version": "1",
@@ -125,10 +129,8 @@ class Judge(nn.Module):
             name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
             for name, value in self.state_dict().items()
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, metadata)
-        partial.replace(path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata)
 
 
 def load_judge(path: str | Path = BUNDLED) -> Judge:
@@ -159,8 +161,7 @@ def load_judge(path: str | Path = BUNDLED) -> Judge:
 
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a file, as hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,135 @@
+"""From answers to a table: each measure with its interval, the judge's ceiling beside it and two baselines.
+
+ceiling
+    the judge on *real* pictures of the same captions. A perfect model would score this, not 100 %.
+nearest
+    a model that only remembers. Text-to-image: the training picture of the nearest caption, which for a held-out pair shows
+    the concept in another style. Image-to-text: the caption of the training picture nearest in pixels. On trained pairs
+    the nearest is the pair itself, so this baseline is only telling on the other splits.
+shuffled
+    the model's own answers scored against somebody else's question: what is left when the content does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from unidiffuser.evaluation.data import Example, pixels
+from unidiffuser.evaluation.judge import Judge
+from unidiffuser.evaluation.metrics import (
+    nearest,
+    nearest_by_caption,
+    parse_caption,
+    share,
+    shuffled,
+    thumbnails,
+)
+
+Answer = Mapping[str, Any]
+Row = dict[str, Any]
+
+
+def score(
+    answers: Mapping[str, Sequence[Answer]],
+    chosen: Mapping[str, Sequence[Example]],
+    examples: Sequence[Example],
+    judge: Judge,
+) -> list[Row]:
+    """One row for each task, split and measure.
+
+    Args:
+        answers: ``"task/split/seed"`` -> the answers of that cell; the seeds of a split become the runs of its rows.
+        chosen: split -> the examples that were asked for, in order.
+        examples: all real pictures; those of the ``train`` split are the memory of the baseline "nearest".
+        judge: for the ceilings.
+
+    Returns:
+        rows with ``task``, ``split``, ``measure``, ``rate``, ``low``, ``high``, ``total`` (trials times seeds), and, where they
+        mean something, ``ceiling``, ``nearest`` and ``shuffled``; all shares in [0, 1].
+    """
+    runs: dict[tuple[str, str], list[Sequence[Answer]]] = {}
+    for key, cell in answers.items():
+        task, split, _ = key.split("/")
+        runs.setdefault((task, split), []).append(cell)
+    training = [example for example in examples if example.split == "train"]
+    rows: list[Row] = []
+    for (task, split), cells in runs.items():
+        if task == "text_to_image":
+            found = score_pictures(cells, chosen[split], training, judge)
+        elif task == "image_to_text":
+            found = score_captions(cells, chosen[split], training, judge.styles)
+        else:
+            found = score_pairs(cells, judge)
+        rows += [{"task": task, "split": split, **row} for row in found]
+    return rows
+
+
+def score_pictures(
+    runs: Sequence[Sequence[Answer]], asked: Sequence[Example], training: Sequence[Example], judge: Judge
+) -> list[Row]:
+    """Does the judge see the concept, and the style, that the caption asked for?"""
+    real = judge.judge_pictures([example.image() for example in asked])
+    memory = judge.judge_pictures([example.image() for example in nearest_by_caption(asked, training)])
+    rows = []
+    for measure, seen, wanted in (("concept", "concept", "label"), ("style", "drawn", "style")):
+        field = "style" if measure == "style" else "concept"
+        rows.append(
+            row(measure, runs, lambda answer, question, s=seen, w=wanted: answer[s] == question[w])
+            | {
+                "ceiling": mean([getattr(v, field) == getattr(e, wanted) for v, e in zip(real, asked, strict=True)]),
+                "nearest": mean([getattr(v, field) == getattr(e, wanted) for v, e in zip(memory, asked, strict=True)]),
+            }
+        )
+    return rows
+
+
+def score_captions(
+    runs: Sequence[Sequence[Answer]], asked: Sequence[Example], training: Sequence[Example], styles: Sequence[str]
+) -> list[Row]:
+    """Is the caption's label, and its style word, letter by letter the picture's?"""
+    memory: list[Example] = []
+    if training:
+        queries, references = (thumbnails(pixels(e.image() for e in part)) for part in (asked, training))
+        memory = [training[index] for index in nearest(queries, references).tolist()]
+    label = row("label", runs, lambda answer, question: parse_caption(answer["caption"], styles)[0] == question["label"])
+    style = row("style", runs, lambda answer, question: parse_caption(answer["caption"], styles)[1] == question["style"])
+    if memory:
+        label["nearest"] = mean([m.label == e.label for m, e in zip(memory, asked, strict=True)])
+        style["nearest"] = mean([m.style == e.style for m, e in zip(memory, asked, strict=True)])
+    return [label, style]
+
+
+def score_pairs(runs: Sequence[Sequence[Answer]], judge: Judge) -> list[Row]:
+    """Does the judge see in the picture what the caption beside it says? A caption that is no label counts as no."""
+
+    def says(answer: Answer) -> tuple[str, str | None]:
+        return parse_caption(answer["caption"], judge.styles)
+
+    known = set(judge.concepts)
+    legible = row("caption is a known label", runs, lambda answer, _: says(answer)[0] in known)
+    del legible["shuffled"]
+    legible["distinct"] = len({says(answer)[0] for run in runs for answer in run} & known)
+    return [
+        row("agreed concept", runs, lambda picture, text: picture["concept"] == says(text)[0]),
+        row("agreed style", runs, lambda picture, text: picture["drawn"] == says(text)[1]),
+        legible,
+    ]
+
+
+def row(measure: str, runs: Sequence[Sequence[Answer]], right: Callable[[Answer, Answer], bool]) -> Row:
+    """The share of answers for which ``right(answer, answer)``, and the same against a shuffled second argument."""
+    result = share([[right(answer, answer) for answer in run] for run in runs])
+    swapped = [right(run[i], run[j]) for run in runs for i, j in enumerate(shuffled(len(run)))]
+    return {
+        "measure": measure,
+        "rate": result.rate,
+        "low": result.low,
+        "high": result.high,
+        "total": result.total,
+        "shuffled": mean(swapped),
+    }
+
+
+def mean(outcomes: Sequence[bool]) -> float:
+    return sum(outcomes) / len(outcomes)

@@ -61,6 +61,15 @@ class UViTConfig:
         h, w = self.latent_size
         return h // self.patch_size, w // self.patch_size
 
+    @property
+    def item_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one item of each stream at the trained size: img (C, H, W), clip_img (1, D), text (L, D)."""
+        return {
+            "img": (self.in_chans, *self.latent_size),
+            "clip_img": (1, self.clip_img_dim),
+            "text": (self.num_text_tokens, self.text_dim),
+        }
+
 
 def default_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of q, k, v (B, heads, L, d), returned as (B, L, heads * d), in the dtype of its inputs."""

@@ -1,0 +1,197 @@
+"""Guidance: which evaluations of the network a point of a path needs, all in one forward, and how they combine.
+
+UniDiffuser needs no null token for classifier-free guidance (Ho and Salimans, arXiv 2207.12598): a modality's unconditional
+prediction is the same network with the other modality at label 1000, where it is pure noise (arXiv 2303.06555, section 3.2).
+For a modality that moves at label t while the other is at u, with the usual scale g (1 = off; the paper's s is g - 1):
+
+    eps = eps(x_t, y_u, t, u) + (g - 1) * (eps(x_t, y_u, t, u) - eps(x_t, noise, t, 1000))
+
+One rule: with u = 0 it is the paper's conditional guidance, with both moving its joint guidance of three evaluations.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .path import CLEAN, MARGINAL
+from .streams import MODALITIES, Streams
+
+OTHER = {"img": "text", "text": "img"}
+UNCONDITIONAL = ("marginal", "empty_prompt")
+
+Net = Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
+"""A UViT, or any function of (img, clip_img, text, t_img, t_text, data_type, heads=) with its results."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly, and against what, each modality is guided.
+
+    img, text: scales g of the modalities, 1 = off. interval: labels (low, high) outside of which a modality is not guided
+    (Kynkäänniemi et al., arXiv 2404.07724). empty_text: (1 or B, L, D) latent of the empty prompt, to be the image's
+    unconditional at t_text = 0 in place of the marginal.
+    """
+
+    img: float = 1.0
+    text: float = 1.0
+    interval: tuple[float, float] = (CLEAN, MARGINAL)
+    empty_text: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, scale in (("image", self.img), ("text", self.text)):
+            if not math.isfinite(scale):
+                raise ValueError(f"The {name} guidance is {scale}; it must be a finite number (1 = off).")
+        low, high = self.interval
+        if not low <= high:
+            raise ValueError(f"guidance_interval must be labels (low, high) with low <= high, not {self.interval}.")
+        if self.empty_text is not None and self.empty_text.ndim != 3:
+            raise ValueError(f"empty_text must be (1 or B, L, D), not {tuple(self.empty_text.shape)}.")
+
+    @classmethod
+    def of(
+        cls,
+        guidance: float | Sequence[float],
+        unconditional: str = "marginal",
+        empty_text: Tensor | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> Guidance:
+        """From the arguments of `samplers.sample`: one scale or an (image, text) pair.
+
+        Raises:
+            ValueError: a scale that is not finite, an unknown `unconditional`, or "empty_prompt" without `empty_text`.
+        """
+        if isinstance(guidance, Sequence) and len(guidance) != 2:
+            raise ValueError(f"guidance must be one number or an (image, text) pair, not {guidance!r}.")
+        img, text = guidance if isinstance(guidance, Sequence) else (guidance, guidance)
+        if unconditional not in UNCONDITIONAL:
+            raise ValueError(f"unconditional must be one of {', '.join(UNCONDITIONAL)}, not {unconditional!r}.")
+        if unconditional == "empty_prompt" and empty_text is None:
+            raise ValueError('unconditional="empty_prompt" needs empty_text, the encoded empty prompt.')
+        empty = empty_text if unconditional == "empty_prompt" else None
+        return cls(float(img), float(text), (CLEAN, MARGINAL) if interval is None else interval, empty)
+
+    def strength(self, modality: str, label: float) -> float:
+        """The paper's s = g - 1 of "img" or "text" at a label, 0 outside the interval."""
+        scale = {"img": self.img, "text": self.text}[modality]
+        return scale - 1 if self.interval[0] <= label <= self.interval[1] else 0.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One point at which the network is asked: what it sees, and the labels it is told."""
+
+    x: Streams
+    t_img: float
+    t_text: float
+
+    def label(self, modality: str) -> float:
+        return {"img": self.t_img, "text": self.t_text}[modality]
+
+    def without(self, modality: str, noise: Callable[[str], Tensor]) -> Evaluation:
+        """The same with `modality` marginalised: pure noise at label 1000."""
+        x = self.x.replace(**{name: noise(name) for name in MODALITIES[modality]})
+        labels = {"img": self.t_img, "text": self.t_text} | {modality: MARGINAL}
+        return Evaluation(x, labels["img"], labels["text"])
+
+
+def needed_evaluations(
+    point: Evaluation,
+    moving: Collection[str],
+    marginal: Collection[str],
+    guidance: Guidance,
+    noise: Callable[[str], Tensor],
+) -> dict[str, Evaluation]:
+    """The evaluations of one point: "main", and one named after each moving modality for its unconditional prediction.
+
+    A modality that is not guided here, or whose condition is marginal anyway, has no unconditional evaluation.
+    """
+    main = point
+    for modality in marginal:
+        main = main.without(modality, noise)
+    needed = {"main": main}
+    for modality in moving:
+        if guidance.strength(modality, point.label(modality)) and OTHER[modality] not in marginal:
+            needed[modality] = _unconditional(point, modality, guidance, noise)
+    return needed
+
+
+def _unconditional(
+    point: Evaluation, modality: str, guidance: Guidance, noise: Callable[[str], Tensor]
+) -> Evaluation:
+    if modality == "img" and guidance.empty_text is not None and point.x.text is not None:
+        empty = guidance.empty_text.to(point.x.text).expand_as(point.x.text)
+        return Evaluation(point.x.replace(text=empty), point.t_img, CLEAN)
+    return point.without(OTHER[modality], noise)
+
+
+def evaluate(
+    net: Net, evaluations: dict[str, Evaluation], heads: Sequence[str], data_type: int | Tensor
+) -> dict[str, Streams]:
+    """All evaluations in one forward, batched along B. Returns the noise predictions of `heads` under the same names.
+
+    Every stream must be there; `data_type` is one number or (B,).
+    """
+    points = list(evaluations.values())
+    streams = [torch.cat([t for p in points if (t := p.x[name]) is not None]) for name in ("img", "clip_img", "text")]
+    batch, device = streams[0].shape[0] // len(points), streams[0].device
+
+    def labels(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device).repeat_interleave(batch)
+
+    kinds = torch.as_tensor(data_type, device=device).expand(batch).repeat(len(points))
+    out = net(*streams, labels([p.t_img for p in points]), labels([p.t_text for p in points]), kinds, heads=heads)
+    named = zip(("img", "clip_img", "text"), out, strict=True)
+    parts = {name: value.chunk(len(points)) for name, value in named if value is not None and name in heads}
+    return {key: Streams(**{name: part[k] for name, part in parts.items()}) for k, key in enumerate(evaluations)}
+
+
+def combine(outputs: dict[str, Streams], strengths: dict[str, float]) -> Streams:
+    """main + s (main - unconditional), with the strength s and the unconditional prediction of each stream's modality."""
+    result = outputs["main"]
+    for modality in outputs.keys() - {"main"}:
+        s = strengths[modality]
+        guided = {}
+        for name in MODALITIES[modality]:
+            main, unconditional = result[name], outputs[modality][name]
+            if main is not None and unconditional is not None:
+                guided[name] = main + s * (main - unconditional)
+        result = result.replace(**guided)
+    return result
+
+
+def predict(
+    net: Net,
+    x: Streams,
+    t_img: float,
+    t_text: float,
+    *,
+    moving: Collection[str],
+    guidance: Guidance,
+    noise: Callable[[str], Tensor],
+    marginal: Collection[str] = (),
+    data_type: int | Tensor = 1,
+) -> Streams:
+    """Guided noise prediction of the moving modalities at (t_img, t_text), from a single forward of the network.
+
+    Args:
+        net: the network.
+        x: the state; a marginal stream may be None.
+        t_img, t_text: labels in [0, 1000].
+        moving: modalities whose prediction is wanted, of "img" and "text".
+        guidance: the rule.
+        noise: called with a stream's name for fresh N(0, I) in the shape of that stream.
+        marginal: modalities held at 1000; their streams are replaced with fresh noise.
+        data_type: data-type token of v1; one number or (B,).
+
+    Returns:
+        Noise predictions of the streams of `moving`; None for the others.
+    """
+    point = Evaluation(x, t_img, t_text)
+    evaluations = needed_evaluations(point, moving, marginal, guidance, noise)
+    heads = [name for modality in MODALITIES if modality in moving for name in MODALITIES[modality]]
+    outputs = evaluate(net, evaluations, heads, data_type)
+    return combine(outputs, {modality: guidance.strength(modality, point.label(modality)) for modality in moving})

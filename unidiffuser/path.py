@@ -1,0 +1,200 @@
+"""The noise path: how a sample travels through the square of noise levels (t_img, t_text) in [0, 1000]^2.
+
+The network predicts the noise of both modalities at any pair of levels (arXiv 2303.06555, section 3), so the one thing that
+tells captioning from illustration is the curve a sample follows:
+
+    text to image   along the bottom edge       t_img 1000 -> 0, t_text = 0
+    image to text   along the left edge         t_img = 0, t_text 1000 -> 0
+    joint           down the diagonal           both 1000 -> 0
+    image, text     along the far edges         the other stays at 1000: pure noise, marginalised
+
+and every other monotone curve is a sampler too. A path holds no mode: what a stream does in an interval (moves, or is held
+clean, noisy or marginalised) is read off its two levels there.
+"""
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .schedule import NUM_LABELS, half_logsnr, label_of_half_logsnr, label_of_sigma, sigma_of_label
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CLEAN, MARGINAL = 0.0, float(NUM_LABELS)
+LEAST = 1.0  # the lowest label that the network was trained to denoise
+KARRAS_RHO = 7.0  # Karras et al., arXiv 2206.00364, eq. 5
+
+Warp = Callable[[Tensor], Tensor]
+SPACINGS: dict[str, tuple[Warp, Warp]] = {  # name: (label -> axis of equal steps, its inverse)
+    "uniform": (lambda t: t, lambda u: u),
+    "logsnr": (half_logsnr, label_of_half_logsnr),
+    "karras": (lambda t: sigma_of_label(t) ** (1 / KARRAS_RHO), lambda u: label_of_sigma(u**KARRAS_RHO)),
+}
+
+
+def spaced(start: float, end: float, steps: int, spacing: str = "uniform") -> list[float]:
+    """steps + 1 labels from `start` down to `end`, both exact, at equal distances on the axis named by `spacing`.
+
+    "uniform" is the authors' choice. "logsnr" (arXiv 2206.00927) and "karras" have no finite place for label 0: they
+    run to label 1 in one step less, and the last interval goes from there to the end.
+    """
+    if spacing not in SPACINGS:
+        raise ValueError(f"Unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}.")
+    if start == end:
+        return [start] * (steps + 1)
+    warp, unwarp = SPACINGS[spacing]
+    jump = spacing != "uniform" and end < LEAST < start and steps > 1
+    last = LEAST if jump else end
+    if steps == 1:
+        return [start, end]
+    ends = warp(torch.tensor([start, last], dtype=torch.float64))
+    inner = unwarp(torch.lerp(ends[0], ends[1], torch.linspace(0, 1, steps + (not jump), dtype=torch.float64))).tolist()
+    return [start, *inner[1:-1], last, end] if jump else [start, *inner[1:-1], end]
+
+
+@dataclass(frozen=True)
+class NoisePath:
+    """A monotone curve of steps + 1 points; sampling takes one step per interval.
+
+    Args:
+        t_img, t_text: labels in [0, 1000] of the image (latent and CLIP token) and of the text at each point: two
+            sequences of one length, both falling or level. Both rising or level is the path of an inversion.
+
+    A stream that is level over an interval is held there: at 0 a clean condition, at 1000 marginalised (fresh noise at
+    every evaluation), in between a condition known only up to that noise. The low end must lie on an axis or at the
+    origin, where at least one stream is clean; label 1, where the authors stop, counts as clean.
+
+    Raises:
+        ValueError: labels outside the square, of different lengths, not monotone, going nowhere, or ending off the axes.
+    """
+
+    t_img: tuple[float, ...]
+    t_text: tuple[float, ...]
+
+    def __init__(self, t_img: Sequence[float] | Tensor, t_text: Sequence[float] | Tensor):
+        object.__setattr__(self, "t_img", tuple(float(t) for t in t_img))
+        object.__setattr__(self, "t_text", tuple(float(t) for t in t_text))
+        if len(self.t_img) != len(self.t_text):
+            raise ValueError(f"t_img and t_text must be of one length, not {len(self.t_img)} and {len(self.t_text)}.")
+        if len(self.t_img) < 2:
+            raise ValueError("A path needs at least 2 points, that is 1 step.")
+        for name, labels in (("t_img", self.t_img), ("t_text", self.t_text)):
+            outside = [t for t in labels if not CLEAN <= t <= MARGINAL]  # NaN is outside as well
+            if outside:
+                raise ValueError(f"{name} has label {outside[0]}; labels run from 0 (clean) to {NUM_LABELS} (noise).")
+        changes = [b - a for labels in (self.t_img, self.t_text) for a, b in itertools.pairwise(labels)]
+        if any(c < 0 for c in changes) and any(c > 0 for c in changes):
+            raise ValueError("A path must be monotone: both labels falling (or level), or both rising for an inversion.")
+        if not any(changes):
+            raise ValueError("On this path nothing moves: at least one of t_img and t_text must change.")
+        low = min(self.t_img[-1], self.t_text[-1]) if not self.ascending else min(self.t_img[0], self.t_text[0])
+        if low > LEAST:
+            raise ValueError(f"A path must end on an axis, with the image or the text clean; the cleaner ends at {low:g}.")
+
+    @property
+    def steps(self) -> int:
+        """Number of intervals."""
+        return len(self.t_img) - 1
+
+    @property
+    def ascending(self) -> bool:
+        """True for a path from clean to noisy, as an inversion takes it."""
+        return self.t_img[-1] > self.t_img[0] or self.t_text[-1] > self.t_text[0]
+
+    def labels(self, modality: str) -> tuple[float, ...]:
+        """The labels of "img" or "text"."""
+        return {"img": self.t_img, "text": self.t_text}[modality]
+
+    def reversed(self) -> NoisePath:
+        """The same curve from its other end."""
+        return NoisePath(self.t_img[::-1], self.t_text[::-1])
+
+    @classmethod
+    def through(cls, *corners: tuple[float, float], steps: int, spacing: str = "uniform") -> NoisePath:
+        """Straight lines through (t_img, t_text) corners, the steps shared among them by length (at least one each).
+
+        `through((1000, 1000), (0, 1000), (0, 0), steps=40)` first draws a picture from nothing, then captions it.
+        """
+        lengths = [max(abs(a - b) for a, b in zip(p, q, strict=True)) for p, q in itertools.pairwise(corners)]
+        _check_steps(steps, len(lengths))
+        bounds = [0]  # the index of each corner: where its share of the length ends, leaving a step for every later line
+        for k in range(1, len(lengths)):
+            share = round(steps * sum(lengths[:k]) / (sum(lengths) or 1))
+            bounds.append(min(max(share, bounds[-1] + 1), steps - (len(lengths) - k)))
+        bounds.append(steps)
+        t_img, t_text = [corners[0][0]], [corners[0][1]]
+        for k in range(len(lengths)):
+            count = bounds[k + 1] - bounds[k]
+            t_img += spaced(corners[k][0], corners[k + 1][0], count, spacing)[1:]
+            t_text += spaced(corners[k][1], corners[k + 1][1], count, spacing)[1:]
+        return cls(t_img, t_text)
+
+    @classmethod
+    def text_to_image(
+        cls, steps: int, *, start: float = MARGINAL, hold: float = CLEAN, spacing: str = "uniform"
+    ) -> NoisePath:
+        """p(img | text). `start` < 1000 begins at an image noised to that label; `hold` > 0 loosens the condition."""
+        return cls.through((start, hold), (CLEAN, hold), steps=steps, spacing=spacing)
+
+    @classmethod
+    def image_to_text(
+        cls, steps: int, *, start: float = MARGINAL, hold: float = CLEAN, spacing: str = "uniform"
+    ) -> NoisePath:
+        """p(text | img). `start` and `hold` as in `text_to_image`, with the modalities exchanged."""
+        return cls.through((hold, start), (hold, CLEAN), steps=steps, spacing=spacing)
+
+    @classmethod
+    def image(cls, steps: int, *, start: float = MARGINAL, spacing: str = "uniform") -> NoisePath:
+        """p(img), the text marginalised."""
+        return cls.text_to_image(steps, start=start, hold=MARGINAL, spacing=spacing)
+
+    @classmethod
+    def text(cls, steps: int, *, start: float = MARGINAL, spacing: str = "uniform") -> NoisePath:
+        """p(text), the image marginalised."""
+        return cls.image_to_text(steps, start=start, hold=MARGINAL, spacing=spacing)
+
+    @classmethod
+    def joint(
+        cls,
+        steps: int,
+        *,
+        start: tuple[float, float] = (MARGINAL, MARGINAL),
+        speeds: tuple[float, float] = (1.0, 1.0),
+        spacing: str = "uniform",
+    ) -> NoisePath:
+        """p(img, text).
+
+        Args:
+            start: labels (image, text) of the first point.
+            speeds: labels per unit of time of (image, text); only the ratio counts. The one that is clean first waits
+                there for the other. The default goes straight down the diagonal.
+        """
+        if any(not (math.isfinite(s) and s > 0) for s in speeds):
+            raise ValueError(f"speeds must be positive numbers, not {speeds}; hold a stream with text_to_image or image_to_text.")
+        durations = start[0] / speeds[0], start[1] / speeds[1]
+        corner = max(CLEAN, start[0] - speeds[0] * durations[1]), max(CLEAN, start[1] - speeds[1] * durations[0])
+        if math.isclose(durations[0], durations[1]) or max(corner) < LEAST:
+            return cls.through(start, (CLEAN, CLEAN), steps=steps, spacing=spacing)
+        return cls.through(start, corner, (CLEAN, CLEAN), steps=steps, spacing=spacing)
+
+    def picture(self, size: int = 256) -> Image:
+        """The path in its square as an RGB picture of `size` x `size` pixels: image noise to the right, text noise up."""
+        from .path_picture import draw
+
+        return draw(self, size)
+
+
+def _check_steps(steps: int, least: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, not {steps!r}.")
+    if least < 1:
+        raise ValueError("A path needs at least two corners.")
+    if steps < least:
+        raise ValueError(f"steps must be at least {least} here, one for each straight part of the path, not {steps}.")

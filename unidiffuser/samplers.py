@@ -1,0 +1,207 @@
+"""The sampler: one loop that carries the three streams along any noise path.
+
+    out = sample(net, NoisePath.text_to_image(20), Streams(noise, clip_noise, text), guidance=4.0)
+
+Captioning, illustration, joint generation, variation, inversion and inpainting differ in the path and the start, never here.
+"""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .guidance import Guidance, Net, predict
+from .path import LEAST, MARGINAL, NoisePath
+from .schedule import add_noise
+from .steppers import METHODS, Visit, stages
+from .streams import MODALITIES, MODALITY_OF, Streams, draw_noise, generators_for, item_generators
+from .uvit import UViTConfig
+
+__all__ = ["METHODS", "NonFiniteError", "Streams", "add_noise", "item_generators", "sample"]
+
+Callback = Callable[[int, int, Streams, Streams], None]
+MEMORY = 2  # earlier points that the longest-sighted stepper looks back on
+
+
+class NonFiniteError(ValueError, FloatingPointError):
+    """NaN or infinity among the latents; the text names the stream and the step."""
+
+
+@torch.no_grad()
+def sample(
+    net: Net,
+    path: NoisePath,
+    streams: Streams,
+    *,
+    guidance: float | Sequence[float] = 1.0,
+    method: str = "dpmpp_2m",
+    data_type: int | Tensor = 1,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    mask: Streams | None = None,
+    callback: Callback | None = None,
+    unconditional: str = "marginal",
+    empty_text: Tensor | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+) -> Streams:
+    """Carry `streams` along `path`.
+
+    Args:
+        net: a UViT, or any function of its six inputs. Called once per step ("ddim_inverse": three times) with all that
+            guidance needs in one batch, in its own dtype and on its own device.
+        path: where to go. Each stream is clean, moving or marginal as its labels say, interval by interval.
+        streams: the start, one batch of img (B, C, H, W), clip_img (B, 1, D) and text (B, L, D) at the levels of the
+            path's first point: clean at 0, noised by `add_noise` in between, noise at 1000. One that starts at 1000 may be
+            None; then it is drawn from the generators in the network's own size.
+        guidance: usual convention, 1 = off; one number or an (image, text) pair.
+        method: one of `METHODS`. "reference" is the authors' solver, which ends at label 1 and returns that; all others
+            end where the path ends, and their last interval into label 0 returns the x_0 prediction. "ddim_inverse" takes
+            the path from its clean end to its noisy one, whichever way it is written; all others take a falling path.
+        data_type: data-type token of v1 networks: 1 = curated, 0 = web; one number or (B,).
+        generator: one per item, or a single one; see `streams.generators_for`. Used for marginal streams, streams not
+            given, and the noise under a mask. None seeds from the operating system. The global generators stay untouched.
+        mask: streams of 1 = generate, 0 = keep, broadcastable to their stream ((B, 1, H, W), (B, 1, 1), (B, L, 1)); None
+            generates all of a stream. Where it is 0 the given stream holds the clean value to keep; it is taken along at
+            the noise level of the path with one fixed noise, and is in the result as it was given.
+        callback: called after each step with (step from 0, total, x_0 prediction, state); may raise to interrupt.
+        unconditional: what guidance pushes an image away from: "marginal" or "empty_prompt" (needs `empty_text`).
+        empty_text: (1 or B, L, D) latent of the empty prompt.
+        guidance_interval: labels (low, high) outside of which guidance is off.
+
+    Returns:
+        The streams at the path's last point, fp32, on the device of the network. Held streams come back as they were.
+
+    Raises:
+        ValueError: an input that cannot be sampled; the text says what to change.
+        NonFiniteError: NaN or infinity in a stream.
+    """
+    if method not in METHODS:
+        raise ValueError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
+    how = METHODS[method]
+    path = _directed(path, method)
+    rule = Guidance.of(guidance, unconditional, empty_text, guidance_interval)
+    run, device = _adapted(net, streams)
+
+    count = streams.batch or (1 if generator is None or isinstance(generator, torch.Generator) else len(generator))
+    generators = generators_for(generator, count)
+    shapes = _shapes(net, streams, path)
+
+    def noise(name: str) -> Tensor:
+        return draw_noise(shapes[name], generators, device)
+
+    x = streams.to(device, torch.float32)
+    for name, modality in MODALITY_OF.items():
+        if x[name] is None and len(set(path.labels(modality))) > 1:  # one that never moves has no state to start from
+            x = x.replace(**{name: noise(name)})
+    travel = {modality: stages(path.labels(modality), how.least) for modality in MODALITIES}
+    kept = _Kept(x, mask, noise)
+    x = kept.start(x, path)
+    _check_finite(x, "before the first step")
+
+    visits: dict[str, list[Visit]] = {name: [] for name in MODALITY_OF}
+    for i in range(path.steps):
+        now = {modality: travel[modality][i] for modality in MODALITIES}
+        moving = [m for m, stage in now.items() if stage.moving]
+        if not moving:
+            continue
+        marginal = [m for m, stage in now.items() if not stage.moving and stage.level.label == MARGINAL]
+        told = {m: (stage.next if how.implicit else stage.level).label for m, stage in now.items()}
+        here, newest = x, dict[str, Visit]()
+        for name in (n for m in moving if now[m].index == 0 for n in MODALITIES[m]):
+            visits[name] = []  # nothing is known of a movement that only begins
+        for _ in range(how.evaluations):
+            eps = predict(run, x, told["img"], told["text"], moving=moving, guidance=rule, noise=noise,
+                          marginal=marginal, data_type=data_type)  # fmt: skip
+            for name, value in kept.correct(eps).items():
+                stage = now[MODALITY_OF[name]]
+                newest[name] = Visit(stage.level, here.need(name), value)
+                x = x.replace(**{name: how.step([*visits[name], newest[name]], stage)})
+        for name, visit in newest.items():
+            visits[name] = [*visits[name], visit][-MEMORY:]
+        _check_finite(x, f"at step {i + 1} of {path.steps}")
+        if callback is not None:
+            callback(i, path.steps, x.replace(**{name: visit.x0 for name, visit in newest.items()}), x)
+    return kept.finish(x, path)
+
+
+class _Kept:
+    """The parts of the streams that a mask keeps, and the one noise under which each travels."""
+
+    def __init__(self, clean: Streams, mask: Streams | None, noise: Callable[[str], Tensor]):
+        self.clean = clean
+        self.keep: dict[str, Tensor] = {}
+        self.noise: dict[str, Tensor] = {}
+        for name, values in (mask or Streams()).items():
+            given = clean.need(name)
+            values = values.to(given.device)
+            if values.ndim != given.ndim or any(m not in (1, g) for m, g in zip(values.shape, given.shape, strict=True)):
+                raise ValueError(f"The mask of {name} is {tuple(values.shape)}; it must fit {tuple(given.shape)}.")
+            if not ((values == 0) | (values == 1)).all():
+                raise ValueError(f"The mask of {name} must hold only 0 (keep) and 1 (generate).")
+            self.keep[name] = values == 0
+            self.noise[name] = noise(name)
+
+    def start(self, x: Streams, path: NoisePath) -> Streams:
+        """The state with what is kept at the noise level of the path's first point."""
+        for name, keep in self.keep.items():
+            clean = self.clean.need(name)
+            noised = add_noise(clean, self.noise[name], path.labels(MODALITY_OF[name])[0])
+            x = x.replace(**{name: torch.where(keep, noised, clean)})
+        return x
+
+    def correct(self, eps: Streams) -> Streams:
+        """The noise prediction, with the true noise where it is known: every stepper then keeps that part on its course."""
+        known = {n: torch.where(keep, self.noise[n], eps.need(n)) for n, keep in self.keep.items() if eps[n] is not None}
+        return eps.replace(**known)
+
+    def finish(self, x: Streams, path: NoisePath) -> Streams:
+        """The result, with what is kept as it was given where the path ends clean."""
+        ends = {n: path.labels(MODALITY_OF[n])[-1] for n in self.keep}
+        done = {n: torch.where(self.keep[n], self.clean.need(n), x.need(n)) for n, end in ends.items() if end <= LEAST}
+        return x.replace(**done)
+
+
+def _directed(path: NoisePath, method: str) -> NoisePath:
+    """The path in the direction that the method travels."""
+    if METHODS[method].implicit:
+        return path if path.ascending else path.reversed()
+    if path.ascending:
+        raise ValueError(f"{method} needs a path that falls to an axis; this one rises. Use path.reversed(), or ddim_inverse.")
+    return path
+
+
+def _adapted(net: Net, streams: Streams) -> tuple[Net, torch.device]:
+    """The network as a function of fp32 streams on its own device, and that device."""
+    weights = [p for p in net.parameters() if p.is_floating_point()] if isinstance(net, nn.Module) else []
+    anchor = weights or [value for _, value in streams.items()] or [torch.empty(0)]
+    device, dtype = anchor[0].device, weights[0].dtype if weights else torch.float32
+    takes = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
+    takes_heads = "heads" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+
+    def run(img: Tensor, clip_img: Tensor, text: Tensor, *rest: Tensor, heads: Sequence[str]) -> tuple[Tensor | None, ...]:
+        inputs = (img.to(dtype), clip_img.to(dtype), text.to(dtype), *rest)
+        out = net(*inputs, heads=heads) if takes_heads else net(*inputs)
+        return tuple(None if x is None else x.float() for x in out)
+
+    return run, device
+
+
+def _shapes(net: Net, streams: Streams, path: NoisePath) -> dict[str, tuple[int, ...]]:
+    """Shape of one item of each stream, from what was given or else from the network."""
+    shapes = {name: tuple(value.shape[1:]) for name, value in streams.items()}
+    config = getattr(net, "config", None)
+    for name in MODALITY_OF.keys() - shapes.keys():
+        start = path.labels(MODALITY_OF[name])[0]
+        if start != MARGINAL or not isinstance(config, UViTConfig):
+            raise ValueError(f"The {name} stream is missing; the path starts it at label {start:g}, so give it at that noise level.")
+        shapes[name] = config.item_shapes[name]
+    return shapes
+
+
+def _check_finite(x: Streams, when: str) -> None:
+    for name, value in x.items():
+        if not torch.isfinite(value).all():
+            raise NonFiniteError(
+                f"The {name} stream holds NaN or infinity {when}. Check the inputs, lower the guidance, or use fp32 or bf16."
+            )

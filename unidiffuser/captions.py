@@ -19,8 +19,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
+from .streams import generators_for
+
 if TYPE_CHECKING:
-    from unidiffuser.checkpoints import CaptionConfig, Checkpoint
+    from .checkpoints import Checkpoint
+    from .model_config import CaptionConfig
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class CaptionDecoder(nn.Module):
             max_new_tokens: longest caption in tokens; the checkpoint's own limit when None (67 for the published weights).
             top_p: share of the probability that nucleus sampling keeps, in (0, 1].
             temperature: divides the logits; above 0.
-            generator: for "nucleus": one generator per item, or one from which they are derived.
+            generator: for "nucleus": one per item, or one from which they are derived; chance when None.
 
         Returns:
             One list per item, of ``count`` captions, best score first.
@@ -121,7 +124,7 @@ class CaptionDecoder(nn.Module):
                 raise ValueError(f"count={count} captions need at least as many beams, got beams={beams}")
             found = _beam_search(self.gpt, prefix, self.config.stop_token_id, beams, limit, temperature)
         elif method == "nucleus":
-            generators = _per_item(generator, latents.shape[0])
+            generators = generators_for(generator, latents.shape[0])
             found = _nucleus(self.gpt, prefix, self.config.stop_token_id, generators, count, limit, top_p, temperature)
         else:
             raise ValueError(f'caption method must be "beam" or "nucleus", got {method!r}')
@@ -273,15 +276,3 @@ def _draw(probs: Tensor, top_p: float, uniform: Tensor) -> Tensor:
     place = torch.searchsorted(mass, (uniform * mass[:, -1])[:, None], right=True)
     last = (before <= top_p).sum(-1, keepdim=True) - 1
     return ids.gather(1, torch.minimum(place, last))[:, 0]
-
-
-def _per_item(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
-    if generator is None:
-        raise ValueError("nucleus sampling needs a generator (one, or one per item)")
-    if isinstance(generator, torch.Generator):
-        from unidiffuser.samplers import item_generators
-
-        return item_generators(generator.initial_seed(), count)
-    if len(generator) != count:
-        raise ValueError(f"{count} items need {count} generators, got {len(generator)}")
-    return list(generator)

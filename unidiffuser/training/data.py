@@ -1,0 +1,76 @@
+"""Image folders: pictures and a ``metadata.jsonl`` beside them, the layout that `datasets` calls imagefolder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+class ImageFolder:
+    """Square RGB pictures with their captions, held in memory as uint8.
+
+    Args:
+        folder: holds ``metadata.jsonl``; every line has ``file_name`` (relative) and ``text`` (a caption or a list of them),
+            and may have ``split`` and any other field.
+        size: side of the pictures in pixels; others are centre-cropped and resized (Lanczos).
+        where: field -> accepted values; keeps only the records that match all.
+
+    Raises:
+        FileNotFoundError: no ``metadata.jsonl``, or a picture that it names is missing.
+        ValueError: a line that is no record, or no record left.
+    """
+
+    def __init__(self, folder: str | Path, size: int, where: dict[str, Any] | None = None):
+        self.folder = Path(folder)
+        self.size = size
+        index = self.folder / "metadata.jsonl"
+        if not index.is_file():
+            raise FileNotFoundError(
+                f"no metadata.jsonl in {self.folder}; `unidiffuser prepare-emoji` makes the demonstration set, and for "
+                'pictures of your own write one line {"file_name": ..., "text": ...} per picture'
+            )
+        accepted = {k: set(v) if isinstance(v, list | tuple | set) else {v} for k, v in (where or {}).items()}
+        self.records: list[dict[str, Any]] = []
+        for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                captions = record["text"]
+                record["file_name"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f"{index}:{number} is not a record with file_name and text ({error})") from error
+            record["text"] = [captions] if isinstance(captions, str) else list(captions)
+            if all(record.get(key) in values for key, values in accepted.items()):
+                self.records.append(record)
+        if not self.records:
+            raise ValueError(f"{index} has no record with {where}" if where else f"{index} is empty")
+        self._pixels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """(B, 3, size, size) in [-1, 1]."""
+        if self._pixels is None:
+            self._pixels = np.stack([self._open(record) for record in self.records])
+        chosen = torch.from_numpy(self._pixels[indices.numpy()])
+        return chosen.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def _open(self, record: dict[str, Any]) -> np.ndarray:
+        path = self.folder / record["file_name"]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is named in metadata.jsonl but is not there")
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        if image.size != (self.size, self.size):
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side)).resize((self.size,) * 2, Image.Resampling.LANCZOS)
+        return np.asarray(image)

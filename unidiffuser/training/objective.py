@@ -1,0 +1,84 @@
+"""The training objective of UniDiffuser (arXiv 2303.06555, equation 9), and an optional mix of timesteps.
+
+    E || eps_theta(x_tx, y_ty, tx, ty) - [eps_x, eps_y] ||^2,   tx, ty independent and uniform on {1..1000}
+
+eps_x covers the image latent and the CLIP image token. Plain regression: no weighting, no dropout of conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..schedule import NUM_LABELS, add_noise
+from ..streams import MODALITY_OF, Streams
+
+MIXES = ("independent", "clean_text", "clean_image", "equal")
+PAPER: Mapping[str, float] = {"independent": 1.0}
+
+
+def draw_labels(count: int, mix: Mapping[str, float], generator: torch.Generator) -> dict[str, Tensor]:
+    """Labels (B,) of each modality, "img" and "text".
+
+    Args:
+        mix: shares of a batch. "independent" is the paper's objective. The others spend part of the batch on the edges of
+            the (t_img, t_text) square that sampling walks along: "clean_text" (t_text = 0), "clean_image" (t_img = 0) and
+            "equal" (t_img = t_text). They help a small model trained briefly; a large one needs none of them.
+
+    Raises:
+        ValueError: an unknown share, or shares that do not sum to a positive number.
+    """
+    if unknown := set(mix) - set(MIXES):
+        raise ValueError(f"unknown share {sorted(unknown)} in the mix; known are {', '.join(MIXES)}")
+    shares = torch.tensor([float(mix.get(name, 0)) for name in MIXES])
+    if not (shares >= 0).all() or shares.sum() <= 0:
+        raise ValueError(f"the shares of the mix must be positive, got {dict(mix)}")
+    kind = torch.multinomial(shares, count, replacement=True, generator=generator)
+    t_img = torch.randint(1, NUM_LABELS + 1, (count,), generator=generator)
+    t_text = torch.randint(1, NUM_LABELS + 1, (count,), generator=generator)
+    t_text = torch.where(kind == MIXES.index("equal"), t_img, t_text)
+    t_text = t_text.masked_fill(kind == MIXES.index("clean_text"), 0)
+    t_img = t_img.masked_fill(kind == MIXES.index("clean_image"), 0)
+    return {"img": t_img, "text": t_text}
+
+
+def diffusion_loss(
+    net: nn.Module,
+    clean: Streams,
+    generator: torch.Generator,
+    *,
+    mix: Mapping[str, float] = PAPER,
+    data_type: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Mean squared error of the predicted noise over all elements that were noised.
+
+    Args:
+        net: a UViT.
+        clean: latents of pairs, one batch: img (B, C, H, W), clip_img (B, 1, D), text (B, L, D).
+        generator: on the CPU; the only source of randomness.
+        data_type: (B,) labels of a v1 network; 1 = curated.
+
+    Returns:
+        "loss" and the error of each stream, scalars. A stream that is given clean (label 0) has no noise to predict and
+        does not count.
+    """
+    labels = {k: v.to(clean.need("img").device) for k, v in draw_labels(clean.batch, mix, generator).items()}
+    noise = clean.map(lambda x: torch.randn(x.shape, generator=generator).to(x))
+    noised = {
+        name: add_noise(x, noise.need(name), labels[MODALITY_OF[name]].float()) for name, x in clean.items()
+    }
+    if data_type is None:
+        data_type = torch.ones(clean.batch, dtype=torch.long, device=labels["img"].device)
+    predicted = Streams(*net(noised["img"], noised["clip_img"], noised["text"], labels["img"], labels["text"], data_type))
+    errors, total, elements = {}, torch.zeros((), device=labels["img"].device), 0.0
+    for name, eps in noise.items():
+        live = (labels[MODALITY_OF[name]] > 0).float()
+        squared = (predicted.need(name).float() - eps.float()).square().flatten(1)
+        error = squared.sum(1) * live
+        count = live.sum() * squared.shape[1]
+        errors[name] = (error.sum() / count.clamp_min(1)).detach()
+        total = total + error.sum()
+        elements = elements + count
+    return {"loss": total / torch.as_tensor(elements).clamp_min(1), **errors}

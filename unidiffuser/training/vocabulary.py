@@ -1,0 +1,52 @@
+"""Byte-pair vocabularies for a small model: one in CLIP's form, one in GPT-2's, each learned with `tokenizers`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+START, END = "<|startoftext|>", "<|endoftext|>"  # CLIP's
+STOP = "<|EOS|>"  # the caption decoder's, the last id of its vocabulary as in the published one
+
+
+def clip_vocabulary(captions: Iterable[str], size: int) -> dict[str, Any]:
+    """Lower-case words ending in ``</w>``, as CLIP splits them -> {"vocab": token -> id, "merges": ["a b", ...]}."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 2 - len(alphabet), initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    learned = json.loads(tokenizer.to_str())["model"]
+    # CLIP's layout: bytes, bytes that end a word, merges in order, then the two special tokens.
+    tokens = sorted(alphabet)
+    tokens += [t + "</w>" for t in tokens]
+    tokens += [a + b for a, b in learned["merges"] if a + b not in set(tokens)]
+    tokens += [START, END]
+    return {"vocab": {t: i for i, t in enumerate(tokens)}, "merges": [" ".join(m) for m in learned["merges"]]}
+
+
+def gpt2_vocabulary(captions: Iterable[str], size: int) -> dict[str, Any]:
+    """Byte-level BPE in GPT-2's form; ``<|endoftext|>`` and ``<|EOS|>`` are the last two ids."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size - 2, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(captions, trainer)
+    learned = json.loads(tokenizer.to_str())["model"]
+    tokens = [*sorted(learned["vocab"], key=learned["vocab"].__getitem__), END, STOP]
+    return {"vocab": {t: i for i, t in enumerate(tokens)}, "merges": [" ".join(m) for m in learned["merges"]]}

@@ -1,4 +1,4 @@
-"""The caption decoder against an independent search: one image at a time, no cache, everything recomputed at every step."""
+"""The caption decoder against an independent search: one image at a time, no cache, all recomputed at every step."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def decoder(
 
 
 def slow_beam_search(model: CaptionDecoder, latent: torch.Tensor, beams: int, limit: int, temperature: float = 1.0):
-    """Hypotheses as Python lists; the whole sequence goes through the network at every step. latent: (L, hidden_dim)."""
+    """Hypotheses as Python lists; the whole sequence goes through the network every step. latent: (L, hidden_dim)."""
     gpt = model.gpt
     prefix = model.decode_prefix(latent)
 
@@ -64,9 +64,9 @@ def slow_beam_search(model: CaptionDecoder, latent: torch.Tensor, beams: int, li
         grown = []
         for ids, total, length in live:
             if STOP in ids:
-                grown.append((ids + [0], total, length))
+                grown.append(([*ids, 0], total, length))
             else:
-                grown += [(ids + [i], total + float(p), length + 1) for i, p in enumerate(next_log_probs(ids))]
+                grown += [([*ids, i], total + float(p), length + 1) for i, p in enumerate(next_log_probs(ids))]
         live = sorted(grown, key=lambda h: h[1] / h[2], reverse=True)[:beams]
     live.sort(key=lambda h: h[1] / h[2], reverse=True)
     return [(ids[:length], total / length) for ids, total, length in live]
@@ -100,7 +100,8 @@ def test_the_sizes_above_stop_early_and_late() -> None:
     """Guards the comparison: some hypotheses must stop at different lengths and some must run out."""
     latents = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(7))
     lengths = [len(c.tokens) for item in decoder(stop_bias=4.0, seed=3).decode(latents, count=5) for c in item]
-    assert min(lengths) < 12 and len(set(lengths)) > 1
+    assert min(lengths) < 12
+    assert len(set(lengths)) > 1
     lengths = [len(c.tokens) for item in decoder().decode(latents, count=5) for c in item]
     assert max(lengths) == 12
 
@@ -185,7 +186,7 @@ def test_unusable_arguments() -> None:
         {"beams": 0}, {"beams": 1000}, {"count": 0}, {"count": 6}, {"max_new_tokens": 0}, {"max_new_tokens": 1000},
         {"method": "greedy"}, {"top_p": 0.0}, {"temperature": 0.0}, {"temperature": float("nan")},
     ):  # fmt: skip
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
             model.decode(latents, **wrong)
     with pytest.raises(ValueError, match="shape"):
         model.decode(torch.zeros(1, 6, 9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unidiffuser import files
 from unidiffuser.images import contact_sheet, fit, open_image, save_png, to_images, to_tensor
 
 
@@ -30,7 +30,8 @@ def test_plain_pictures_come_back(tmp_path: Path, suffix: str) -> None:
     options = {"lossless": True} if suffix == ".webp" else {}
     gradient().save(tmp_path / f"a{suffix}", **options)
     opened = open_image(tmp_path / f"a{suffix}")
-    assert opened.mode == "RGB" and difference(opened, gradient()) == 0
+    assert opened.mode == "RGB"
+    assert difference(opened, gradient()) == 0
 
 
 def test_transparency_goes_onto_white(tmp_path: Path) -> None:
@@ -62,9 +63,11 @@ def test_sixteen_bits_keep_their_brightness(tmp_path: Path) -> None:
     opened = np.asarray(open_image(tmp_path / "deep.png"))[..., 0]
     assert np.abs(opened.astype(int) - levels // 257).max() <= 1
     wide = Image.fromarray(levels.astype(np.int32))
-    assert wide.mode == "I" and np.abs(np.asarray(open_image(wide))[..., 0].astype(int) - levels // 257).max() <= 1
+    assert wide.mode == "I"
+    assert np.abs(np.asarray(open_image(wide))[..., 0].astype(int) - levels // 257).max() <= 1
     unit = Image.fromarray((levels / 65535).astype(np.float32))
-    assert unit.mode == "F" and np.abs(np.asarray(open_image(unit))[..., 0].astype(int) - levels // 257).max() <= 1
+    assert unit.mode == "F"
+    assert np.abs(np.asarray(open_image(unit))[..., 0].astype(int) - levels // 257).max() <= 1
 
 
 def test_cmyk(tmp_path: Path) -> None:
@@ -94,7 +97,8 @@ def test_damaged_exif_is_no_reason_to_fail(tmp_path: Path, caplog: pytest.LogCap
 def test_extreme_shapes_fit_a_square(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "odd.png")
     fitted = fit(open_image(tmp_path / "odd.png"), 64, 64)
-    assert fitted.size == (64, 64) and fitted.getcolors() == [(64 * 64, (10, 200, 30))]
+    assert fitted.size == (64, 64)
+    assert fitted.getcolors() == [(64 * 64, (10, 200, 30))]
 
 
 def test_unusable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +148,9 @@ def test_square_crop_takes_the_reference_rows(size: tuple[int, int]) -> None:
 def test_tensors_are_exact_both_ways() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
     tensor = to_tensor([Image.fromarray(levels)] * 2)
-    assert tensor.shape == (2, 3, 16, 16) and float(tensor.min()) == -1 and float(tensor.max()) == 1
+    assert tensor.shape == (2, 3, 16, 16)
+    assert float(tensor.min()) == -1
+    assert float(tensor.max()) == 1
     assert np.array_equal(np.asarray(to_images(tensor)[1]), levels)
     assert to_images(3 * tensor)[0].getpixel((0, 0)) == (0, 0, 0)
     with pytest.raises(ValueError, match="one size"):
@@ -168,14 +174,14 @@ def test_interrupted_writing_leaves_the_old_file_and_no_other(tmp_path: Path, mo
     save_png(gradient(), tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
 
-    def interrupted(image: Image.Image, target: Path, **_: object) -> None:
-        Path(target).write_bytes(b"half")
+    def interrupted(image: Image.Image, target: IO[bytes], **_: object) -> None:
+        target.write(b"half")
         raise failure
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
     for failure, message in (
         (KeyboardInterrupt(), None),
-        (OSError(errno.ENOSPC, "No space left on device"), r"cannot write .*a\.png: No space left"),
+        (OSError(errno.ENOSPC, "No space left on device"), r"No space left.*a\.png"),
     ):
         with pytest.raises(type(failure), match=message):
             save_png(gradient(3, 3), tmp_path / "a.png")
@@ -185,8 +191,8 @@ def test_interrupted_writing_leaves_the_old_file_and_no_other(tmp_path: Path, mo
 
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot write .*file"):
-        files.write_text(tmp_path / "file" / "a.txt", "text")
+    with pytest.raises(OSError, match="file"):
+        save_png(gradient(), tmp_path / "file" / "a.png")
 
 
 def test_contact_sheet_shows_every_picture() -> None:
@@ -197,6 +203,7 @@ def test_contact_sheet_shows_every_picture() -> None:
         picture.getpixel((0, 0)) for picture in pictures
     }
     captioned = contact_sheet(pictures, ["a red square", "", "a very long caption " * 9, "b", "c"], columns=5)
-    assert captioned.height > 32 + 8 and np.asarray(captioned)[40:].min() < 128  # letters below the pictures
-    with pytest.raises(ValueError):
+    assert captioned.height > 32 + 8
+    assert np.asarray(captioned)[40:].min() < 128
+    with pytest.raises(ValueError, match="at least one"):
         contact_sheet([])

@@ -1,12 +1,12 @@
 """The caption decoder: text latents to words, by a GPT-2 that reads the latents as a prefix.
 
-The decoder is ClipCap-like (Mokady et al., arXiv 2111.09734): a text latent (L, hidden_dim) becomes L input embeddings of
-GPT-2, which then continues with the caption. It was trained on text reconstruction, before and apart from the diffusion
-model, so its ``encode_prefix`` also defines the text latent space.
+The decoder is ClipCap-like (Mokady et al., arXiv 2111.09734): a text latent (L, hidden_dim) becomes L input embeddings
+of GPT-2, which then continues with the caption. It was trained on text reconstruction, before and apart from the
+diffusion model, so its `encode_prefix` also defines the text latent space.
 
 Searching runs over images x beams at once with a key-value cache: the prefix is read once per image and only then spread
-over the beams, and only the last position is turned into logits. An image whose beams have all stopped leaves the batch, so
-the captions of a batch equal those of each image decoded alone.
+over the beams, and only the last position is turned into logits. An image whose beams have all stopped leaves the batch,
+so the captions of a batch equal those of each image decoded alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
+from .modules import skeleton
 from .streams import generators_for
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 class Caption:
     """One candidate caption.
 
-    ``score`` is the mean log-probability of its tokens under the model (0 is certainty), comparable between candidates and
-    methods. ``tokens`` are the vocabulary ids as generated; the last one is the stop token unless the length ran out.
+    `score` is the mean log-probability of its tokens under the model (0 is certainty), comparable between candidates and
+    methods. `tokens` are the vocabulary ids as generated; the last one is the stop token unless the length ran out.
     """
 
     text: str
@@ -40,9 +41,9 @@ class Caption:
 
 
 class CaptionDecoder(nn.Module):
-    """GPT-2 with a text latent as its prefix; state-dict keys as in the original (``encode_prefix``, ``decode_prefix``, ``gpt``).
+    """GPT-2 with a text latent as its prefix; state-dict keys as in the original: encode_prefix, decode_prefix, gpt.
 
-    ``tokenizer`` needs ``decode(ids, skip_special_tokens=True) -> str`` and only :meth:`decode` needs it.
+    `tokenizer` needs `decode(ids, skip_special_tokens=True) -> str` and only :meth:`decode` needs it.
     """
 
     def __init__(self, config: CaptionConfig, tokenizer: Any = None) -> None:
@@ -50,10 +51,11 @@ class CaptionDecoder(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         gpt2 = GPT2Config(**{"bos_token_id": config.stop_token_id, "eos_token_id": config.stop_token_id} | config.gpt2)
-        if gpt2.n_positions < config.prefix_length + config.max_new_tokens:
+        needed = config.prefix_length + config.max_new_tokens
+        if gpt2.n_positions < needed:
             raise ValueError(
                 f"the caption decoder has {gpt2.n_positions} positions, but a prefix of {config.prefix_length} and "
-                f"{config.max_new_tokens} new tokens need {config.prefix_length + config.max_new_tokens}; raise gpt2.n_positions"
+                f"{config.max_new_tokens} new tokens need {needed}; raise gpt2.n_positions"
             )
         self.encode_prefix = nn.Linear(config.prefix_dim, config.hidden_dim)
         self.decode_prefix = nn.Linear(config.hidden_dim, gpt2.n_embd)
@@ -61,21 +63,17 @@ class CaptionDecoder(nn.Module):
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls, checkpoint: Checkpoint, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> CaptionDecoder:
-        """Build the decoder of a checkpoint, in evaluation mode, without initialising weights that are then overwritten."""
-        with torch.device("meta"):
+        """The decoder of a checkpoint, with its tokenizer; needs "caption"."""
+        with skeleton():
             decoder = cls(checkpoint.config.caption, checkpoint.gpt2_tokenizer())
-        weights = {name: tensor.to(device, dtype) for name, tensor in checkpoint.state_dict("caption").items()}
-        weights.setdefault("gpt.lm_head.weight", weights["gpt.transformer.wte.weight"])
-        decoder.load_state_dict(weights, assign=True)
-        decoder.gpt.tie_weights()
-        return decoder.eval().requires_grad_(False)
+        return checkpoint.load_into(decoder, "caption", device=device, dtype=dtype)
 
     def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:
         """Teacher-forced logits for training.
 
-        latents: (B, L, hidden_dim); tokens: (B, T) ids. Returns (B, T, V): the logits that predict each of ``tokens``.
+        latents: (B, L, hidden_dim); tokens: (B, T) ids. Returns (B, T, V): the logits that predict each of `tokens`.
         """
         embeds = torch.cat((self.decode_prefix(latents), self.gpt.transformer.wte(tokens)), dim=1)  # (B, L + T, n_embd)
         hidden = self.gpt.transformer(inputs_embeds=embeds, use_cache=False).last_hidden_state
@@ -99,16 +97,16 @@ class CaptionDecoder(nn.Module):
         Args:
             latents: (B, L, hidden_dim), as the diffusion model leaves them.
             method: "beam" searches as the paper's code does (deterministic); "nucleus" samples (Holtzman et al.,
-                arXiv 1904.09751) from the smallest set of tokens that holds ``top_p`` of the probability.
+                arXiv 1904.09751) from the smallest set of tokens that holds `top_p` of the probability.
             beams: width of the beam search.
-            count: candidates per item; at most ``beams`` for the beam search.
-            max_new_tokens: longest caption in tokens; the checkpoint's own limit when None (67 for the published weights).
+            count: candidates per item; at most `beams` for the beam search.
+            max_new_tokens: longest caption in tokens; the checkpoint's own limit when None (67 in the published ones).
             top_p: share of the probability that nucleus sampling keeps, in (0, 1].
             temperature: divides the logits; above 0.
             generator: for "nucleus": one per item, or one from which they are derived; chance when None.
 
         Returns:
-            One list per item, of ``count`` captions, best score first.
+            One list per item, of `count` captions, best score first.
 
         Raises:
             ValueError: an argument out of range, latents of a wrong shape or with NaN or infinite values.
@@ -175,7 +173,7 @@ class _Reader:
         return self.read(self.gpt.transformer.wte(tokens)[:, None])
 
     def keep(self, rows: Tensor) -> None:
-        """Let row i of the next call continue the present row ``rows[i]``; spreads, reorders and drops rows alike."""
+        """Let row i of the next call continue the present row `rows[i]`; spreads, reorders and drops rows alike."""
         self.cache.batch_select_indices(rows)
 
 
@@ -244,7 +242,7 @@ def _nucleus(
     top_p: float,
     temperature: float,
 ) -> list[Candidates]:
-    """Sample ``count`` captions an image; each image draws its own uniforms, so others cannot change its captions."""
+    """Sample `count` captions an image; each image draws its own uniforms, so others cannot change its captions."""
     images, device = prefix.shape[0], prefix.device
     reader = _Reader(gpt)
     logits = reader.read(prefix).repeat_interleave(count, 0)  # (N * count, V)

@@ -1,4 +1,4 @@
-"""Pictures in and out: opening anything as RGB, cropping as the model was trained, tensors, PNG files, contact sheets."""
+"""Pictures in and out: opening anything as RGB, cropping as in training, tensors, PNG files, contact sheets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from unidiffuser.files import replacing
+from .weights import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name} is empty: {image.width} x {image.height} pixels")
     try:
         image = ImageOps.exif_transpose(image)
-    except Exception as error:  # noqa: BLE001 - damaged EXIF raises anything at all; the picture itself may be fine
+    except Exception as error:
         log.warning("%s: EXIF data unreadable, orientation ignored (%s)", name, error)
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep_gray(image)
@@ -89,7 +89,7 @@ def _from_deep_gray(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Centre-crop to the shape of (width, height), then Lanczos to that size; to a square as the reference code does."""
+    """Centre-crop to the shape of (width, height), then Lanczos to that size; a square as in the authors' code."""
     if width < 1 or height < 1:
         raise ValueError(f"width and height must be at least 1, got {width} x {height}")
     scale = min(image.width / width, image.height / height)
@@ -120,12 +120,12 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a PNG, complete or not at all; ``metadata`` becomes its text entries (``Image.open(path).text``)."""
+    """Write a PNG, complete or not at all; `metadata` becomes its text entries (`Image.open(path).text`)."""
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_text(key, value)
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+    with atomic_write(Path(path)) as file:
+        image.save(file, format="PNG", pnginfo=info)
 
 
 def contact_sheet(

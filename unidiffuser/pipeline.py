@@ -10,16 +10,15 @@
     gibbs           the two in turn, round after round
     interpolate     image_to_text, inverse text_to_image, text_to_image between the two
 
-Seeds: candidate k of a prompt or picture draws everything (autoencoder sample, start noise, noise inside the sampler) from
-one generator seeded with seed + k. So a result depends neither on what else is in the batch nor on how the batch is cut:
-``count=4, seed=0`` gives the four results of ``count=1`` with seeds 0, 1, 2 and 3.
+Seeds: candidate k of a prompt or picture draws everything (autoencoder sample, start noise, noise inside the sampler)
+from one generator seeded with seed + k. So a result depends neither on its batch nor on how the batch is cut:
+`count=4, seed=0` gives the four results of `count=1` with seeds 0, 1, 2 and 3.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import numbers
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoint, load_checkpoint
 from .images import ImageSource, fit, open_image, to_images, to_tensor
+from .modules import skeleton
 from .path import NoisePath
 from .samplers import sample
 from .streams import Streams, draw_noise, item_generators
@@ -52,13 +52,13 @@ Progress = Callable[[int, int, Streams, Streams], None]
 
 
 class Options(TypedDict, total=False):
-    """What every task takes besides its input and ``count``.
+    """What every task takes besides its input and `count`.
 
     steps: network steps of each path, at least 1; the checkpoint's default when absent.
     guidance: 1 = off (the paper's scale + 1); or a pair (image, text); the checkpoint's default when absent.
     seed: see the module's text. Default 0.
-    method: a stepper of ``unidiffuser.samplers``. Default "dpmpp_2m".
-    width, height: of the pictures, in pixels, multiples of ``UniDiffuser.multiple``; the trained size when absent.
+    method: a stepper of `unidiffuser.samplers`. Default "dpmpp_2m".
+    width, height: of the pictures, in pixels, multiples of `UniDiffuser.multiple`; the trained size when absent.
     data_type: 1 = curated captions (default), 0 = web; v0 checkpoints have no such thing.
     batch_size: most items that are in the network at once; bounds memory and changes nothing else.
     progress: True for a bar on stderr, or a callback (step, total steps, x0: Streams, x: Streams).
@@ -91,16 +91,16 @@ class _Plan:
 
 
 class UniDiffuser:
-    """A loaded model. Its parts are built when a task first needs them; ``load`` in the package makes one.
+    """A loaded model. Its parts are built when a task first needs them; `load` in the package makes one.
 
-    Pictures come as PIL images or paths and leave as PIL RGB. Bad input raises ValueError or FileNotFoundError with what to
-    do about it.
+    Pictures come as PIL images or paths and leave as PIL RGB. Bad input raises ValueError or FileNotFoundError that says
+    what to do.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        """device: the GPU if there is one, when None. dtype: of the weights; float32 on CPU, else float16, when None."""
+        """device: None takes the GPU if there is one. dtype: of the weights; None is float32 on CPU, else float16."""
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.device = torch.device(device if device is not None else _best_device())
@@ -111,36 +111,34 @@ class UniDiffuser:
     @cached_property
     def net(self) -> UViT:
         """The U-ViT."""
-        with torch.device("meta"):
+        with skeleton():
             net = UViT(self.config.uvit)
-        weights = {k: v.to(self.device, self.dtype) for k, v in self.checkpoint.state_dict("uvit").items()}
-        net.load_state_dict(weights, assign=True)
-        return net.eval().requires_grad_(False)
+        return self.checkpoint.load_into(net, "uvit", device=self.device, dtype=self.dtype)
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
         """Prompts -> text latents; holds CLIP's text tower and one Linear of the caption decoder, not its GPT-2."""
         from .encoders import TextEncoder
 
-        return TextEncoder(self.checkpoint, device=self.device, dtype=self.dtype)
+        return TextEncoder.from_checkpoint(self.checkpoint, self.device, self.dtype)
 
     @cached_property
     def image_token_encoder(self) -> ImageTokenEncoder:
         """Pictures -> CLIP image tokens."""
         from .encoders import ImageTokenEncoder
 
-        return ImageTokenEncoder(self.checkpoint, device=self.device, dtype=self.dtype)
+        return ImageTokenEncoder.from_checkpoint(self.checkpoint, self.device, self.dtype)
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
         """Pictures <-> image latents."""
         from .encoders import Autoencoder
 
-        return Autoencoder(self.checkpoint, device=self.device, dtype=self.dtype)
+        return Autoencoder.from_checkpoint(self.checkpoint, self.device, self.dtype)
 
     @cached_property
     def captioner(self) -> CaptionDecoder:
-        """Text latents -> captions, with scores and several candidates by its own ``decode``."""
+        """Text latents -> captions, with scores and several candidates by its own `decode`."""
         from .captions import CaptionDecoder
 
         return CaptionDecoder.from_checkpoint(self.checkpoint, self.device, self.dtype)
@@ -155,9 +153,9 @@ class UniDiffuser:
     def text_to_image(
         self, prompt: str | Sequence[str], *, count: int = 1, negative: str | None = None, **options: Unpack[Options]
     ) -> list[Image.Image]:
-        """Pictures of one prompt or of each of several, ``count`` for each.
+        """Pictures of one prompt or of each of several, `count` for each.
 
-        ``negative`` describes what to move away from: guidance then starts at this prompt instead of at no prompt.
+        `negative` describes what to move away from: guidance then starts at this prompt instead of at no prompt.
         """
         plan = self._plan(options)
         prompts = _listed(prompt)
@@ -170,7 +168,7 @@ class UniDiffuser:
     def image_to_text(
         self, image: ImageSource | Sequence[ImageSource], *, count: int = 1, **options: Unpack[Options]
     ) -> list[str]:
-        """Captions of one picture or of each of several, ``count`` for each."""
+        """Captions of one picture or of each of several, `count` for each."""
         plan = self._plan(options)
         pictures = _listed(image)
         generators = _generators(plan.seed, len(pictures), count)
@@ -229,10 +227,9 @@ class UniDiffuser:
             count: chains.
 
         Returns:
-            ``rounds`` pairs, in order; with several chains, chain after chain.
+            `rounds` pairs, in order; with several chains, chain after chain.
         """
-        if rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {rounds}")
+        _whole("rounds", rounds, least=1)
         plan = self._plan(options)
         generators = _generators(plan.seed, 1, count)
         halves = [self._to_text, self._to_image]
@@ -255,13 +252,12 @@ class UniDiffuser:
     ) -> list[Image.Image]:
         """Pictures on the way from one picture to another, both ends included as the model reproduces them.
 
-        Each picture is captioned and, conditioned on its own text latent, inverted to noise; noises and text latents are
-        interpolated on the sphere, and every mixture is sampled deterministically (the paper's section on applications).
-        Guidance is off and steps are 100 unless given, since the inversion is only then close to exact; ``method`` is
+        Each picture is captioned and, conditioned on its own text latent, inverted to noise; noises and text latents
+        are interpolated on the sphere, and every mixture is sampled deterministically (arXiv 2303.06555, applications).
+        Guidance is off and steps are 100 unless given, since the inversion is only then close to exact; `method` is
         for the captions.
         """
-        if frames < 2:
-            raise ValueError(f"frames must be at least 2, the two ends, got {frames}")
+        _whole("frames", frames, least=2)
         plan = self._plan({"guidance": 1.0, "steps": 100, **options})
         generators = _generators(plan.seed, 2, 1)
         given = self._encode_images([image_a, image_b], 1, plan, generators)
@@ -275,20 +271,19 @@ class UniDiffuser:
     # Machinery
 
     def _plan(self, options: Options) -> _Plan:
-        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None}
         unknown = given.keys() - Options.__annotations__.keys()
         if unknown:
             raise TypeError(f"unknown option {min(unknown)!r}; options are {', '.join(Options.__annotations__)}")
         defaults = {"width": self.config.image_size, "height": self.config.image_size, **self.config.defaults}
         plan = _Plan(**(defaults | given))
         for name, side in (("width", plan.width), ("height", plan.height)):
+            _whole(name, side)
             if side < self.multiple or side % self.multiple:
                 raise ValueError(f"{name} must be a positive multiple of {self.multiple} pixels, got {side}")
-        for name, value in (("seed", plan.seed), ("batch_size", plan.batch_size or 1)):
-            if not isinstance(value, numbers.Integral):
-                raise ValueError(f"{name} must be a whole number, got {value!r}")
-        if plan.batch_size is not None and plan.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {plan.batch_size}")
+        _whole("seed", plan.seed)
+        if plan.batch_size is not None:
+            _whole("batch_size", plan.batch_size, least=1)
         return plan
 
     def _to_text(self, state: Streams, plan: _Plan, generators: list[torch.Generator]) -> Streams:
@@ -306,35 +301,31 @@ class UniDiffuser:
         avoid: Tensor | None = None,
         method: str | None = None,
     ) -> Streams:
-        """Move the streams along a path; those absent from ``start`` begin as noise. Returns all three."""
-        size = (plan.height // self.config.vae.downscale, plan.width // self.config.vae.downscale)
-        uvit = self.config.uvit
-        shapes = {
-            "img": (uvit.in_chans, *size),
-            "clip_img": (1, uvit.clip_img_dim),
-            "text": (uvit.num_text_tokens, uvit.text_dim),
-        }
-        parts = []
+        """Move the streams along a path; those absent from `start` that it moves begin as noise."""
+        downscale = self.config.vae.downscale
+        shape = (self.config.uvit.in_chans, plan.height // downscale, plan.width // downscale)
         cuts = list(_cut(len(generators), plan.batch_size))
+        parts = []
         with _reporter(plan.progress, path.steps * len(cuts)) as report:
             for number, cut in enumerate(cuts):
                 mine = generators[cut]
-                noise = {k: draw_noise(shape, mine, self.device) for k, shape in shapes.items() if start[k] is None}
-                parts.append(
-                    sample(
-                        self.net,
-                        path,
-                        start.map(lambda stream, cut=cut: stream[cut]).replace(**noise),
-                        guidance=plan.guidance,
-                        method=method or plan.method,
-                        data_type=plan.data_type,
-                        generator=mine,
-                        callback=report(number * path.steps),
-                        unconditional="marginal" if avoid is None else "empty_prompt",
-                        empty_text=avoid,
-                    )
+                begin = _take(start, cut)
+                if begin.img is None and path.t_img[0] != path.t_img[-1]:  # the sampler only knows the trained size
+                    begin = begin.replace(img=draw_noise(shape, mine, self.device))
+                out = sample(
+                    self.net,
+                    path,
+                    begin,
+                    guidance=plan.guidance,
+                    method=method or plan.method,
+                    data_type=plan.data_type,
+                    generator=mine,
+                    callback=report(number * path.steps),
+                    unconditional="marginal" if avoid is None else "empty_prompt",
+                    empty_text=avoid,
                 )
-        return Streams(*(torch.cat([part[name] for part in parts]) for name in shapes))
+                parts.append(out)
+        return Streams(**{name: torch.cat([part.need(name) for part in parts]) for name, _ in parts[0].items()})
 
     @torch.inference_mode()
     def _encode_texts(self, prompts: list[str]) -> Tensor:
@@ -345,22 +336,25 @@ class UniDiffuser:
     def _encode_images(
         self, pictures: list[Any], count: int, plan: _Plan, generators: list[torch.Generator]
     ) -> Streams:
-        """Each picture ``count`` times: own latent samples, one CLIP token."""
-        pixels = to_tensor([fit(open_image(p), plan.width, plan.height) for p in pictures]).to(self.device)
-        token = torch.cat([self.image_token_encoder(pixels[cut]) for cut in _cut(len(pixels), plan.batch_size)])
-        items = pixels.repeat_interleave(count, 0)
-        latents = [self.autoencoder.encode(items[cut], generators[cut]) for cut in _cut(len(items), plan.batch_size)]
-        return Streams(torch.cat(latents).float(), token.float().repeat_interleave(count, 0))
+        """Each picture `count` times, each time with another sample of its latent."""
+        opened = [open_image(picture) for picture in pictures]
+        side = min(plan.width, plan.height)
+        squares = [fit(image, side, side) for image in opened]  # CLIP sees the same crop, or its middle
+        tokens = [self.image_token_encoder(squares[cut]) for cut in _cut(len(squares), plan.batch_size)]
+        pixels = to_tensor([fit(image, plan.width, plan.height) for image in opened]).repeat_interleave(count, 0)
+        latents = [self.autoencoder.encode(pixels[cut], generators[cut]) for cut in _cut(len(pixels), plan.batch_size)]
+        return Streams(torch.cat(latents).float(), torch.cat(tokens).float().repeat_interleave(count, 0))
 
     @torch.inference_mode()
     def _decode_images(self, state: Streams, plan: _Plan) -> list[Image.Image]:
-        img = state.img
-        return [i for cut in _cut(len(img), plan.batch_size) for i in to_images(self.autoencoder.decode(img[cut]))]
+        latents = state.need("img")
+        decoded = (self.autoencoder.decode(latents[cut]) for cut in _cut(len(latents), plan.batch_size))
+        return [image for pixels in decoded for image in to_images(pixels)]
 
     def _decode_texts(self, state: Streams, plan: _Plan) -> list[str]:
-        text = state.text
-        found = [item for cut in _cut(len(text), plan.batch_size) for item in self.captioner.decode(text[cut])]
-        return [candidates[0].text for candidates in found]
+        latents = state.need("text")
+        decoded = (self.captioner.decode(latents[cut]) for cut in _cut(len(latents), plan.batch_size))
+        return [candidates[0].text for captions in decoded for candidates in captions]
 
 
 def load(
@@ -380,7 +374,7 @@ def load(
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """Interpolation on the sphere, ``weight`` 0 = a, 1 = b, of two tensors taken as vectors; straight where they align."""
+    """Interpolation on the sphere, `weight` 0 = a, 1 = b, of two tensors as vectors; straight where they align."""
     cosine = torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0).clamp(-1, 1)
     angle = math.acos(float(cosine))
     if math.sin(angle) < 1e-4:
@@ -398,11 +392,19 @@ def _listed(given: T | Sequence[T]) -> list[T]:
     return items
 
 
+def _whole(name: str, value: Any, least: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        raise ValueError(f"{name} must be a whole number{f' of at least {least}' if least else ''}, got {value!r}")
+
+
 def _generators(seed: int, subjects: int, count: int) -> list[torch.Generator]:
-    """Subject after subject, ``count`` generators each; candidate k has the same seed for every subject."""
-    if not isinstance(count, numbers.Integral) or count < 1:
-        raise ValueError(f"count must be a whole number of at least 1, got {count!r}")
+    """Subject after subject, `count` generators each; candidate k has the same seed for every subject."""
+    _whole("count", count, least=1)
     return [generator for _ in range(subjects) for generator in item_generators(seed, count)]
+
+
+def _take(streams: Streams, cut: slice) -> Streams:
+    return streams.map(lambda stream: stream[cut])
 
 
 def _cut(total: int, size: int | None) -> Iterator[slice]:
@@ -412,7 +414,7 @@ def _cut(total: int, size: int | None) -> Iterator[slice]:
 
 @contextmanager
 def _reporter(progress: bool | Progress, total: int) -> Iterator[Callable[[int], Progress | None]]:
-    """Gives, for the steps done before, a callback for ``sample`` that counts on to ``total``."""
+    """Gives, for the steps done before, a callback for `sample` that counts on to `total`."""
     if callable(progress):
         call = progress
         yield lambda done: lambda step, _, x0, x: call(done + step, total, x0, x)

@@ -96,7 +96,12 @@ class AutoencoderStage(Stage):
         pixel = F.l1_loss(decoded, pixels)
         edges = sum(F.l1_loss(decoded.diff(dim=d), pixels.diff(dim=d)) for d in (2, 3))
         mse = F.mse_loss(decoded, pixels)
-        return {"loss": pixel + self.edge_weight * edges + mse + self.kl_weight * kl, "pixel": pixel, "mse": mse, "kl": kl}
+        return {
+            "loss": pixel + self.edge_weight * edges + mse + self.kl_weight * kl,
+            "pixel": pixel,
+            "mse": mse,
+            "kl": kl,
+        }
 
     def sample(self, model: nn.Module):
         from PIL import Image
@@ -126,4 +131,3 @@ class AutoencoderStage(Stage):
         std = (stacked[0].var(1) + stacked[1].square().mean(1)).sqrt()
         model.rescale(1 / (std * 0.18215), shift)
         torch.save(model.state_dict(), self.out / "autoencoder.pt")
-

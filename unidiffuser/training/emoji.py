@@ -59,6 +59,7 @@ class Record:
     group: int
     tags: list[str]
     split: str
+    demo: bool
 
 
 def download(folder: Path) -> None:
@@ -135,9 +136,12 @@ def icon_svgs(folder: Path, style: str, labels: dict[str, dict], names: dict[str
         side = max(width, height)
         x = icon.get("left", 0) - (side - width) / 2
         y = icon.get("top", 0) - (side - height) / 2
-        yield code, (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{x} {y} {side} {side}" width="{side}" height="{side}">{icon["body"]}</svg>'
+        yield (
+            code,
+            (
+                '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+                f'viewBox="{x} {y} {side} {side}" width="{side}" height="{side}">{icon["body"]}</svg>'
+            ),
         )
 
 
@@ -160,9 +164,7 @@ def render(svg: str, size: int, path: Path) -> bool:
     from PIL import Image
 
     try:
-        data = resvg_py.svg_to_bytes(
-            svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
-        )
+        data = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True)
     except ValueError as error:
         log.warning("%s was not drawn: %s", path.name, error)
         return False
@@ -224,7 +226,8 @@ def prepare(out: Path, size: int = 128, packages: Path | None = None, workers: i
     with ProcessPoolExecutor(workers) as pool:
         drawn = list(pool.map(render, [svg for *_, svg in jobs], [size] * len(jobs), paths, chunksize=64))
     kept = [(job, path) for job, path, ok in zip(jobs, paths, drawn, strict=True) if ok]
-    splits = assign_splits({(labels[code]["base"], style) for (style, code, _), _ in kept}, demo_concepts())
+    demo = demo_concepts()
+    splits = assign_splits({(labels[code]["base"], style) for (style, code, _), _ in kept}, demo)
     records = [
         Record(
             file_name=str(path.relative_to(out)),
@@ -232,6 +235,7 @@ def prepare(out: Path, size: int = 128, packages: Path | None = None, workers: i
             style=style,
             hexcode=code,
             split=splits[labels[code]["base"], style],
+            demo=labels[code]["base"] in demo and labels[code]["tone"] == 0,
             **labels[code],
         )
         for (style, code, _), path in kept

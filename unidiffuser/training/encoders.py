@@ -89,9 +89,7 @@ class EncodersStage(Stage):
         form = torch.randint(captions.shape[1], (len(captions),), generator=generator)
         chosen = captions.gather(1, form.to(captions.device)[:, None])[:, 0]
         matches = (captions[:, :, None] == chosen[None, None, :]).any(1).float()  # picture i fits caption j
-        out = model(
-            input_ids=self.text_ids[chosen.cpu()].to(pixels.device), pixel_values=random_shift(pixels, generator)
-        )
+        out = model(input_ids=self.text_ids[chosen.cpu()].to(pixels.device), pixel_values=random_shift(pixels, generator))
         logits = out.logits_per_image.float()
         by_image = -(logits.log_softmax(1) * matches / matches.sum(1, keepdim=True)).sum(1).mean()
         by_text = -(logits.log_softmax(0) * matches / matches.sum(0, keepdim=True)).sum(0).mean()

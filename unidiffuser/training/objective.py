@@ -66,9 +66,7 @@ def diffusion_loss(
     """
     labels = {k: v.to(clean.need("img").device) for k, v in draw_labels(clean.batch, mix, generator).items()}
     noise = clean.map(lambda x: torch.randn(x.shape, generator=generator).to(x))
-    noised = {
-        name: add_noise(x, noise.need(name), labels[MODALITY_OF[name]].float()) for name, x in clean.items()
-    }
+    noised = {name: add_noise(x, noise.need(name), labels[MODALITY_OF[name]].float()) for name, x in clean.items()}
     if data_type is None:
         data_type = torch.ones(clean.batch, dtype=torch.long, device=labels["img"].device)
     predicted = Streams(*net(noised["img"], noised["clip_img"], noised["text"], labels["img"], labels["text"], data_type))

@@ -1,0 +1,61 @@
+"""Pairs as latents, made once by the frozen encoders of a checkpoint and kept in memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..checkpoints import Checkpoint
+from ..encoders import Autoencoder, ImageTokenEncoder, TextEncoder
+from ..streams import Streams
+from .data import ImageFolder
+
+
+def to_pil(pixels: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] -> a picture."""
+    return Image.fromarray(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+class Latents:
+    """The latents of an image folder.
+
+    Attributes:
+        mean, std: (N, C, H/8, W/8) of the autoencoder's posterior, scaled; an image latent is drawn anew at every visit.
+        clip_img: (N, 1, D) CLIP image tokens.
+        text: (T, L, text_dim), one text latent for each different caption.
+        captions: (N, forms) rows of ``text`` for the captions of each picture; a picture with fewer repeats its last.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, images: ImageFolder, batch_size: int = 32, device: str = "cpu"):
+        self.autoencoder = Autoencoder.from_checkpoint(checkpoint, device=device, dtype=torch.float32)
+        tokens = ImageTokenEncoder.from_checkpoint(checkpoint, device=device, dtype=torch.float32)
+        self.encode_text = TextEncoder.from_checkpoint(checkpoint, device=device, dtype=torch.float32)
+        means, stds, clip_imgs = [], [], []
+        with torch.no_grad():
+            for chunk in tqdm(torch.arange(len(images)).split(batch_size), desc="encode", leave=False):
+                pixels = images.pixels(chunk)
+                unshuffled = F.pixel_unshuffle(pixels.to(device), checkpoint.config.vae.patch_size)
+                posterior = self.autoencoder.vae.encode(unshuffled).latent_dist
+                means.append(posterior.mean.cpu() * checkpoint.config.vae.scale_factor)
+                stds.append(posterior.std.cpu() * checkpoint.config.vae.scale_factor)
+                clip_imgs.append(tokens([to_pil(p) for p in pixels]).cpu())
+            texts = sorted({text for record in images.records for text in record["text"]})
+            self.text = torch.cat([self.encode_text(texts[i : i + 256]).cpu() for i in range(0, len(texts), 256)])
+        # clone: what inference mode made may not take part in a training step
+        self.mean, self.std, self.clip_img = (torch.cat(x).clone() for x in (means, stds, clip_imgs))
+        self.text = self.text.clone()
+        numbers = {text: i for i, text in enumerate(texts)}
+        forms = max(len(record["text"]) for record in images.records)
+        self.captions = torch.tensor(
+            [[numbers[r["text"][min(k, len(r["text"]) - 1)]] for k in range(forms)] for r in images.records]
+        )
+
+    def draw(self, index: Tensor, shares: Tensor, generator: torch.Generator) -> Streams:
+        """Latents of the pairs ``index`` (B,): a sample of the posterior, and a caption form by ``shares`` (forms,)."""
+        form = torch.multinomial(shares, len(index), replacement=True, generator=generator)
+        mean = self.mean[index]
+        img = mean + self.std[index] * torch.randn(mean.shape, generator=generator)
+        return Streams(img, self.clip_img[index], self.text[self.captions[index].gather(1, form[:, None])[:, 0]])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -17,7 +17,7 @@ from unidiffuser.evaluation.data import Example, in_split, pixels, read_examples
 from unidiffuser.evaluation.emoji import Settings, chunks, evaluate, fixed_order
 from unidiffuser.evaluation.judge import BUNDLED, SIDE, Judge, file_digest, load_judge
 from unidiffuser.evaluation.judge_training import augment, train_judge
-from unidiffuser.evaluation.metrics import nearest, nearest_by_caption, parse_caption, share, shuffled, thumbnails, wilson
+from unidiffuser.evaluation.metrics import nearest, nearest_by_caption, parse_caption, psnr, share, shuffled, thumbnails, wilson
 from unidiffuser.evaluation.report import markdown_table
 
 STYLES = ("noto", "twemoji", "flat", "fluent")
@@ -75,6 +75,13 @@ class Painter:
         self.by_caption = {e.caption: e for e in examples}
         self.by_pixels = {e.image().tobytes(): e for e in examples}
         self.calls: list[tuple[str, int, dict]] = []
+        self.autoencoder = self
+
+    def encode(self, images, generator):
+        return images
+
+    def decode(self, latents):
+        return latents if self.answer == "right" else latents.roll(1, 0)
 
     def other(self, example: Example, seed: int) -> Example:
         return example if self.answer == "right" else random.Random(f"{seed} {example.caption}").choice(self.examples)
@@ -93,9 +100,9 @@ class Painter:
         return [(self.other(example, seed).image(), example.caption) for example in chosen]
 
 
-def run(model, folder, out, settings=SETTINGS, **options):
+def run(model, folder, out, asked=SETTINGS, **options):
     judge = Oracle(read_examples(folder))
-    report = evaluate(model, folder, out, judge, settings, progress=False, **options)
+    report = evaluate(model, folder, out, judge, asked, progress=False, **options)
     return {(r["task"], r["split"], r["measure"]): r for r in report["rows"]}
 
 
@@ -111,6 +118,7 @@ def test_wilson_gives_the_published_intervals(successes: int, total: int, low: f
     assert wilson(successes, total) == pytest.approx((low, high), abs=6e-5)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_bounds_solve_the_score_equation(case: tuple[int, int]) -> None:
     successes, total = case
@@ -163,6 +171,7 @@ def test_captions_are_taken_apart_at_a_known_style_only(caption: str, expected: 
     assert parse_caption(caption, STYLES) == expected
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(2, 60), st.integers(0, 5))
 def test_shuffling_leaves_nothing_in_place(count: int, seed: int) -> None:
     order = shuffled(count, seed)
@@ -174,6 +183,12 @@ def test_nearest_picture_is_found_in_spite_of_noise() -> None:
     images = torch.rand(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     noisy = images.flip(0) + 0.05 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     assert nearest(thumbnails(noisy), thumbnails(images)).tolist() == list(range(8, -1, -1))
+
+
+def test_psnr_of_a_constant_offset() -> None:
+    grey, lighter = Image.new("RGB", (8, 8), (100, 100, 100)), Image.new("RGB", (8, 8), (110, 110, 110))
+    assert psnr(grey, lighter) == pytest.approx(20 * math.log10(255 / 10))
+    assert psnr(grey, grey) == 100.0
 
 
 def test_memory_shows_the_pair_itself_or_its_concept_in_another_style(folder: Path) -> None:
@@ -216,7 +231,7 @@ def test_fixed_order_is_a_fair_and_repeatable_sample(folder: Path) -> None:
 
 def test_a_model_that_shows_the_real_thing_scores_the_ceiling(folder: Path, tmp_path: Path) -> None:
     rows = run(Painter(read_examples(folder), "right"), folder, tmp_path)
-    assert len(rows) == 2 * 3 + 2 * 3 + 3
+    assert len(rows) == (2 + 2 + 2) * 3 + 3
     for row in rows.values():
         assert row["rate"] == row.get("ceiling", 1.0) == 1.0
         assert row["high"] == pytest.approx(1.0)
@@ -225,6 +240,7 @@ def test_a_model_that_shows_the_real_thing_scores_the_ceiling(folder: Path, tmp_
     assert (concept["nearest"], rows["text_to_image", "heldout", "style"]["nearest"]) == (1.0, 0.0)
     assert concept["shuffled"] == 0.0  # each held-out concept is asked for once
     assert rows["joint", "all", "caption is a known label"]["distinct"] == CONCEPTS
+    assert rows["autoencode", "heldout", "concept"]["psnr"] == 100.0
 
 
 def test_a_model_that_answers_at_random_scores_chance(folder: Path, tmp_path: Path) -> None:
@@ -290,7 +306,7 @@ def test_every_call_has_a_seed_of_its_own_and_grids_are_drawn(folder: Path, tmp_
 
 def test_bad_requests_are_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
     model = Painter(read_examples(folder), "right")
-    for settings, options in [
+    for wrong, options in [
         (SETTINGS, {"tasks": ["fly"]}),
         (SETTINGS, {"splits": ["test"]}),
         (SETTINGS, {"seeds": []}),
@@ -298,7 +314,7 @@ def test_bad_requests_are_refused_before_any_work(folder: Path, tmp_path: Path) 
         (Settings("m", "j", batch=0), {}),
     ]:
         with pytest.raises(ValueError, match=r"."):
-            run(model, folder, tmp_path, settings, **options)
+            run(model, folder, tmp_path, wrong, **options)
     (tmp_path / "cells.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
         run(model, folder, tmp_path)

@@ -1,5 +1,6 @@
-"""The evaluation run: a model asked in three directions, its answers judged, cell by cell.
+"""The evaluation run: a model asked in all directions, its answers judged, cell by cell.
 
+    autoencode     every picture of a split through the autoencoder alone: what the judge can see at best in a made picture
     text_to_image  every caption "label, style" of a split -> a picture -> the judge's concept and style
     image_to_text  every picture of a split -> a caption -> compared letter by letter
     joint          pairs out of nothing -> does the judge see in the picture what the caption says?
@@ -19,18 +20,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from unidiffuser.evaluation.data import Example, in_split, read_examples
+from unidiffuser.evaluation.data import Example, in_split, pixels, read_examples
 from unidiffuser.evaluation.judge import Judge
+from unidiffuser.evaluation.metrics import psnr
 from unidiffuser.evaluation.scores import score
 from unidiffuser.files import write_text
-from unidiffuser.images import contact_sheet, save_png
+from unidiffuser.images import contact_sheet, save_png, to_images
 
 log = logging.getLogger(__name__)
 
-TASKS = ("text_to_image", "image_to_text", "joint")
+TASKS = ("autoencode", "text_to_image", "image_to_text", "joint")
 SPLITS = ("train", "validation", "heldout")
 NO_SPLIT = "all"  # joint pairs are drawn out of nothing and belong to no split
 GRID = 64  # pictures in a grid, the first of the fixed order: nobody chooses them
@@ -38,6 +41,9 @@ GRID = 64  # pictures in a grid, the first of the fixed order: nobody chooses th
 
 class Model(Protocol):
     """What an evaluation needs of a model; :class:`unidiffuser.pipeline.UniDiffuser` is one."""
+
+    @property
+    def autoencoder(self) -> Any: ...
 
     def text_to_image(self, prompt: Sequence[str], **options: Any) -> list[Image.Image]: ...
 
@@ -113,11 +119,13 @@ def evaluate(
     chosen = {split: fixed_order(in_split(examples, split), settings.limit) for split in splits}
     out = Path(out)
     cells = read_cells(out / "cells.json")
-    wanted = [
-        (task, split, seed) for task in tasks for split in ([NO_SPLIT] if task == "joint" else splits) for seed in seeds
-    ]
-    for task, split, seed in wanted:
-        key = f"{task}/{split}/{seed}"
+    wanted = {
+        f"{task}/{split}/{seed}": (task, split, seed)
+        for task in tasks
+        for split in ([NO_SPLIT] if task == "joint" else splits)
+        for seed in seeds
+    }
+    for key, (task, split, seed) in wanted.items():
         if cells.get(key, {}).get("settings") == asdict(settings):
             log.info("%s is there already", key)
             continue
@@ -125,7 +133,8 @@ def evaluate(
         save_png(sheet, out / f"{key.replace('/', '-')}.png")
         cells[key] = {"settings": asdict(settings), "answers": answers}
         write_text(out / "cells.json", json.dumps(cells, indent=1, ensure_ascii=False))
-    rows = score({key: cells[key]["answers"] for key in map("{0[0]}/{0[1]}/{0[2]}".format, wanted)}, chosen, examples, judge)
+    answered = {key: cells[key]["answers"] for key in wanted}
+    rows = score(answered, chosen, examples, judge)
     report = {"settings": asdict(settings), "seeds": list(seeds), "rows": rows}
     write_text(out / "scores.json", json.dumps(report, indent=1, ensure_ascii=False))
     return report
@@ -154,8 +163,8 @@ def ask(
 ) -> tuple[list[dict[str, Any]], Image.Image]:
     """The answers of one cell and the grid of the first ``GRID`` of them.
 
-    An answer is a dict of ``label`` and ``style`` asked for (text_to_image, image_to_text), the ``caption`` given
-    (image_to_text, joint) and the judge's ``concept``, ``drawn`` style and ``confidence`` (text_to_image, joint).
+    An answer is a dict of the ``label`` and ``style`` asked for (all but joint), the ``caption`` given (image_to_text, joint),
+    the judge's ``concept``, ``drawn`` style and ``confidence`` (all but image_to_text), and the ``psnr`` (autoencode, in dB).
     """
     answers: list[dict[str, Any]] = []
     pictures: list[Image.Image] = []
@@ -165,7 +174,14 @@ def ask(
             part = examples[start : start + count]
             options = settings.options(seed, start)
             asked: list[dict[str, Any]] = [{"label": example.label, "style": example.style} for example in part]
-            if task == "text_to_image":
+            if task == "autoencode":
+                real = [example.image() for example in part]
+                shown = autoencoded(model, real, options["seed"])
+                fresh = [
+                    a | v | {"psnr": round(psnr(r, s), 3)}
+                    for a, v, r, s in zip(asked, see(judge, shown), real, shown, strict=True)
+                ]
+            elif task == "text_to_image":
                 shown = model.text_to_image([example.caption for example in part], **options)
                 fresh = [a | v for a, v in zip(asked, see(judge, shown), strict=True)]
             elif task == "image_to_text":
@@ -187,6 +203,12 @@ def chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
     """``(start, count)`` of consecutive parts of ``range(total)``, all but the last of ``size``."""
     for start in range(0, total, size):
         yield start, min(size, total - start)
+
+
+def autoencoded(model: Model, images: Sequence[Image.Image], seed: int) -> list[Image.Image]:
+    """Pictures encoded, sampled and decoded again, each at its own size."""
+    latents = model.autoencoder.encode(pixels(images), torch.Generator().manual_seed(seed))
+    return to_images(model.autoencoder.decode(latents))
 
 
 def see(judge: Judge, images: Sequence[Image.Image]) -> list[dict[str, Any]]:

@@ -91,8 +91,8 @@ class Judge(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the concepts (B, concepts) and styles (B, styles) of pictures (B, 3, H, W) in [-1, 1], any size."""
-        x = F.adaptive_avg_pool2d(images, SIDE).contiguous(memory_format=torch.channels_last)
-        low = self.stem(x)
+        x = images if images.shape[-2:] == (SIDE, SIDE) else F.adaptive_avg_pool2d(images, SIDE)
+        low = self.stem(x.contiguous(memory_format=torch.channels_last))
         # Concepts are kept in four quarters, since pictures of one concept agree in their layout across styles.
         layout = F.adaptive_avg_pool2d(self.concept_body(low), 2).flatten(1)
         # A style is texture and line: early features, averages and spreads over the picture.
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="image folder made by unidiffuser.training.emoji")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
-    parser.add_argument("--steps", type=int, default=1600, help="training steps of 128 pictures (default 1600)")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps of 128 pictures (default 1000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", action="store_true", help="only report the accuracy of the judge in --out")
     options = parser.parse_args(arguments)

@@ -17,14 +17,7 @@ from typing import Any
 
 from unidiffuser.evaluation.data import Example, pixels
 from unidiffuser.evaluation.judge import Judge
-from unidiffuser.evaluation.metrics import (
-    nearest,
-    nearest_by_caption,
-    parse_caption,
-    share,
-    shuffled,
-    thumbnails,
-)
+from unidiffuser.evaluation.metrics import nearest, nearest_by_caption, parse_caption, share, shuffled, thumbnails
 
 Answer = Mapping[str, Any]
 Row = dict[str, Any]
@@ -46,7 +39,8 @@ def score(
 
     Returns:
         rows with ``task``, ``split``, ``measure``, ``rate``, ``low``, ``high``, ``total`` (trials times seeds), and, where they
-        mean something, ``ceiling``, ``nearest`` and ``shuffled``; all shares in [0, 1].
+        mean something, ``ceiling``, ``nearest`` and ``shuffled``; all shares in [0, 1]. Autoencoded pictures also have a mean
+        ``psnr`` in dB, joint pairs the number of ``distinct`` known labels.
     """
     runs: dict[tuple[str, str], list[Sequence[Answer]]] = {}
     for key, cell in answers.items():
@@ -55,7 +49,9 @@ def score(
     training = [example for example in examples if example.split == "train"]
     rows: list[Row] = []
     for (task, split), cells in runs.items():
-        if task == "text_to_image":
+        if task == "autoencode":
+            found = score_reconstructions(cells, chosen[split], judge)
+        elif task == "text_to_image":
             found = score_pictures(cells, chosen[split], training, judge)
         elif task == "image_to_text":
             found = score_captions(cells, chosen[split], training, judge.styles)
@@ -69,19 +65,29 @@ def score_pictures(
     runs: Sequence[Sequence[Answer]], asked: Sequence[Example], training: Sequence[Example], judge: Judge
 ) -> list[Row]:
     """Does the judge see the concept, and the style, that the caption asked for?"""
-    real = judge.judge_pictures([example.image() for example in asked])
-    memory = judge.judge_pictures([example.image() for example in nearest_by_caption(asked, training)])
-    rows = []
-    for measure, seen, wanted in (("concept", "concept", "label"), ("style", "drawn", "style")):
-        field = "style" if measure == "style" else "concept"
-        rows.append(
-            row(measure, runs, lambda answer, question, s=seen, w=wanted: answer[s] == question[w])
-            | {
-                "ceiling": mean([getattr(v, field) == getattr(e, wanted) for v, e in zip(real, asked, strict=True)]),
-                "nearest": mean([getattr(v, field) == getattr(e, wanted) for v, e in zip(memory, asked, strict=True)]),
-            }
-        )
-    return rows
+    concept, style = score_reconstructions(runs, asked, judge)
+    remembered = nearest_by_caption(asked, training) if training else []
+    if remembered:
+        concept["nearest"], style["nearest"] = judged(judge, remembered, asked)
+    return [concept, style]
+
+
+def score_reconstructions(runs: Sequence[Sequence[Answer]], asked: Sequence[Example], judge: Judge) -> list[Row]:
+    """The same for pictures that were not imagined but only encoded and decoded; and their mean PSNR where it is there."""
+    concept = row("concept", runs, lambda picture, asked_for: picture["concept"] == asked_for["label"])
+    style = row("style", runs, lambda picture, asked_for: picture["drawn"] == asked_for["style"])
+    concept["ceiling"], style["ceiling"] = judged(judge, asked, asked)
+    ratios = [answer["psnr"] for run in runs for answer in run if "psnr" in answer]
+    if ratios:
+        concept["psnr"] = sum(ratios) / len(ratios)
+    return [concept, style]
+
+
+def judged(judge: Judge, shown: Sequence[Example], asked: Sequence[Example]) -> tuple[float, float]:
+    """How often the judge sees in real pictures the concepts, and the styles, of ``asked``."""
+    verdicts = judge.judge_pictures([example.image() for example in shown])
+    pairs = list(zip(verdicts, asked, strict=True))
+    return mean([v.concept == e.label for v, e in pairs]), mean([v.style == e.style for v, e in pairs])
 
 
 def score_captions(

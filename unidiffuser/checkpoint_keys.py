@@ -1,0 +1,298 @@
+"""The names of tensors: whatever dialect a file speaks, one canonical name.
+
+Canonical names are: for the U-ViT those of the published uvit_v0/v1.pth, for the autoencoder those of latent diffusion,
+for the two CLIP towers HF's published ones (``text_model.*``; ``vision_model.*``, ``visual_projection.weight``), for the
+caption decoder ``encode_prefix.*``, ``decode_prefix.*`` and ``gpt.*`` with GPT-2 under HF's names.
+
+A dialect is a dict of recipes, one for each canonical name: which stored tensors it is made of, and how. Nothing is read
+to build one, so it works on names alone and what it makes can stay memory-mapped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PARTS = ("uvit", "vae", "clip_text", "clip_image", "caption")
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one tensor is made: `make` applied to the stored tensors `keys`."""
+
+    keys: tuple[str, ...]
+    make: Callable[..., Tensor] = _same
+
+
+Recipes = dict[str, Recipe]
+
+
+def apply(recipes: Recipes, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make every tensor of `recipes` whose ingredients are there."""
+    return {
+        name: recipe.make(*(tensors[key] for key in recipe.keys))
+        for name, recipe in recipes.items()
+        if all(key in tensors for key in recipe.keys)
+    }
+
+
+def _rename(names: Iterable[str], rename: Callable[[str], str]) -> Recipes:
+    return {rename(name): Recipe((name,)) for name in names}
+
+
+# ---- U-ViT ----------------------------------------------------------------------------------------------------------
+
+_UVIT_LEAVES = {
+    "patch_embed.proj": "vae_img_in.proj",
+    "text_embed": "text_in",
+    "clip_img_embed": "clip_img_in",
+    "decoder_pred": "vae_img_out",
+    "norm": "transformer.norm_out",
+    "token_embedding": "data_type_token_embedding",
+}
+_UVIT_TABLES = {"pos_embed": "pos_embed", "pos_embed_token": "data_type_pos_embed_token"}
+_BLOCK_LEAVES = {
+    "norm2": "norm1",
+    "norm3": "norm3",
+    "attn.proj": "attn1.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+}
+_SKIP_LEAVES = {"skip_linear": "skip.skip_linear", "norm1": "skip.norm"}
+
+
+def _uvit_diffusers_names(name: str) -> tuple[str, ...]:
+    """What an original U-ViT tensor is called in diffusers: one name, or three for a qkv."""
+    if name in _UVIT_TABLES:
+        return (_UVIT_TABLES[name],)
+    module, leaf = name.rsplit(".", 1)
+    block = re.fullmatch(r"(in_blocks\.\d+|mid_block|out_blocks\.\d+)\.(.+)", module)
+    if block is None:
+        return (f"{_UVIT_LEAVES.get(module, module)}.{leaf}",)
+    place, inner = f"transformer.transformer_{block[1]}", block[2]
+    if inner in _SKIP_LEAVES:
+        return (f"{place}.{_SKIP_LEAVES[inner]}.{leaf}",)
+    if place.startswith("transformer.transformer_out"):
+        place += ".block"
+    if inner == "attn.qkv":
+        return tuple(f"{place}.attn1.to_{x}.{leaf}" for x in "qkv")
+    return (f"{place}.{_BLOCK_LEAVES[inner]}.{leaf}",)
+
+
+def uvit_names(blocks: int, data_types: bool, qkv_bias: bool = False) -> list[str]:
+    """The original names of a U-ViT with `blocks` blocks on either side of the middle one."""
+    modules = ["patch_embed.proj", "text_embed", "text_out", "clip_img_embed", "clip_img_out", "norm", "decoder_pred"]
+    places = ["mid_block"] + [f"{side}_blocks.{i}" for side in ("in", "out") for i in range(blocks)]
+    modules += [f"{place}.{leaf}" for place in places for leaf in (*_BLOCK_LEAVES, "attn.qkv")]
+    modules += [f"out_blocks.{i}.{leaf}" for i in range(blocks) for leaf in _SKIP_LEAVES]
+    names = ["pos_embed", *(f"{module}.{leaf}" for module in modules for leaf in ("weight", "bias"))]
+    if data_types:
+        names += ["pos_embed_token", "token_embedding.weight"]
+    return [name for name in names if qkv_bias or not name.endswith("qkv.bias")]
+
+
+def uvit_recipes(keys: Iterable[str]) -> Recipes:
+    """Original names from a file in the original layout or diffusers' (which splits each qkv)."""
+    keys = set(keys)
+    if "vae_img_in.proj.weight" not in keys:
+        return _rename(keys, lambda name: name.removeprefix("module."))
+    found = [re.match(r"transformer\.transformer_in_blocks\.(\d+)\.", key) for key in keys]
+    blocks = 1 + max((int(m[1]) for m in found if m), default=-1)
+    bias = "transformer.transformer_mid_block.attn1.to_q.bias" in keys
+    names = uvit_names(blocks, "data_type_token_embedding.weight" in keys, bias)
+    recipes = {name: Recipe(_uvit_diffusers_names(name)) for name in names}
+    recipes = {name: Recipe(r.keys, _concatenate) if len(r.keys) > 1 else r for name, r in recipes.items()}
+    # NOTE: transformer.pos_embed.proj is a second patch embedding that diffusers makes, saves and never uses.
+    used = {key for recipe in recipes.values() for key in recipe.keys}
+    unknown = {key for key in keys - used if not key.startswith("transformer.pos_embed.")}
+    present = {name: recipe for name, recipe in recipes.items() if keys.issuperset(recipe.keys)}
+    return present | _rename(unknown, _same_name)
+
+
+def uvit_to_diffusers(names: Iterable[str]) -> Recipes:
+    """diffusers' UniDiffuserModel names from the original ones; its unused patch embedding is filled with the used one."""
+    recipes: Recipes = {}
+    for name in names:
+        targets = _uvit_diffusers_names(name)
+        for i, target in enumerate(targets):
+            recipes[target] = Recipe((name,), _same if len(targets) == 1 else _third(i))
+    for leaf in ("weight", "bias"):
+        recipes[f"transformer.pos_embed.proj.{leaf}"] = Recipe((f"patch_embed.proj.{leaf}",))
+    return recipes
+
+
+def _same_name(name: str) -> str:
+    return name
+
+
+def _concatenate(*tensors: Tensor) -> Tensor:
+    return torch.cat(tensors)
+
+
+def _third(i: int) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor.chunk(3)[i]
+
+
+# ---- Autoencoder ----------------------------------------------------------------------------------------------------
+
+_VAE_PAIRS = (  # (latent diffusion, diffusers)
+    (".mid.block_1.", ".mid_block.resnets.0."),
+    (".mid.block_2.", ".mid_block.resnets.1."),
+    (".mid.attn_1.norm.", ".mid_block.attentions.0.group_norm."),
+    (".mid.attn_1.q.", ".mid_block.attentions.0.to_q."),
+    (".mid.attn_1.k.", ".mid_block.attentions.0.to_k."),
+    (".mid.attn_1.v.", ".mid_block.attentions.0.to_v."),
+    (".mid.attn_1.proj_out.", ".mid_block.attentions.0.to_out.0."),
+    (".norm_out.", ".conv_norm_out."),
+    (".nin_shortcut.", ".conv_shortcut."),
+    (".downsample.conv.", ".downsamplers.0.conv."),
+    (".upsample.conv.", ".upsamplers.0.conv."),
+)
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers before 0.14
+
+
+def vae_recipes(keys: Iterable[str]) -> Recipes:
+    """LDM names from a file in that layout (also inside a whole SD checkpoint) or diffusers' AutoencoderKL."""
+    keys = list(keys)
+    if not any(".mid_block." in key for key in keys):
+        first_stage = [key for key in keys if key.startswith("first_stage_model.")]
+        return _rename(first_stage or keys, lambda name: name.removeprefix("first_stage_model."))
+    levels = 1 + max((int(m[1]) for m in (re.search(r"up_blocks\.(\d+)\.", key) for key in keys) if m), default=-1)
+    recipes = {}
+    for key in keys:
+        name = re.sub(r"(attentions\.0)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{_OLD_ATTENTION[m[2]]}.", key)
+        for ldm, diffusers in _VAE_PAIRS:
+            name = name.replace(diffusers, ldm)
+        name = name.replace(".resnets.", ".block.")
+        name = re.sub(r"\.down_blocks\.(\d+)\.", r".down.\1.", name)
+        name = re.sub(r"\.up_blocks\.(\d+)\.", lambda m: f".up.{levels - 1 - int(m[1])}.", name)
+        recipes[name] = Recipe((key,), _as_convolution if _is_attention_matrix(name) else _same)
+    return recipes
+
+
+def vae_to_diffusers(names: Iterable[str]) -> Recipes:
+    """Names of diffusers' AutoencoderKL from the LDM ones."""
+    names = list(names)
+    levels = 1 + max((int(m[1]) for m in (re.search(r"\.up\.(\d+)\.", name) for name in names) if m), default=-1)
+    recipes = {}
+    for name in names:
+        key = re.sub(r"\.down\.(\d+)\.", r".down_blocks.\1.", name)
+        key = re.sub(r"\.up\.(\d+)\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.", key)
+        key = key.replace(".block.", ".resnets.")
+        for ldm, diffusers in _VAE_PAIRS:
+            key = key.replace(ldm, diffusers)
+        recipes[key] = Recipe((name,), _as_matrix if _is_attention_matrix(name) else _same)
+    return recipes
+
+
+def _is_attention_matrix(name: str) -> bool:
+    return re.search(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$", name) is not None
+
+
+def _as_convolution(weight: Tensor) -> Tensor:
+    return weight.reshape(*weight.shape[:2], 1, 1)  # LDM does attention with 1 x 1 convolutions
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    return weight.reshape(weight.shape[:2])
+
+
+# ---- CLIP -----------------------------------------------------------------------------------------------------------
+
+_OPENAI_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+_OPENAI_TEXT = {
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_final.weight": "final_layer_norm.weight",
+    "ln_final.bias": "final_layer_norm.bias",
+}
+_OPENAI_IMAGE = {
+    "class_embedding": "embeddings.class_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "conv1.weight": "embeddings.patch_embedding.weight",
+    "ln_pre.weight": "pre_layrnorm.weight",
+    "ln_pre.bias": "pre_layrnorm.bias",
+    "ln_post.weight": "post_layernorm.weight",
+    "ln_post.bias": "post_layernorm.bias",
+}
+
+
+def clip_text_recipes(keys: Iterable[str]) -> Recipes:
+    """HF's text-tower names from HF's (any version, with or without the image tower) or OpenAI's."""
+    keys = list(keys)
+    if "token_embedding.weight" in keys:
+        return _openai_tower(keys, "", "text_model.", _OPENAI_TEXT)
+    prefixed = any(key.startswith("text_model.") for key in keys)
+    # NOTE: transformers 5 dropped the prefix text_model in CLIPTextModel's own files.
+    tower = [key for key in keys if not prefixed or key.startswith("text_model.")]
+    dropped = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
+    return _rename(
+        (key for key in tower if not key.endswith(dropped)), lambda key: key if prefixed else f"text_model.{key}"
+    )
+
+
+def clip_image_recipes(keys: Iterable[str]) -> Recipes:
+    """HF's image-tower names, with the projection, from HF's (with or without the text tower) or OpenAI's."""
+    keys = list(keys)
+    if "visual.conv1.weight" in keys:
+        recipes = _openai_tower(keys, "visual.", "vision_model.", _OPENAI_IMAGE)
+        return recipes | {"visual_projection.weight": Recipe(("visual.proj",), torch.t)}
+    tower = [key for key in keys if key.startswith(("vision_model.", "visual_projection."))]
+    if not tower:
+        return _rename(keys, _same_name)
+    return _rename((key for key in tower if not key.endswith("embeddings.position_ids")), _same_name)
+
+
+def _openai_tower(keys: list[str], source: str, target: str, names: dict[str, str]) -> Recipes:
+    recipes = {target + name: Recipe((source + key,)) for key, name in names.items()}
+    for key in keys:
+        block = re.fullmatch(re.escape(source) + r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", key)
+        if block is None:
+            continue
+        layer = f"{target}encoder.layers.{block[1]}"
+        if block[2] == "attn.in_proj":
+            for i, x in enumerate("qkv"):
+                recipes[f"{layer}.self_attn.{x}_proj.{block[3]}"] = Recipe((key,), _third(i))
+        else:
+            recipes[f"{layer}.{_OPENAI_BLOCK.get(block[2], block[2])}.{block[3]}"] = Recipe((key,))
+    return recipes
+
+
+# ---- Caption decoder ------------------------------------------------------------------------------------------------
+
+
+def caption_recipes(keys: Iterable[str]) -> Recipes:
+    """Names without "module." and with GPT-2 under "gpt.", from the original file or diffusers' text_decoder.
+
+    Left out are the frozen CLIP some original files carry along, and the causal masks that old versions of transformers
+    stored with each attention.
+    """
+    kept = (
+        key
+        for key in keys
+        if not key.removeprefix("module.").startswith("clip") and not key.endswith((".attn.bias", ".attn.masked_bias"))
+    )
+    return _rename(kept, lambda key: re.sub(r"^transformer\.", "gpt.", key.removeprefix("module.")))
+
+
+RECIPES: dict[str, Callable[[Iterable[str]], Recipes]] = {
+    "uvit": uvit_recipes,
+    "vae": vae_recipes,
+    "clip_text": clip_text_recipes,
+    "clip_image": clip_image_recipes,
+    "caption": caption_recipes,
+}

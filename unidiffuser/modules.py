@@ -1,0 +1,66 @@
+"""Torch modules made straight on loaded weights: no random weights first, no second copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_WEIGHT_FACTORIES = {torch.empty, torch.zeros, torch.rand, torch.randn}
+
+
+class skeleton(TorchFunctionMode):  # noqa: N801 (used like a function)
+    """`with skeleton():` modules are made with weights on "meta" and with real constant tables.
+
+    Weights come from torch.empty, zeros, rand and randn; tables of positions or masks from arange, ones and the like, and
+    no checkpoint holds those. `torch.device("meta")` would leave them without values.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _WEIGHT_FACTORIES:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def fit(module: nn.Module, tensors: Mapping[str, Tensor], where: str, help_text: str = "") -> None:
+    """Make `tensors` the parameters and buffers of a module, without a copy.
+
+    Parameters that are tied in the module stay so, and only one of their names need be given.
+
+    Raises:
+        ValueError: names or shapes differ; names the first of each kind.
+    """
+    members = dict(module.named_parameters(remove_duplicate=False))
+    stored = set(module.state_dict())
+    members |= {name: buffer for name, buffer in module.named_buffers() if name in stored}
+    given = {id(members[name]): tensor for name, tensor in tensors.items() if name in members}
+
+    missing = [name for name, member in members.items() if id(member) not in given]
+    unexpected = [name for name in tensors if name not in members]
+    misshapen = [
+        f"{name} is {tuple(tensors[name].shape)}, should be {tuple(members[name].shape)}"
+        for name in tensors
+        if name in members and tensors[name].shape != members[name].shape
+    ]
+    problems = [
+        f"{len(names)} {kind} (first: {names[0]})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{where} does not fit the network: {'; '.join(problems)}. {help_text}".rstrip())
+
+    made: dict[int, nn.Parameter] = {}
+    for name, member in members.items():
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if isinstance(member, nn.Parameter):
+            if id(member) not in made:
+                made[id(member)] = nn.Parameter(given[id(member)], requires_grad=member.requires_grad)
+            owner._parameters[leaf] = made[id(member)]
+        else:
+            owner._buffers[leaf] = given[id(member)]

@@ -1,0 +1,180 @@
+"""Byte-pair tokenizers in the manner of CLIP and of GPT-2, from a vocabulary and merges in memory.
+
+Built on the `tokenizers` library itself, whose interface is steadier than that of the classes in transformers. The merges
+of the two published models are bundled (see assets/ATTRIBUTIONS.md), so nothing is downloaded; small models bring their own.
+
+CLIP (Radford et al., arXiv 2103.00020) lower-cases and ends a word with "</w>"; GPT-2 (Radford et al., 2019) keeps the case
+and begins a word with its space. Which of the two a vocabulary is for shows in whether any token ends with "</w>".
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+START, END, STOP = "<|startoftext|>", "<|endoftext|>", "<|EOS|>"
+_WORD_END = "</w>"
+_CLIP_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # as CLIP was trained
+)
+
+Spec = dict[str, Any]  # {"vocab": {token: id}, "merges": ["a b", ...]}, as in a checkpoint's metadata
+
+
+class BytePairTokenizer:
+    """Text to ids and back.
+
+    Args:
+        vocab: id of every token. START, END and STOP are special wherever they occur in it.
+        merges: pairs "a b" in order of priority.
+
+    Raises:
+        ValueError: the two do not belong together.
+    """
+
+    def __init__(self, vocab: Mapping[str, int], merges: Sequence[str]):
+        self.vocab, self.merges = dict(vocab), list(merges)
+        self._lowercase = any(token.endswith(_WORD_END) for token in vocab)
+        options = {"end_of_word_suffix": _WORD_END} if self._lowercase else {}
+        if END in vocab:
+            options["unk_token"] = END
+        try:
+            model = BPE(vocab=self.vocab, merges=[_pair(merge) for merge in merges], **options)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"the tokenizer's vocabulary and merges do not belong together ({error}).") from error
+        self._tokenizer = Tokenizer(model)
+        if self._lowercase:
+            self._tokenizer.normalizer = normalizers.Sequence(
+                [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+            )
+            self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+                [
+                    pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
+                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+                ]
+            )
+        else:
+            self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._tokenizer.decoder = decoders.ByteLevel()
+        special = [token for token in (START, END, STOP) if token in vocab]
+        self._tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> BytePairTokenizer:
+        """From what `spec` returns."""
+        if not isinstance(spec.get("vocab"), dict) or not isinstance(spec.get("merges"), list):
+            raise ValueError('a tokenizer must be given as {"vocab": {token: id}, "merges": ["a b", ...]}.')
+        return cls(spec["vocab"], spec["merges"])
+
+    @property
+    def spec(self) -> Spec:
+        """The vocabulary and merges, ready for JSON."""
+        return {"vocab": self.vocab, "merges": self.merges}
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without start and end."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of ids; invalid UTF-8 becomes the replacement character."""
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text.replace(_WORD_END, " ").strip() if self._lowercase else text
+
+    def __call__(self, texts: Sequence[str], length: int) -> Tensor:
+        """Ids (B, length) for a text encoder: START, the text, END, and END again as padding.
+
+        A text of more than length - 2 tokens is cut; a warning tells which words are lost.
+        """
+        start, end = self.vocab[START], self.vocab[END]
+        rows = []
+        for text in texts:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            ids = encoding.ids[: length - 2]
+            if len(encoding.ids) > len(ids):
+                at = encoding.offsets[len(ids)][0]
+                logger.warning(
+                    "A prompt of %d tokens is cut to the %d that the text encoder reads; lost from character %d on: %s",
+                    len(encoding.ids), len(ids), at, _shorten(text[at:]),
+                )  # fmt: skip
+            rows.append([start, *ids, *[end] * (length - 1 - len(ids))])
+        return torch.tensor(rows, dtype=torch.long).reshape(len(rows), length)
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    first, _, second = merge.partition(" ")
+    return first, second
+
+
+def _shorten(text: str, limit: int = 120) -> str:
+    return repr(text if len(text) <= limit else text[:limit] + "...")
+
+
+@lru_cache(maxsize=1)
+def clip_spec() -> Spec:
+    """The published CLIP models' 49,408 tokens: bytes, bytes that end a word, merges, start and end."""
+    merges = _bundled_merges("clip_merges.txt.gz")
+    letters = _byte_letters()
+    tokens = [*letters, *(letter + _WORD_END for letter in letters), *_merged(merges), START, END]
+    return {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}
+
+
+@lru_cache(maxsize=1)
+def gpt2_spec() -> Spec:
+    """GPT-2's 50,257 tokens (bytes, merges, the end of a text) and the caption decoder's stop token, id 50257."""
+    merges = _bundled_merges("gpt2_merges.txt.gz")
+    tokens = [*_byte_letters(), *_merged(merges), END, STOP]
+    return {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}
+
+
+def _bundled_merges(name: str) -> list[str]:
+    data = (files("unidiffuser") / "assets" / name).read_bytes()
+    return gzip.decompress(data).decode("utf-8").splitlines()
+
+
+def _merged(merges: list[str]) -> list[str]:
+    return [merge.replace(" ", "") for merge in merges]
+
+
+def _byte_letters() -> list[str]:
+    """A printable character for each byte, in the order of both vocabularies: the printable ones first."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def read_spec(folder: Path) -> Spec | None:
+    """The vocabulary and merges of a tokenizer folder as transformers saves it; None if there is none."""
+    whole = folder / "tokenizer.json"
+    vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
+    try:
+        if vocab_file.is_file() and merges_file.is_file():
+            vocab = json.loads(vocab_file.read_text(encoding="utf-8"))
+            lines = merges_file.read_text(encoding="utf-8").split("\n")
+            merges = [line for line in lines if line and not line.startswith("#version")]
+            added = folder / "added_tokens.json"
+            if added.is_file():
+                vocab |= json.loads(added.read_text(encoding="utf-8"))
+        elif whole.is_file():
+            data = json.loads(whole.read_text(encoding="utf-8"))
+            vocab = data["model"]["vocab"] | {token["content"]: token["id"] for token in data["added_tokens"]}
+            merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in data["model"]["merges"]]
+        else:
+            return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the tokenizer files in {folder} are damaged ({error}); download them again.") from error
+    return {"vocab": vocab, "merges": merges}

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import captions, folders, loader, path
+from . import captions, examples, folders, gibbs, invert, loader, path, sampler, score, words
 
 
 class UniDiffuserExtension(ComfyExtension):
@@ -11,4 +11,5 @@ class UniDiffuserExtension(ComfyExtension):
         folders.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*loader.NODES, *path.NODES, *captions.NODES]
+        modules = (loader, path, sampler, captions, words, invert, gibbs, score, examples)
+        return [node for module in modules for node in module.NODES]

@@ -114,7 +114,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
 class UniDiffuserModel(comfy.model_base.BaseModel):
     """Predicts on packed streams, for the host's samplers (sigma in, denoised out) and for the UniDiffuser Sampler.
 
-    `transformer_options[STREAMS_KEY]`, a `SampledStreams`, says what the pack holds.
+    `transformer_options[WRAPPER_KEY]`, a `SampledStreams`, says what the pack holds.
     """
 
     def __init__(self, model_config: ModelConfig, device: Any = None):
@@ -168,8 +168,9 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         if streams is None:
             raise ValueError("This sampler does not run the MODEL's own wrappers, which UniDiffuser needs. "
                              "Use KSampler, SamplerCustomAdvanced or the UniDiffuser Sampler.")
-        if streams.labels is not None:  # the library's sampler walks its own path: variance-preserving in, noise out
-            return pack(self.predict(*unpack(x, streams.shapes), *streams.labels, transformer_options))
+        if (ask := streams.request) is not None:
+            eps = self.predict(*unpack(x, streams.shapes), ask.t_img, ask.t_text, data_type=ask.data_type, heads=ask.heads)
+            return pack([e for e in eps if e is not None])
 
         sigma = t
         scaled = x / (sigma.view(-1, 1, 1) ** 2 + 1) ** 0.5
@@ -180,11 +181,11 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
             text = torch.where(no_text[..., None], noise.repeat(text.shape[0] // noise.shape[0], 1, 1), text)
         # NOTE: the label comes from sigma itself, so that it survives a node that replaces model_sampling.
         eps = self.predict(img, clip_img, text, label_of_sigma(sigma), no_text[:, 0].float() * NUM_LABELS,
-                           transformer_options, heads=("img", "clip_img"))
+                           heads=("img", "clip_img"))
         return self.model_sampling.calculate_denoised(sigma, pack(eps[:2]), x)
 
     def predict(self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor,
-                transformer_options: Any = None, **kwargs: Any) -> list[Tensor | None]:
+                **kwargs: Any) -> list[Tensor | None]:
         """Noise predictions in fp32, computed in the model's dtype; shapes and labels as in `UViT.forward`."""
         dtype = self.get_dtype_inference()
         out = self.diffusion_model(img.to(dtype), clip_img.to(dtype), text.to(dtype), t_img, t_text, **kwargs)

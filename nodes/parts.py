@@ -1,6 +1,7 @@
 """The parts of a checkpoint as host objects: CLIP, VAE, CLIP_VISION and the caption decoder, each behind the host's patcher."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import comfy.clip_model
@@ -15,10 +16,13 @@ import torch
 from torch import Tensor
 
 from ..unidiffuser.checkpoints import Checkpoint
+from ..unidiffuser.tokenizers import END, START, BytePairTokenizer
 from .model import LatentFormat, host_keys, make_patcher
 
 if TYPE_CHECKING:
     from ..unidiffuser.captions import Caption
+
+DRAFT_TOKENS = 12
 
 
 class TextTower(comfy.clip_model.CLIPTextModel):
@@ -53,7 +57,7 @@ def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
     class Tokens(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None):
             super().__init__("", max_length=length, embedding_directory=embedding_directory,
-                             embedding_size=config["hidden_size"], tokenizer_class=_Ready(tokenizer))
+                             embedding_size=config["hidden_size"], tokenizer_class=_HostTokenizer(tokenizer))
 
     class Tower(comfy.sd1_clip.SDClipModel):
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None):
@@ -75,14 +79,23 @@ def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
                          parameters=comfy.utils.calculate_parameters(weights), state_dict=[weights])
 
 
-class _Ready:
-    """A tokenizer that is there already, where the host wants a class to load one with."""
+class _HostTokenizer:
+    """A checkpoint's tokenizer with the interface, and the way of being made, that the host's SDTokenizer expects."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: BytePairTokenizer):
         self.tokenizer = tokenizer
 
-    def from_pretrained(self, path: str, **kwargs: Any) -> Any:
-        return self.tokenizer
+    def from_pretrained(self, path: str, **kwargs: Any) -> _HostTokenizer:
+        return self
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [self.tokenizer.vocab[START], *self.tokenizer.encode(text), self.tokenizer.vocab[END]]}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.tokenizer.vocab
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens)
 
 
 def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
@@ -135,3 +148,9 @@ class HostCaptionDecoder:
         latents = text if text.shape[-1] == widths[0] else self.decoder.encode_prefix(text)
         with torch.inference_mode():
             return self.decoder.decode(latents, **settings)
+
+    def draft(self, latents: Tensor) -> str:
+        """Quick first words of one text latent (1, L, hidden_dim), where the decoder is now: nothing is loaded or evicted."""
+        weight = self.decoder.decode_prefix.weight
+        with torch.inference_mode():
+            return self.decoder.decode(latents.to(weight.device, torch.float32), beams=1, max_new_tokens=DRAFT_TOKENS)[0][0].text

@@ -30,18 +30,28 @@ def unpack(packed: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
     return [p.reshape(packed.shape[0], *s) for p, s in zip(parts, shapes, strict=True)]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Request:
+    """What the UniDiffuser Sampler asks the model: the network's own arguments beside the three streams."""
+
+    t_img: Tensor
+    t_text: Tensor
+    data_type: Tensor
+    heads: Sequence[str]
+
+
+@dataclass(frozen=True)
 class SampledStreams:
     """What is being sampled, for the model: handed to it in transformer_options.
 
     `shapes` are the packed streams without their batch. `generators`, one per item, make the noise that stands in for a
-    missing text. `labels` (t_img, t_text), each (B,), are set by the UniDiffuser Sampler, which asks for noise predictions
-    at labels of its own choice; None means that one of the host's samplers asks at a sigma.
+    missing text. With a `request` the pack is all three streams, variance-preserving, and noise predictions are wanted;
+    without one a sampler of the host asks at a sigma.
     """
 
     shapes: list[Shape]
     generators: list[torch.Generator] = field(default_factory=list)
-    labels: tuple[Tensor, Tensor] | None = None
+    request: Request | None = None
 
     def text_noise(self, shape: Shape) -> Tensor:
         """Fresh noise (B, *shape) on the CPU."""

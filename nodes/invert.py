@@ -1,0 +1,108 @@
+"""Invert: a picture to the noise that leads back to it; and Interpolate: from one real picture to another by their noises."""
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.utils
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..unidiffuser.path import MARGINAL, NoisePath
+from ..unidiffuser.streams import Streams
+from . import sampling
+from .sampler import guidance_input, host_outputs, sample_streams, seed_input
+from .types import CATEGORY
+
+INVERSE, FORWARD = "ddim_inverse", "ddim"  # the deterministic pair: one undoes the other
+
+
+class Invert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniDiffuserInvert",
+            display_name="UniDiffuser Invert",
+            category=CATEGORY,
+            description="Finds the noise from which a picture would be made. A UniDiffuser Sampler with the same text, guidance "
+                        "1 and the method ddim leads it back to the picture; with another text, to an edited one.",
+            search_aliases=["inversion", "ddim inversion", "unsample", "edit"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Load UniDiffuser."),
+                io.Latent.Input("latent_image", tooltip="The picture, from VAE Encode."),
+                io.ClipVisionOutput.Input("clip_vision_output", tooltip="CLIP Vision Encode of the same picture."),
+                io.Conditioning.Input("text", optional=True,
+                                      tooltip="What the picture shows, a caption or a prompt; without it the text is left open."),
+                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="More steps lead back more exactly."),
+                seed_input(),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="LATENT", tooltip="The picture's noise, for a UniDiffuser Sampler."),
+                io.ClipVisionOutput.Output(display_name="CLIP_VISION_OUTPUT", tooltip="The noise of its CLIP token."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, latent_image: Any, clip_vision_output: Any, steps: int, seed: int,
+                text: Any = None) -> io.NodeOutput:
+        clean, _ = sampling.given_streams(model, latent_image, clip_vision_output, text)
+        path = NoisePath.image(steps) if text is None else NoisePath.text_to_image(steps)
+        watch = sampling.watcher(model, steps, None)
+        noise = sample_streams(model, path.reversed(), clean, Streams(), seed, method=INVERSE, callback=watch)
+        outputs = host_outputs(model, noise, path.reversed(), latent_image)
+        return io.NodeOutput(outputs[0], outputs[1])
+
+
+class Interpolate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniDiffuserInterpolate",
+            display_name="UniDiffuser Interpolate",
+            category=CATEGORY,
+            description="Pictures on the way from one real picture to another: both are described and inverted to noise, and "
+                        "the noises and texts between them are made into pictures. Ready for Create Video.",
+            search_aliases=["morph", "slerp", "blend", "animation", "inbetween"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Load UniDiffuser."),
+                io.ClipVision.Input("clip_vision", tooltip="From Load UniDiffuser."),
+                io.Vae.Input("vae", tooltip="From Load UniDiffuser."),
+                io.Image.Input("image_a", tooltip="The first picture; its centre square is used."),
+                io.Image.Input("image_b", tooltip="The last picture; its centre square is used."),
+                io.Int.Input("frames", default=8, min=2, max=1000, tooltip="Pictures in all, with both ends."),
+                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Network steps for each of the three parts."),
+                guidance_input("text_guidance", "text that describes each picture"),
+                seed_input(),
+            ],
+            outputs=[io.Image.Output(display_name="pictures", tooltip="The frames, as a batch."),
+                     io.Conditioning.Output(display_name="CONDITIONING", tooltip="The texts of the frames, for Decode Caption.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip_vision: Any, vae: Any, image_a: Tensor, image_b: Tensor, frames: int, steps: int,
+                text_guidance: float, seed: int) -> io.NodeOutput:
+        from ..unidiffuser.pipeline import slerp
+
+        pictures = torch.cat([centre_square(model, image) for image in (image_a[:1], image_b[:1])])
+        clean, _ = sampling.given_streams(model, {"samples": vae.encode(pictures)}, clip_vision.encode_image(pictures), None)
+        watch = sampling.watcher(model, 3 * steps, None)
+
+        def part(number: int, path: NoisePath, streams: Streams, method: str, **settings: Any) -> Streams:
+            return sample_streams(model, path, streams, Streams(), seed, method=method, **settings,
+                                  callback=sampling.shifted(watch, number * steps, 3 * steps))
+
+        described = part(0, NoisePath.image_to_text(steps), clean, "dpmpp_2m", guidance=text_guidance)
+        noise = part(1, NoisePath.text_to_image(steps).reversed(), described, INVERSE)
+        weights = torch.linspace(0, 1, frames).tolist()
+        between = noise.map(lambda ends: torch.stack([slerp(ends[0], ends[1], weight) for weight in weights]))
+        made = part(2, NoisePath.text_to_image(steps), between, FORWARD, levels={"img": MARGINAL, "clip_img": MARGINAL})
+        return io.NodeOutput(vae.decode(model.model.process_latent_out(made.img)), [[made.text, {}]])
+
+
+def centre_square(model: Any, image: Tensor) -> Tensor:
+    """The centre square of an IMAGE (B, H, W, 3) at the size the model was trained for."""
+    side = model.model.checkpoint_config.image_size
+    return comfy.utils.common_upscale(image[..., :3].movedim(-1, 1), side, side, "lanczos", "center").movedim(1, -1)
+
+
+NODES = [Invert, Interpolate]

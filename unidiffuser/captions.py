@@ -137,9 +137,7 @@ class CaptionDecoder(nn.Module):
         self, latents: Tensor, beams: int, count: int, max_new_tokens: int | None, top_p: float, temperature: float
     ) -> None:
         if latents.ndim != 3 or latents.shape[2] != self.config.hidden_dim:
-            raise ValueError(
-                f"text latents must have shape (B, L, {self.config.hidden_dim}), got {tuple(latents.shape)}"
-            )
+            raise ValueError(f"text latents must have shape (B, L, {self.config.hidden_dim}), got {tuple(latents.shape)}")
         if not torch.isfinite(latents).all():
             raise ValueError("the text latents hold NaN or infinite values; lower the guidance or use dtype float32")
         gpt2 = self.gpt.config

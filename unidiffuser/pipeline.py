@@ -333,9 +333,7 @@ class UniDiffuser:
         return self.text_encoder(prompts).float()
 
     @torch.inference_mode()
-    def _encode_images(
-        self, pictures: list[Any], count: int, plan: _Plan, generators: list[torch.Generator]
-    ) -> Streams:
+    def _encode_images(self, pictures: list[Any], count: int, plan: _Plan, generators: list[torch.Generator]) -> Streams:
         """Each picture `count` times, each time with another sample of its latent."""
         opened = [open_image(picture) for picture in pictures]
         side = min(plan.width, plan.height)

@@ -1,0 +1,107 @@
+"""What a command leaves behind: PNG files that know how they were made, captions as JSON or text, a contact sheet."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from . import __version__
+from .images import contact_sheet, save_png
+from .weights import atomic_write
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result: a picture, a caption or both, the seed that makes it alone, and the prompt or file it came from."""
+
+    seed: int
+    image: Image.Image | None = None
+    caption: str | None = None
+    source: str | None = None
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder and see whether it takes files, before minutes are spent on what could not be written.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def save_results(
+    results: Sequence[Result], folder: Path, task: str, settings: Mapping[str, Any], text_format: str = "json"
+) -> list[Path]:
+    """Write results to `folder` under names made of task, source and seed; a repeated run replaces its own files.
+
+    Args:
+        results: at least one, in order.
+        folder: made if absent.
+        task: such as "text-to-image".
+        settings: all that is needed to make the results again; plain values.
+        text_format: of the captions: "json" holds seeds, sources and settings as well, "txt" is a caption a line.
+
+    Returns:
+        The files: pictures, then the contact sheet if there are several, then the captions if there are any.
+
+    Raises:
+        OSError: a file cannot be written; each file is complete or absent.
+        ValueError: an unknown text format.
+    """
+    if text_format not in ("json", "txt"):
+        raise ValueError(f'captions are written as "json" or "txt", not {text_format!r}')
+    stem = "-".join(filter(None, (task, _slug(results[0].source or ""), f"seed{results[0].seed}")))
+    written: list[Path] = []
+    names: list[str | None] = []
+    for number, result in enumerate(results):
+        names.append(None if result.image is None else f"{stem}-{number:02d}.png")
+        if result.image is not None:
+            path = folder / f"{stem}-{number:02d}.png"
+            save_png(result.image, path, _metadata(result, task, settings))
+            written.append(path)
+    pictures = [result.image for result in results if result.image is not None]
+    captions = [result.caption for result in results if result.caption is not None]
+    if len(pictures) > 1:
+        path = folder / f"{stem}-sheet.png"
+        save_png(contact_sheet(pictures, captions), path, {"settings": _json({"task": task, **settings})})
+        written.append(path)
+    if captions:
+        path = folder / f"{stem}.{text_format}"
+        rows = [
+            {"caption": result.caption, "seed": result.seed, "source": result.source, "file": name}
+            for result, name in zip(results, names, strict=True)
+        ]
+        whole = json.dumps({"task": task, "settings": dict(settings), "captions": rows}, ensure_ascii=False, indent=1)
+        with atomic_write(path) as file:
+            file.write((whole if text_format == "json" else "\n".join(captions)).encode() + b"\n")
+        written.append(path)
+    return written
+
+
+def _metadata(result: Result, task: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    entries = {
+        "prompt": result.source if result.source is not None else result.caption,
+        "caption": result.caption,
+        "seed": str(result.seed),
+        "settings": _json({"task": task, **settings}),
+        "Software": f"UniDiffuser {__version__}",
+    }
+    return {key: value for key, value in entries.items() if value is not None}
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _slug(text: str, length: int = 40) -> str:
+    """Letters and digits of any script, joined by dashes: a name for every file system."""
+    return re.sub(r"[\W_]+", "-", Path(text).stem if Path(text).suffix else text).strip("-").lower()[:length].rstrip("-")

@@ -343,6 +343,7 @@ def main() -> None:
     app()
 
 
+@functools.lru_cache(maxsize=1)  # the demo runs two tasks
 def _load(model: str, device: str | None, dtype: Dtype | None) -> UniDiffuser:
     import torch
 

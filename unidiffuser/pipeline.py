@@ -32,10 +32,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoint, load_checkpoint
+from .guidance import Guidance
 from .images import ImageSource, fit, open_image, to_images, to_tensor
 from .modules import skeleton
 from .path import NoisePath
-from .samplers import sample
+from .samplers import METHODS, sample
 from .streams import Streams, draw_noise, item_generators
 from .uvit import UViT
 
@@ -47,8 +48,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Guidance = float | tuple[float, float]
+Scales = float | tuple[float, float]
 Progress = Callable[[int, int, Streams, Streams], None]
+SAMPLERS = tuple(name for name, method in METHODS.items() if not method.implicit)
 
 
 class Options(TypedDict, total=False):
@@ -57,7 +59,7 @@ class Options(TypedDict, total=False):
     steps: network steps of each path, at least 1; the checkpoint's default when absent.
     guidance: 1 = off (the paper's scale + 1); or a pair (image, text); the checkpoint's default when absent.
     seed: see the module's text. Default 0.
-    method: a stepper of `unidiffuser.samplers`. Default "dpmpp_2m".
+    method: one of SAMPLERS. Default "dpmpp_2m".
     width, height: of the pictures, in pixels, multiples of `UniDiffuser.multiple`; the trained size when absent.
     data_type: 1 = curated captions (default), 0 = web; v0 checkpoints have no such thing.
     batch_size: most items that are in the network at once; bounds memory and changes nothing else.
@@ -65,7 +67,7 @@ class Options(TypedDict, total=False):
     """
 
     steps: int | None
-    guidance: Guidance | None
+    guidance: Scales | None
     seed: int
     method: str
     width: int | None
@@ -80,7 +82,7 @@ class _Plan:
     """The options of one call, checked, with the checkpoint's defaults filled in."""
 
     steps: int
-    guidance: Guidance
+    guidance: Scales
     width: int
     height: int
     seed: int = 0
@@ -271,12 +273,17 @@ class UniDiffuser:
     # Machinery
 
     def _plan(self, options: Options) -> _Plan:
-        given = {name: value for name, value in options.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         unknown = given.keys() - Options.__annotations__.keys()
         if unknown:
             raise TypeError(f"unknown option {min(unknown)!r}; options are {', '.join(Options.__annotations__)}")
-        defaults = {"width": self.config.image_size, "height": self.config.image_size, **self.config.defaults}
+        trained = self.config.image_size
+        defaults = {"steps": 50, "guidance": 8.0, "width": trained, "height": trained, **self.config.defaults}
         plan = _Plan(**(defaults | given))
+        _whole("steps", plan.steps, least=1)
+        Guidance.of(plan.guidance)
+        if plan.method not in SAMPLERS:
+            raise ValueError(f"method must be one of {', '.join(SAMPLERS)}, got {plan.method!r}")
         for name, side in (("width", plan.width), ("height", plan.height)):
             _whole(name, side)
             if side < self.multiple or side % self.multiple:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from .weights import atomic_write
+from .files import atomic_write
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from unidiffuser.captions import CaptionDecoder
 from unidiffuser.model_config import CaptionConfig
 
-NEVER = 50257  # the stop token; its logit is pushed down so that every caption runs to its full length
+NEVER = -1  # for a stop token: no id at all, so that every caption runs to its full length
 
 
 @torch.inference_mode()
@@ -39,7 +39,7 @@ def uncached(model: CaptionDecoder, latents: Tensor, beams: int, limit: int) -> 
 def diffusers_decoder(model: CaptionDecoder) -> Callable[[Tensor], object] | None:
     """diffusers' decoder with the same sizes and weights."""
     try:
-        from diffusers.pipelines.unidiffuser import UniDiffuserTextDecoder
+        from diffusers import UniDiffuserTextDecoder
     except ImportError:
         return None
     config = model.config
@@ -48,7 +48,7 @@ def diffusers_decoder(model: CaptionDecoder) -> Callable[[Tensor], object] | Non
         n_positions=1024, vocab_size=50258, n_embd=768, n_layer=12, n_head=12,
     )  # fmt: skip
     weights = {name.replace("gpt.", "transformer.", 1): value for name, value in model.state_dict().items()}
-    theirs.load_state_dict(weights, strict=False)
+    theirs.load_state_dict(weights)
     theirs.to(next(model.parameters()).device).eval()
     return lambda latents: [
         theirs.generate_beam(input_embeds=theirs.decode(latent[None]), eos_token_id=NEVER, device=latents.device)
@@ -78,9 +78,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
-    model = CaptionDecoder(CaptionConfig(max_new_tokens=args.tokens)).eval().to(args.device)
-    with torch.no_grad():
-        model.gpt.transformer.wte.weight[NEVER] = -model.gpt.transformer.wte.weight[:NEVER].mean(0) * 100
+    model = CaptionDecoder(CaptionConfig(max_new_tokens=args.tokens, stop_token_id=NEVER)).eval().to(args.device)
     latents = torch.randn(args.images, 77, 64, device=args.device)
 
     rows = {

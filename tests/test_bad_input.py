@@ -92,7 +92,8 @@ def test_guidance(model: UniDiffuser, guidance: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"count": 0}, "count"), ({"count": 1.0}, "count"), ({"seed": 0.5}, "seed"), ({"method": "magic"}, "magic"), ({"method": "ddim_inverse"}, "method"),
+        ({"count": 0}, "count"), ({"count": 1.0}, "count"), ({"seed": 0.5}, "seed"), ({"method": "magic"}, "magic"),
+        ({"method": "ddim_inverse"}, "method"),
         ({"width": 0}, "width"), ({"height": 33}, "height"), ({"batch_size": 0}, "batch_size"),
     ],
 )  # fmt: skip

@@ -96,6 +96,24 @@ def test_beams_equal_uncached_search_token_for_token(size: dict, beams: int) -> 
 
 
 @torch.no_grad()
+def test_beams_equal_diffusers_token_for_token() -> None:
+    """A second oracle; it cuts a caption at its length like the authors' code and keeps the order by score."""
+    diffusers = pytest.importorskip("diffusers")
+    model = decoder(stop_bias=4.0, seed=3)
+    theirs = diffusers.UniDiffuserTextDecoder(
+        prefix_length=6, prefix_inner_dim=24, prefix_hidden_dim=8, vocab_size=50, n_positions=96, n_embd=32, n_layer=2, n_head=4
+    ).eval()
+    theirs.load_state_dict({name.replace("gpt.", "transformer.", 1): v for name, v in model.state_dict().items()})
+    latents = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(7))
+    for item, latent in zip(model.decode(latents, count=5), latents, strict=True):
+        tokens, lengths = theirs.generate_beam(
+            input_embeds=theirs.decode_prefix(latent[None]), device="cpu", entry_length=12, eos_token_id=STOP
+        )
+        expected = [row[: int(length)].tolist() for row, length in zip(tokens, lengths, strict=True)]
+        assert [list(caption.tokens) for caption in item] == expected
+
+
+@torch.no_grad()
 def test_the_sizes_above_stop_early_and_late() -> None:
     """Guards the comparison: some hypotheses must stop at different lengths and some must run out."""
     latents = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(7))
@@ -109,9 +127,7 @@ def test_the_sizes_above_stop_early_and_late() -> None:
 @torch.no_grad()
 def test_an_early_finisher_changes_nobody() -> None:
     model = decoder(stop_bias=4.0, seed=3, limit=20)
-    latents = (
-        torch.randn(7, 6, 8, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.1, 3, 7)[:, None, None]
-    )
+    latents = torch.randn(7, 6, 8, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.1, 3, 7)[:, None, None]
     together = model.decode(latents, count=5)
     alone = [model.decode(latent[None], count=5)[0] for latent in latents]
     assert [[c.tokens for c in item] for item in together] == [[c.tokens for c in item] for item in alone]

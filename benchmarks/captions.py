@@ -51,7 +51,7 @@ def diffusers_decoder(model: CaptionDecoder) -> Callable[[Tensor], object] | Non
     theirs.load_state_dict(weights)
     theirs.to(next(model.parameters()).device).eval()
     return lambda latents: [
-        theirs.generate_beam(input_embeds=theirs.decode(latent[None]), eos_token_id=NEVER, device=latents.device)
+        theirs.generate_beam(input_embeds=theirs.decode_prefix(latent[None]), eos_token_id=NEVER, device=latents.device)
         for latent in latents
     ]
 

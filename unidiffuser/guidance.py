@@ -1,8 +1,9 @@
 """Guidance: which evaluations of the network a point of a path needs, all in one forward, and how they combine.
 
-UniDiffuser needs no null token for classifier-free guidance (Ho and Salimans, arXiv 2207.12598): a modality's unconditional
-prediction is the same network with the other modality at label 1000, where it is pure noise (arXiv 2303.06555, section 3.2).
-For a modality that moves at label t while the other is at u, with the usual scale g (1 = off; the paper's s is g - 1):
+UniDiffuser needs no null token for classifier-free guidance (Ho and Salimans, arXiv 2207.12598): a modality's
+unconditional prediction is the same network with the other modality at label 1000, where it is pure noise
+(arXiv 2303.06555, section 3.3). For a modality that moves at label t while the other is at u, with the usual scale g
+(1 = off; the paper's s is g - 1):
 
     eps = eps(x_t, y_u, t, u) + (g - 1) * (eps(x_t, y_u, t, u) - eps(x_t, noise, t, 1000))
 
@@ -23,7 +24,8 @@ from .streams import MODALITIES, Streams
 OTHER = {"img": "text", "text": "img"}
 UNCONDITIONAL = ("marginal", "empty_prompt")
 
-Net = Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
+Predictions = tuple[Tensor | None, Tensor | None, Tensor | None]
+Net = Callable[..., Predictions]
 """A UViT, or any function of (img, clip_img, text, t_img, t_text, data_type, heads=) with its results."""
 
 
@@ -31,9 +33,10 @@ Net = Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]
 class Guidance:
     """How strongly, and against what, each modality is guided.
 
-    img, text: scales g of the modalities, 1 = off. interval: labels (low, high) outside of which a modality is not guided
-    (Kynkäänniemi et al., arXiv 2404.07724). empty_text: (1 or B, L, D) latent of the empty prompt, to be the image's
-    unconditional at t_text = 0 in place of the marginal.
+    img, text: scales g of the modalities, 1 = off.
+    interval: labels (low, high) outside of which a modality is not guided (Kynkäänniemi et al., arXiv 2404.07724).
+    empty_text: (1 or B, L, D) latent of the empty prompt, to be the image's unconditional at t_text = 0 in place of the
+        marginal.
     """
 
     img: float = 1.0
@@ -150,7 +153,7 @@ def evaluate(
 
 
 def combine(outputs: dict[str, Streams], strengths: dict[str, float]) -> Streams:
-    """main + s (main - unconditional), with the strength s and the unconditional prediction of each stream's modality."""
+    """main + s (main - unconditional), with the strength s and the unconditional prediction of each modality."""
     result = outputs["main"]
     for modality in outputs.keys() - {"main"}:
         s = strengths[modality]

@@ -1,15 +1,15 @@
 """The noise path: how a sample travels through the square of noise levels (t_img, t_text) in [0, 1000]^2.
 
-The network predicts the noise of both modalities at any pair of levels (arXiv 2303.06555, section 3), so the one thing that
-tells captioning from illustration is the curve a sample follows:
+The network predicts the noise of both modalities at any pair of levels (arXiv 2303.06555, section 3), so the one thing
+that tells captioning from illustration is the curve a sample follows:
 
     text to image   along the bottom edge       t_img 1000 -> 0, t_text = 0
     image to text   along the left edge         t_img = 0, t_text 1000 -> 0
     joint           down the diagonal           both 1000 -> 0
     image, text     along the far edges         the other stays at 1000: pure noise, marginalised
 
-and every other monotone curve is a sampler too. A path holds no mode: what a stream does in an interval (moves, or is held
-clean, noisy or marginalised) is read off its two levels there.
+and every other monotone curve is a sampler too. A path holds no mode: what a stream does in an interval (moves, or is
+held clean, noisy or marginalised) is read off its two levels there.
 """
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class NoisePath:
     origin, where at least one stream is clean; label 1, where the authors stop, counts as clean.
 
     Raises:
-        ValueError: labels outside the square, of different lengths, not monotone, going nowhere, or ending off the axes.
+        ValueError: labels outside the square, of unequal lengths, not monotone, going nowhere, or ending off the axes.
     """
 
     t_img: tuple[float, ...]
@@ -91,12 +91,12 @@ class NoisePath:
                 raise ValueError(f"{name} has label {outside[0]}; labels run from 0 (clean) to {NUM_LABELS} (noise).")
         changes = [b - a for labels in (self.t_img, self.t_text) for a, b in itertools.pairwise(labels)]
         if any(c < 0 for c in changes) and any(c > 0 for c in changes):
-            raise ValueError("A path must be monotone: both labels falling (or level), or both rising for an inversion.")
+            raise ValueError("A path must be monotone: both labels falling or level, or both rising for an inversion.")
         if not any(changes):
             raise ValueError("On this path nothing moves: at least one of t_img and t_text must change.")
-        low = min(self.t_img[-1], self.t_text[-1]) if not self.ascending else min(self.t_img[0], self.t_text[0])
-        if low > LEAST:
-            raise ValueError(f"A path must end on an axis, with the image or the text clean; the cleaner ends at {low:g}.")
+        end = 0 if self.ascending else -1
+        if (low := min(self.t_img[end], self.t_text[end])) > LEAST:
+            raise ValueError(f"A path must end with the image or the text at 0; here the cleaner ends at {low:g}.")
 
     @property
     def steps(self) -> int:
@@ -124,7 +124,7 @@ class NoisePath:
         """
         lengths = [max(abs(a - b) for a, b in zip(p, q, strict=True)) for p, q in itertools.pairwise(corners)]
         _check_steps(steps, len(lengths))
-        bounds = [0]  # the index of each corner: where its share of the length ends, leaving a step for every later line
+        bounds = [0]  # index of each corner: where its share of the length ends, leaving a step for every later line
         for k in range(1, len(lengths)):
             share = round(steps * sum(lengths[:k]) / (sum(lengths) or 1))
             bounds.append(min(max(share, bounds[-1] + 1), steps - (len(lengths) - k)))
@@ -177,7 +177,7 @@ class NoisePath:
                 there for the other. The default goes straight down the diagonal.
         """
         if any(not (math.isfinite(s) and s > 0) for s in speeds):
-            raise ValueError(f"speeds must be positive numbers, not {speeds}; hold a stream with text_to_image or image_to_text.")
+            raise ValueError(f"speeds must be positive numbers, not {speeds}; text_to_image and others hold a stream.")
         durations = start[0] / speeds[0], start[1] / speeds[1]
         corner = max(CLEAN, start[0] - speeds[0] * durations[1]), max(CLEAN, start[1] - speeds[1] * durations[0])
         if math.isclose(durations[0], durations[1]) or max(corner) < LEAST:
@@ -185,7 +185,7 @@ class NoisePath:
         return cls.through(start, corner, (CLEAN, CLEAN), steps=steps, spacing=spacing)
 
     def picture(self, size: int = 256) -> Image:
-        """The path in its square as an RGB picture of `size` x `size` pixels: image noise to the right, text noise up."""
+        """The path in its square, RGB, `size` x `size` pixels: image noise to the right, text noise upwards."""
         from .path_picture import draw
 
         return draw(self, size)

@@ -2,7 +2,7 @@
 
     out = sample(net, NoisePath.text_to_image(20), Streams(noise, clip_noise, text), guidance=4.0)
 
-Captioning, illustration, joint generation, variation, inversion and inpainting differ in the path and the start, never here.
+Captioning, illustration, joint generation, variation, inversion and inpainting differ in path and start, never here.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .guidance import Guidance, Net, predict
+from .guidance import Guidance, Net, Predictions, predict
 from .path import LEAST, MARGINAL, NoisePath
 from .schedule import add_noise
 from .steppers import METHODS, Visit, stages
@@ -52,18 +52,19 @@ def sample(
             guidance needs in one batch, in its own dtype and on its own device.
         path: where to go. Each stream is clean, moving or marginal as its labels say, interval by interval.
         streams: the start, one batch of img (B, C, H, W), clip_img (B, 1, D) and text (B, L, D) at the levels of the
-            path's first point: clean at 0, noised by `add_noise` in between, noise at 1000. One that starts at 1000 may be
-            None; then it is drawn from the generators in the network's own size.
+            path's first point: clean at 0, noised by `add_noise` in between, noise at 1000. One that starts at 1000 may
+            be None; then it is drawn from the generators in the network's own size.
         guidance: usual convention, 1 = off; one number or an (image, text) pair.
         method: one of `METHODS`. "reference" is the authors' solver, which ends at label 1 and returns that; all others
-            end where the path ends, and their last interval into label 0 returns the x_0 prediction. "ddim_inverse" takes
-            the path from its clean end to its noisy one, whichever way it is written; all others take a falling path.
+            end where the path ends, and their last interval into label 0 returns the x_0 prediction. "ddim_inverse"
+            takes the path from its clean end to its noisy one, whichever way it is written; all others go downwards.
         data_type: data-type token of v1 networks: 1 = curated, 0 = web; one number or (B,).
         generator: one per item, or a single one; see `streams.generators_for`. Used for marginal streams, streams not
-            given, and the noise under a mask. None seeds from the operating system. The global generators stay untouched.
-        mask: streams of 1 = generate, 0 = keep, broadcastable to their stream ((B, 1, H, W), (B, 1, 1), (B, L, 1)); None
-            generates all of a stream. Where it is 0 the given stream holds the clean value to keep; it is taken along at
-            the noise level of the path with one fixed noise, and is in the result as it was given.
+            given, and the noise under a mask. None seeds from the operating system. Global generators stay untouched.
+        mask: streams of 1 = generate, 0 = keep, broadcastable to theirs ((B, 1, H, W), (B, 1, 1), (B, L, 1)); None
+            generates all of a stream. Where it is 0 the given stream holds the clean value to keep, at whatever level
+            the rest of it starts; it goes along at the path's noise level under one fixed noise, and is in the result
+            as it was given.
         callback: called after each step with (step from 0, total, x_0 prediction, state); may raise to interrupt.
         unconditional: what guidance pushes an image away from: "marginal" or "empty_prompt" (needs `empty_text`).
         empty_text: (1 or B, L, D) latent of the empty prompt.
@@ -135,7 +136,7 @@ class _Kept:
         for name, values in (mask or Streams()).items():
             given = clean.need(name)
             values = values.to(given.device)
-            if values.ndim != given.ndim or any(m not in (1, g) for m, g in zip(values.shape, given.shape, strict=True)):
+            if values.ndim != given.ndim or any(m not in (1, g) for m, g in zip(values.shape, given.shape)):  # noqa: B905
                 raise ValueError(f"The mask of {name} is {tuple(values.shape)}; it must fit {tuple(given.shape)}.")
             if not ((values == 0) | (values == 1)).all():
                 raise ValueError(f"The mask of {name} must hold only 0 (keep) and 1 (generate).")
@@ -151,9 +152,9 @@ class _Kept:
         return x
 
     def correct(self, eps: Streams) -> Streams:
-        """The noise prediction, with the true noise where it is known: every stepper then keeps that part on its course."""
-        known = {n: torch.where(keep, self.noise[n], eps.need(n)) for n, keep in self.keep.items() if eps[n] is not None}
-        return eps.replace(**known)
+        """The noise prediction, with the true noise where it is known, so that every stepper keeps that part in step."""
+        predicted = {name: value for name, value in eps.items() if name in self.keep}
+        return eps.replace(**{n: torch.where(self.keep[n], self.noise[n], value) for n, value in predicted.items()})
 
     def finish(self, x: Streams, path: NoisePath) -> Streams:
         """The result, with what is kept as it was given where the path ends clean."""
@@ -167,24 +168,26 @@ def _directed(path: NoisePath, method: str) -> NoisePath:
     if METHODS[method].implicit:
         return path if path.ascending else path.reversed()
     if path.ascending:
-        raise ValueError(f"{method} needs a path that falls to an axis; this one rises. Use path.reversed(), or ddim_inverse.")
+        raise ValueError(f"{method} needs a falling path and this one rises. Use path.reversed(), or ddim_inverse.")
     return path
 
 
 def _adapted(net: Net, streams: Streams) -> tuple[Net, torch.device]:
     """The network as a function of fp32 streams on its own device, and that device."""
-    weights = [p for p in net.parameters() if p.is_floating_point()] if isinstance(net, nn.Module) else []
-    anchor = weights or [value for _, value in streams.items()] or [torch.empty(0)]
-    device, dtype = anchor[0].device, weights[0].dtype if weights else torch.float32
+    parameters = net.parameters() if isinstance(net, nn.Module) else ()
+    weight: Tensor | None = next((p for p in parameters if p.is_floating_point()), None)
+    anchor = weight if weight is not None else next((value for _, value in streams.items()), torch.empty(0))
+    dtype = torch.float32 if weight is None else weight.dtype
     takes = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
     takes_heads = "heads" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
 
-    def run(img: Tensor, clip_img: Tensor, text: Tensor, *rest: Tensor, heads: Sequence[str]) -> tuple[Tensor | None, ...]:
-        inputs = (img.to(dtype), clip_img.to(dtype), text.to(dtype), *rest)
+    def run(img: Tensor, clip_img: Tensor, text: Tensor, *told: Tensor, heads: Sequence[str]) -> Predictions:
+        inputs = (img.to(dtype), clip_img.to(dtype), text.to(dtype), *told)
         out = net(*inputs, heads=heads) if takes_heads else net(*inputs)
-        return tuple(None if x is None else x.float() for x in out)
+        eps_img, eps_clip, eps_text = (None if x is None else x.float() for x in out)
+        return eps_img, eps_clip, eps_text
 
-    return run, device
+    return run, anchor.device
 
 
 def _shapes(net: Net, streams: Streams, path: NoisePath) -> dict[str, tuple[int, ...]]:
@@ -194,7 +197,7 @@ def _shapes(net: Net, streams: Streams, path: NoisePath) -> dict[str, tuple[int,
     for name in MODALITY_OF.keys() - shapes.keys():
         start = path.labels(MODALITY_OF[name])[0]
         if start != MARGINAL or not isinstance(config, UViTConfig):
-            raise ValueError(f"The {name} stream is missing; the path starts it at label {start:g}, so give it at that noise level.")
+            raise ValueError(f"The {name} stream is missing; give it at label {start:g}, where the path starts it.")
         shapes[name] = config.item_shapes[name]
     return shapes
 
@@ -202,6 +205,5 @@ def _shapes(net: Net, streams: Streams, path: NoisePath) -> dict[str, tuple[int,
 def _check_finite(x: Streams, when: str) -> None:
     for name, value in x.items():
         if not torch.isfinite(value).all():
-            raise NonFiniteError(
-                f"The {name} stream holds NaN or infinity {when}. Check the inputs, lower the guidance, or use fp32 or bf16."
-            )
+            advice = "Check the inputs, lower the guidance, or use fp32 or bf16."
+            raise NonFiniteError(f"The {name} stream holds NaN or infinity {when}. {advice}")

@@ -1,9 +1,9 @@
 """The noise schedule: labels, and how much signal and noise each one means.
 
-x_t = alpha(t) x_0 + sigma(t) eps, alpha^2 + sigma^2 = 1, with Stable Diffusion's "scaled linear" betas. A label runs from
-0 (clean) to 1000 (pure noise); label n belongs to alphas_cumprod[n - 1], which a library that counts 0..999 calls timestep
-n - 1. Between two labels log alpha is interpolated linearly, as in the discrete schedule of DPM-Solver (arXiv 2206.00927,
-appendix D.4); label 0 is exactly alpha = 1, so between 0 and 1 the same rule holds.
+x_t = alpha(t) x_0 + sigma(t) eps, alpha^2 + sigma^2 = 1, with Stable Diffusion's "scaled linear" betas. Labels run from
+0 (clean) to 1000 (pure noise); label n belongs to alphas_cumprod[n - 1], timestep n - 1 to who counts from 0 to 999.
+Between two labels log alpha is interpolated linearly, as in the discrete schedule of DPM-Solver (arXiv 2206.00927);
+label 0 is exactly alpha = 1, so between 0 and 1 the same rule holds.
 
 Tensor functions keep float64 as it is and compute everything else in float32, on the device of their input.
 """
@@ -71,7 +71,7 @@ def label_of_half_logsnr(lam: Tensor) -> Tensor:
 
 
 def sigma_of_label(labels: Tensor) -> Tensor:
-    """sigma / alpha, the noise level of k-diffusion (Karras et al., arXiv 2206.00364): 0 at label 0, about 14.6 at 1000."""
+    """sigma / alpha, the noise level of k-diffusion (arXiv 2206.00364): 0 at label 0, about 14.6 at label 1000."""
     alpha, sigma = alpha_sigma(labels)
     return sigma / alpha
 

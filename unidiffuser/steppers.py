@@ -1,11 +1,12 @@
 """The steppers: how one interval of a path is taken, given what the network predicted so far.
 
 In the manner of k-diffusion each is a plain function, and each knows one stream only: `step(history, stage)` gets the
-points this stream visited on its way, the newest last, and returns the stream at `stage.next`. Its noise levels are those
-of its own modality, so that a path may move the two at unequal speeds.
+points this stream visited on its way, the newest last, and returns the stream at `stage.next`. Its noise levels are
+those of its own modality, so that a path may move the two at unequal speeds.
 
 Notation of DPM-Solver++ (Lu et al., arXiv 2211.01095): x_t = alpha_t x_0 + sigma_t eps, lambda = log(alpha / sigma),
-h = lambda_next - lambda. All of its updates are sigma_next / sigma * x plus alpha_next times a combination of x_0 predictions.
+h = lambda_next - lambda. Each of its updates is sigma_next / sigma * x plus alpha_next times a combination of x_0
+predictions.
 """
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Visit:
-    """A point that a stream came through: its level, the state x there, and the noise predicted for the step from it."""
+    """A point that a stream came through: its level, the state x there, and the noise predicted for the step on."""
 
     level: Level
     x: Tensor
@@ -101,7 +102,7 @@ def ddim(history: Sequence[Visit], stage: Stage) -> Tensor:
 
 
 def dpmpp_2m(history: Sequence[Visit], stage: Stage) -> Tensor:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2); first order at the start and into label 0, where h is infinite."""
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2); first order at the start, and into label 0 (infinite h)."""
     if len(history) < 2 or stage.next.sigma == 0:
         return _first_order(history[-1], stage.next)
     before, now = history[-2:]
@@ -112,7 +113,7 @@ def dpmpp_2m(history: Sequence[Visit], stage: Stage) -> Tensor:
 
 
 def dpmpp_3m(history: Sequence[Visit], stage: Stage) -> Tensor:
-    """DPM-Solver++(3M): the Taylor expansion of arXiv 2211.01095, section 4, to third order over the last three points."""
+    """DPM-Solver++(3M): the expansion of arXiv 2211.01095, section 4, to third order over the last three points."""
     if len(history) < 3 or stage.next.sigma == 0:
         return dpmpp_2m(history, stage)
     oldest, before, now = history[-3:]
@@ -128,12 +129,11 @@ def dpmpp_3m(history: Sequence[Visit], stage: Stage) -> Tensor:
 
 
 def reference(history: Sequence[Visit], stage: Stage) -> Tensor:
-    """The authors' sampler: singlestep DPM-Solver++ (arXiv 2211.01095, algorithm 1 and appendix) in groups of 3 intervals.
+    """The authors' sampler: singlestep DPM-Solver++ of order 3 (arXiv 2211.01095; its 3S in the form of 2206.00927).
 
-    A group starts at s and takes 3 intervals (the last ones 2 or 1). Its inner points are ordinary points of the path,
-    reached from s with what is known by then, so that one evaluation per interval is all it needs:
-
-        order 1: x_0(s);   order 2: x_0(s) and its slope to the inner point;   order 3: slope to the second inner point.
+    A group of 3 intervals (the last ones 2 or 1) starts at s. Its inner points are ordinary points of the path, reached
+    from s with what is known by then, so that one evaluation per interval is all it needs: the first interval takes
+    x_0(s) alone, the second adds the slope of x_0 from s to the first inner point, the third that to the second.
     """
     inner, order = _group(stage.index, stage.count)
     start, now = history[-1 - inner], history[-1]
@@ -171,8 +171,9 @@ def _first_order(start: Visit, end: Level) -> Tensor:
 class Method:
     """A stepper and how it wants to be driven.
 
-    least: the label at which its movements end when the path goes on to 0. implicit: it goes from clean to noisy and takes
-    eps from the far end of an interval, which it finds by `evaluations` fixed-point iterations.
+    least: the label at which its movements end when the path goes on to 0.
+    implicit: it goes from clean to noisy and takes eps from the far end of an interval, which it finds by
+        `evaluations` fixed-point iterations.
     """
 
     step: Stepper

@@ -1,7 +1,7 @@
 """The state that every sampler moves: an image latent, the CLIP token of the same image, and a text latent.
 
-Also the random numbers of a batch: every item has a generator of its own, so that what an item becomes does not depend on
-which others are sampled beside it. The global generators are never used.
+Also the random numbers of a batch: every item has a generator of its own, so that what an item becomes does not depend
+on which others are sampled beside it. The global generators are never used.
 """
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Streams:
 def item_generators(seed: int, count: int) -> list[torch.Generator]:
     """`count` CPU generators; number k is seeded with `seed` + k.
 
-    So item k of a batch sampled with `item_generators(s, n)` is the item sampled alone with `item_generators(s + k, 1)`.
+    So item k of a batch sampled with `item_generators(s, n)` is the one sampled alone with `item_generators(s + k, 1)`.
     """
     return [torch.Generator().manual_seed((seed + k) % 2**63) for k in range(count)]
 
@@ -80,8 +80,8 @@ def item_generators(seed: int, count: int) -> list[torch.Generator]:
 def generators_for(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
     """One generator per item of a batch.
 
-    A list is used as it is (and advanced). A single generator gives one random base seed, advancing by that draw, and the
-    items get `item_generators(base, count)`; None does the same from the operating system's entropy.
+    A list is used as it is (and advanced). A single generator gives one random base seed, advancing by that draw, and
+    the items get `item_generators(base, count)`; None does the same from the operating system's entropy.
     """
     if generator is None:
         return item_generators(torch.Generator().seed(), count)

@@ -53,7 +53,8 @@ class UViTConfig:
     @property
     def latent_size(self) -> tuple[int, int]:
         """(H, W) of the latent that the position embedding was trained for."""
-        return (self.img_size, self.img_size) if isinstance(self.img_size, int) else (self.img_size[0], self.img_size[1])
+        height, width = (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
+        return height, width
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -97,7 +98,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, L, 3, heads, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, L, d) each, views only
-        return self.proj(self.attention(q, k, v))
+        out: Tensor = self.proj(self.attention(q, k, v))
+        return out
 
 
 class Mlp(nn.Module):
@@ -107,7 +109,8 @@ class Mlp(nn.Module):
         self.fc2 = ops.Linear(hidden, dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
 
 
 class Block(nn.Module):
@@ -128,7 +131,8 @@ class Block(nn.Module):
         if skip is not None:
             x = self.norm1(self.skip_linear(torch.cat([x, skip], dim=-1)))
         x = self.norm2(x + self.attn(x))
-        return self.norm3(x + self.mlp(x))
+        out: Tensor = self.norm3(x + self.mlp(x))
+        return out
 
 
 class PatchEmbed(nn.Module):
@@ -138,7 +142,8 @@ class PatchEmbed(nn.Module):
         self.proj = ops.Conv2d(config.in_chans, config.embed_dim, kernel_size=p, stride=p, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, H/p * W/p, D)
+        x = self.proj(x)
+        return x.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, H/p * W/p, D)
 
 
 class UViT(nn.Module):
@@ -274,7 +279,8 @@ class UViT(nn.Module):
         if isinstance(data_type, int) and not 0 <= data_type < self.config.data_types:
             raise ValueError(f"data_type {data_type} is outside 0..{self.config.data_types - 1}.")
         index = torch.as_tensor(data_type, device=img.device).long().expand(img.shape[0])
-        return self.token_embedding(index).to(img.dtype)[:, None]  # (B, 1, D)
+        token: Tensor = self.token_embedding(index)
+        return token.to(img.dtype)[:, None]  # (B, 1, D)
 
     def _unpatchify(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         p, c = self.config.patch_size, self.config.in_chans
@@ -284,8 +290,8 @@ class UViT(nn.Module):
     def _check(self, img: Tensor, clip_img: Tensor, text: Tensor, heads: Sequence[str]) -> None:
         c = self.config
         p = c.patch_size
-        if img.ndim != 4 or img.shape[1] != c.in_chans or min(img.shape[2:]) < p or img.shape[2] % p or img.shape[3] % p:
-            raise ValueError(f"img must be (B, {c.in_chans}, H, W) with H and W multiples of {p}, not {tuple(img.shape)}.")
+        if img.ndim != 4 or img.shape[1] != c.in_chans or any(side < p or side % p for side in img.shape[2:]):
+            raise ValueError(f"img must be (B, {c.in_chans}, H, W), H and W multiples of {p}, not {tuple(img.shape)}.")
         batch = img.shape[0]
         for name, given, wanted in (
             ("clip_img", clip_img, (batch, 1, c.clip_img_dim)),

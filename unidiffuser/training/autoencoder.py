@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import ImageFolder
+from .data import ImageFolder, training_set
 from .loop import Stage, TrainConfig, seeded_init
 
 
@@ -76,8 +76,12 @@ class AutoencoderStage(Stage):
         options = config.options
         with seeded_init(config.seed):
             self.model = PatchedAutoencoder(options["patch_size"], tuple(options["channels"]), options["layers"])
-        self.train_set = ImageFolder(options["data"], options["image_size"], {"split": "train"})
-        self.test_set = ImageFolder(options["data"], options["image_size"], {"split": ["validation", "heldout_concept"]})
+        self.train_set = training_set(options)
+        try:
+            unseen = {"split": ["validation", "heldout_concept"]}
+            self.test_set = ImageFolder(options["data"], options["image_size"], unseen)
+        except ValueError:  # a folder without splits is measured on what it has
+            self.test_set = self.train_set
         self.size = len(self.train_set)
         self.kl_weight = options.get("kl_weight", 1e-6)
         self.edge_weight = options.get("edge_weight", 0.5)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..captions import CaptionDecoder
 from ..model_config import CaptionConfig
 from ..tokenizers import STOP, BytePairTokenizer
-from .data import ImageFolder
+from .data import training_set
 from .encoders import load_clip
 from .loop import Stage, TrainConfig, seeded_init
 from .vocabulary import gpt2_vocabulary
@@ -31,7 +31,7 @@ class CaptionerStage(Stage):
         self.out = Path(config.out)
         clip, clip_tokenizer, sizes = load_clip(Path(options["encoders"]))
         length, prefix_dim = sizes["clip_text"]["max_position_embeddings"], sizes["clip_text"]["hidden_size"]
-        images = ImageFolder(options["data"], options["image_size"], {**options.get("where", {}), "split": "train"})
+        images = training_set(options)
         self.texts = sorted({text for record in images.records for text in record["text"]})
         self.size = len(self.texts)
         spec = gpt2_vocabulary(self.texts, options["vocabulary_size"])

@@ -74,3 +74,9 @@ class ImageFolder:
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.crop((left, top, left + side, top + side)).resize((self.size,) * 2, Image.Resampling.LANCZOS)
         return np.asarray(image)
+
+
+def training_set(options: dict[str, Any]) -> ImageFolder:
+    """The pictures a stage learns from: its options ``data``, ``image_size`` and ``where``, of the split "train" or of none."""
+    where = {**options.get("where", {}), "split": ["train", None]}
+    return ImageFolder(options["data"], options["image_size"], where)

@@ -43,6 +43,7 @@ STYLES = tuple(PACKAGES)
 SPLIT_SEED = 20230312  # the paper's date on arXiv; never change it, the published split depends on it
 HELDOUT_SHARE, VALIDATION_SHARE, HELDOUT_CONCEPTS = 0.10, 0.05, 60
 CONCEPTS_FILE = Path(__file__).with_name("emoji_concepts.txt")
+SPLIT_FILE = Path(__file__).with_name("emoji_split.csv")  # every pair that is not for training
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,11 @@ def demo_concepts() -> set[str]:
     return {line.split()[0] for line in lines if line and not line.startswith("#")}
 
 
+def split_rows(splits: dict[tuple[str, str], str]) -> list[str]:
+    """The pairs that are not for training, one ``base hexcode,style,split`` a row: the form of ``emoji_split.csv``."""
+    return [f"{base},{style},{split}" for (base, style), split in sorted(splits.items()) if split != "train"]
+
+
 def prepare(out: Path, size: int = 128, packages: Path | None = None, workers: int = 2) -> list[Record]:
     """Download, render and caption everything; write ``metadata.jsonl`` and ``images/`` below ``out``.
 
@@ -215,19 +221,27 @@ def prepare(out: Path, size: int = 128, packages: Path | None = None, workers: i
         size: side of the square pictures in pixels.
         packages: where the npm packages are kept; default ``out/packages``.
         workers: rendering processes.
+
+    Raises:
+        ValueError: the packages give another split than the published one.
     """
     packages = packages or out / "packages"
     download(packages)
     labels = read_labels(packages)
     names = icon_names(packages, labels)
     (out / "images").mkdir(parents=True, exist_ok=True)
+    demo = demo_concepts()
     jobs = [(style, code, svg) for style in STYLES for code, svg in icon_svgs(packages, style, labels, names)]
     paths = [out / "images" / f"{style}-{code.lower()}.png" for style, code, _ in jobs]
     with ProcessPoolExecutor(workers) as pool:
         drawn = list(pool.map(render, [svg for *_, svg in jobs], [size] * len(jobs), paths, chunksize=64))
     kept = [(job, path) for job, path, ok in zip(jobs, paths, drawn, strict=True) if ok]
-    demo = demo_concepts()
     splits = assign_splits({(labels[code]["base"], style) for (style, code, _), _ in kept}, demo)
+    if split_rows(splits) != SPLIT_FILE.read_text(encoding="utf-8").splitlines()[1:]:
+        raise ValueError(
+            f"the split of these packages differs from {SPLIT_FILE.name}, so pairs kept from the bundled model would mix with "
+            f"its training pairs; use the package versions {', '.join(PACKAGES.values())}, and remove {packages} if it is damaged"
+        )
     records = [
         Record(
             file_name=str(path.relative_to(out)),

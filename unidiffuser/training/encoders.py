@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tokenizers import BytePairTokenizer
-from .data import ImageFolder
+from .data import training_set
 from .loop import Stage, TrainConfig, seeded_init
 from .vocabulary import END, START, clip_vocabulary
 
@@ -39,8 +39,7 @@ class EncodersStage(Stage):
 
         options = config.options
         self.out = Path(config.out)
-        where = {**options.get("where", {}), "split": "train"}
-        self.images = ImageFolder(options["data"], options["image_size"], where)
+        self.images = training_set(options)
         self.size = len(self.images)
         captions = [text for record in self.images.records for text in record["text"]]
         spec = clip_vocabulary(captions, options["vocabulary_size"])

@@ -14,7 +14,7 @@ from ..path import NoisePath
 from ..samplers import sample
 from ..streams import Streams, item_generators
 from ..uvit import UViT, UViTConfig, default_attention
-from .data import ImageFolder
+from .data import training_set
 from .latents import Latents, to_pil
 from .loop import Stage, TrainConfig, seeded_init
 from .objective import PAPER, diffusion_loss
@@ -48,7 +48,7 @@ class UViTStage(Stage):
         self.checkpoint: Checkpoint = load_checkpoint(options["checkpoint"])
         trained = "uvit" in self.checkpoint.parts()
         sizes = self.checkpoint.config.uvit if trained else UViTConfig(**options["uvit"])
-        images = ImageFolder(options["data"], options["image_size"], {**options.get("where", {}), "split": ["train", None]})
+        images = training_set(options)
         self.size = len(images)
         self.latents = Latents(self.checkpoint, images)
         self.mix = options.get("mix", PAPER)

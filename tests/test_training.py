@@ -1,0 +1,344 @@
+"""The objective, the loop's exact resume, and every stage on a small set of coloured shapes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from torch import nn
+
+from unidiffuser.schedule import add_noise
+from unidiffuser.streams import Streams
+from unidiffuser.training.autoencoder import PatchedAutoencoder, psnr
+from unidiffuser.training.data import ImageFolder
+from unidiffuser.training.loop import Stage, TrainConfig, save_atomically, step_indices, train
+from unidiffuser.training.objective import diffusion_loss, draw_labels
+from unidiffuser.training.stages import assemble, make_stage
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (240, 200, 30)}
+SHAPES = ("circle", "square", "bar")
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures, each with two captions: "red circle, drawn" and "red circle"."""
+    folder = tmp_path_factory.mktemp("shapes")
+    rows = []
+    for colour, rgb in COLOURS.items():
+        for shape in SHAPES:
+            image = Image.new("RGB", (SIDE, SIDE), "white")
+            draw = ImageDraw.Draw(image)
+            box = {"circle": (6, 6, 26, 26), "square": (8, 8, 24, 24), "bar": (4, 13, 28, 19)}[shape]
+            (draw.ellipse if shape == "circle" else draw.rectangle)(box, fill=rgb)
+            name = f"{colour}-{shape}.png"
+            image.save(folder / name)
+            rows.append({"file_name": name, "text": [f"{colour} {shape}, drawn", f"{colour} {shape}"], "split": "train"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def config(stage: str, out: Path, **values) -> TrainConfig:
+    options = values.pop("options")
+    defaults = {"steps": 60, "batch_size": 12, "learning_rate": 2e-3, "warmup_steps": 5, "precision": "no"}
+    return TrainConfig(stage=stage, out=str(out), options=options, **(defaults | values))
+
+
+def fell(out: Path) -> float:
+    """Mean loss of the last ten steps over that of the first ten."""
+    losses = [json.loads(line)["loss"] for line in (out / "losses.jsonl").read_text().splitlines()]
+    return float(np.mean(losses[-10:]) / np.mean(losses[:10]))
+
+
+# --- objective -----------------------------------------------------------------------------------------------------
+
+
+def test_paper_objective_draws_independent_uniform_labels():
+    labels = draw_labels(20000, {"independent": 1.0}, torch.Generator().manual_seed(0))
+    for t in labels.values():
+        assert t.min() >= 1
+        assert t.max() <= 1000
+        assert abs(t.double().mean() - 500.5) < 6  # standard error 2.0
+    correlation = np.corrcoef(labels["img"].numpy(), labels["text"].numpy())[0, 1]
+    assert abs(correlation) < 0.03
+
+
+def test_mix_shares_are_kept():
+    labels = draw_labels(10000, {"independent": 1, "clean_text": 1, "equal": 2}, torch.Generator().manual_seed(0))
+    assert abs((labels["text"] == 0).double().mean() - 0.25) < 0.02
+    assert (labels["img"] == 0).sum() == 0
+    assert abs((labels["img"] == labels["text"]).double().mean() - 0.5) < 0.02
+    with pytest.raises(ValueError, match="unknown share"):
+        draw_labels(4, {"clean": 1}, torch.Generator())
+    with pytest.raises(ValueError, match="positive"):
+        draw_labels(4, {"equal": 0}, torch.Generator())
+
+
+def test_loss_is_the_plain_mean_over_noised_elements():
+    """A network that predicts zero has as its loss the mean square of the noise, which the generator repeats."""
+    clean = Streams(torch.randn(6, 4, 4, 4), torch.randn(6, 1, 8), torch.randn(6, 3, 5))
+
+    def zero(img, clip_img, text, t_img, t_text, data_type):
+        return torch.zeros_like(img), torch.zeros_like(clip_img), torch.zeros_like(text)
+
+    generator = torch.Generator().manual_seed(3)
+    labels = draw_labels(6, {"clean_text": 1}, generator)
+    noise = clean.map(lambda x: torch.randn(x.shape, generator=generator))
+    expected = torch.cat([noise.img.flatten(), noise.clip_img.flatten()]).square().mean()
+    got = diffusion_loss(zero, clean, torch.Generator().manual_seed(3), mix={"clean_text": 1})
+    assert torch.isclose(got["loss"], expected)
+    assert got["text"] == 0  # a clean stream has no noise to predict
+    assert (labels["text"] == 0).all()
+
+
+def test_a_network_that_knows_the_data_has_no_loss():
+    clean = Streams(torch.randn(5, 4, 4, 4), torch.randn(5, 1, 8), torch.randn(5, 3, 5))
+
+    def oracle(img, clip_img, text, t_img, t_text, data_type):
+        def eps(noised, x0, t):
+            alpha_x0 = add_noise(x0, torch.zeros_like(x0), t.float())
+            sigma = add_noise(torch.zeros_like(x0), torch.ones_like(x0), t.float())
+            return (noised - alpha_x0) / sigma
+
+        return eps(img, clean.img, t_img), eps(clip_img, clean.clip_img, t_img), eps(text, clean.text, t_text)
+
+    assert diffusion_loss(oracle, clean, torch.Generator().manual_seed(0))["loss"] < 1e-6
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+
+@given(size=st.integers(1, 50), batch=st.integers(1, 64), seed=st.integers(0, 9), epochs=st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_every_epoch_shows_every_picture_once(size, batch, seed, epochs):
+    steps = -(-size * epochs // batch)
+    seen = torch.cat([step_indices(size, batch, seed, k) for k in range(steps)])[: size * epochs]
+    assert torch.equal(seen.bincount(minlength=size), torch.full((size,), epochs))
+
+
+def test_image_folder_says_what_is_wrong(tmp_path):
+    with pytest.raises(FileNotFoundError, match="prepare-emoji"):
+        ImageFolder(tmp_path, 8)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
+    with pytest.raises(ValueError, match="metadata.jsonl:1"):
+        ImageFolder(tmp_path, 8)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}\n')
+    with pytest.raises(FileNotFoundError, match=r"a\.png"):
+        ImageFolder(tmp_path, 8).pixels(torch.tensor([0]))
+    with pytest.raises(ValueError, match="no record"):
+        ImageFolder(tmp_path, 8, {"split": "train"})
+
+
+def test_image_folder_crops_to_a_square(tmp_path):
+    image = Image.new("RGB", (64, 16), "white")
+    image.paste((0, 0, 0), (24, 0, 40, 16))
+    image.save(tmp_path / "wide.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "wide.png", "text": "a"}\n')
+    assert ImageFolder(tmp_path, 8).pixels(torch.tensor([0])).max() == -1  # only the black middle
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------
+
+
+class Line(Stage):
+    """A tiny regression, with noise from the step's generator so that a resume must restore that too."""
+
+    def __init__(self, out: Path, slow: float = 0.0, poison: int = -1):
+        from unidiffuser.training.loop import seeded_init
+
+        with seeded_init(0):
+            self.model = nn.Linear(4, 1)
+        self.size, self.out, self.slow, self.poison, self.calls = 32, out, slow, poison, 0
+        self.x = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+
+    def batch(self, indices):
+        return {"x": self.x[indices]}
+
+    def loss(self, model, batch, generator):
+        time.sleep(self.slow)
+        self.calls += 1
+        noise = torch.randn(len(batch["x"]), 1, generator=generator)
+        loss = (model(batch["x"]) - batch["x"].sum(1, keepdim=True) - 0.1 * noise).square().mean()
+        return {"loss": loss * float("nan") if self.calls == self.poison else loss}
+
+    def export(self, model):
+        torch.save(model.state_dict(), self.out / "line.pt")
+
+
+def line_config(out: Path) -> TrainConfig:
+    return TrainConfig("line", str(out), steps=40, batch_size=8, save_every=7, sample_every=100, precision="no")
+
+
+def losses_of(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "losses.jsonl").read_text().splitlines()]
+
+
+def test_resume_after_sigkill_gives_the_same_losses(tmp_path):
+    whole = tmp_path / "whole"
+    train(Line(whole), line_config(whole), progress=False)
+    killed = tmp_path / "killed"
+    program = (
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}\n"
+        "from pathlib import Path\nimport test_training as t\n"
+        f"out = Path({str(killed)!r})\n"
+        "t.train(t.Line(out, slow=0.02), t.line_config(out), progress=False)\n"
+    )
+    chance = random.Random(0)
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        limit = time.monotonic() + 120
+        before = (killed / "checkpoint.pt").stat().st_mtime if (killed / "checkpoint.pt").exists() else 0
+        while time.monotonic() < limit and process.poll() is None:  # wait for a checkpoint of this process, then strike
+            if (killed / "checkpoint.pt").exists() and (killed / "checkpoint.pt").stat().st_mtime > before:
+                break
+            time.sleep(0.01)
+        time.sleep(chance.random() * 0.1)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not list(killed.glob("*.partial"))[1:]
+        assert torch.load(killed / "checkpoint.pt", weights_only=True)["step"] % 7 == 0
+    train(Line(killed), line_config(killed), progress=False)
+    assert losses_of(killed) == losses_of(whole)
+    for a, b in zip(torch.load(whole / "line.pt").values(), torch.load(killed / "line.pt").values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_nan_loss_names_the_step_and_keeps_the_checkpoint(tmp_path):
+    with pytest.raises(FloatingPointError, match="at step 9"):
+        train(Line(tmp_path, poison=10), line_config(tmp_path), progress=False)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 7
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    target = tmp_path / "c.pt"
+    save_atomically({"step": 1}, target)
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        save_atomically({"step": 2}, target)
+    assert torch.load(target, weights_only=True) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_training_leaves_the_global_generator_alone(tmp_path):
+    state = torch.random.get_rng_state()
+    train(Line(tmp_path), line_config(tmp_path), progress=False)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_config_files(tmp_path):
+    path = tmp_path / "c.yaml"
+    with pytest.raises(FileNotFoundError):
+        TrainConfig.from_file(path)
+    path.write_text("stage: uvit\nout: x\nlearning_rte: 1\n")
+    with pytest.raises(ValueError, match="learning_rte"):
+        TrainConfig.from_file(path)
+    path.write_text("stage: nothing\nout: x\nsteps: 5\n")
+    with pytest.raises(ValueError, match="unknown stage"):
+        make_stage(TrainConfig.from_file(path))
+    assert TrainConfig.from_file(path, steps=3).steps == 3
+    for shipped in (Path(__file__).parents[1] / "unidiffuser/training/configs").rglob("*.yaml"):
+        TrainConfig.from_file(shipped)
+
+
+def test_learning_rate_rises_and_falls():
+    c = TrainConfig("x", "y", steps=100, warmup_steps=10, decay=0.2, learning_rate=1.0)
+    assert c.rate(0) == pytest.approx(0.1)
+    assert c.rate(50) == 1.0
+    assert c.rate(90) == pytest.approx(0.5)
+
+
+# --- the stages ----------------------------------------------------------------------------------------------------
+
+
+def test_rescaling_the_latents_does_not_change_the_picture():
+    model = PatchedAutoencoder(4, (32, 32), 1).eval()
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        mean, logvar = model.moments(pixels)
+        before = model.decode(mean)
+        model.rescale(torch.tensor([2.0, 0.5, 3.0, 1.0]), torch.tensor([0.1, -0.2, 0.3, 0.0]))
+        scaled, scaled_logvar = model.moments(pixels)
+        after = model.decode(scaled)
+    assert torch.allclose(before, after, atol=1e-5)
+    assert torch.allclose(scaled[:, 0], (mean[:, 0] - 0.1) * 2, atol=1e-5)
+    assert torch.allclose(scaled_logvar[:, 2], logvar[:, 2] + 2 * np.log(3.0), atol=1e-5)
+
+
+def test_psnr_of_a_known_error():
+    pixels = torch.zeros(1, 3, 4, 4)
+    assert psnr(pixels + 0.2, pixels).item() == pytest.approx(20.0)  # 0.1 of the range: -10 log10(0.01)
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path, precision):
+    """All four stages on twelve pictures, one file, its use as a model, and a fine-tuning that resumes from it."""
+    runs = tmp_path / "runs"
+    data = {"data": str(shapes), "image_size": SIDE}
+
+    autoencoder = config(
+        "autoencoder", runs / "autoencoder", precision=precision, steps=80,
+        options=data | {"patch_size": 4, "channels": [32, 64], "layers": 1},
+    )  # fmt: skip
+    train(make_stage(autoencoder), autoencoder, progress=False)
+    assert fell(runs / "autoencoder") < 0.6
+
+    encoders = config(
+        "encoders", runs / "encoders", precision=precision, steps=60,
+        options=data | {"vocabulary_size": 560, "text_tokens": 8, "width": 64, "layers": 1, "image_patch": 16, "projection": 16},
+    )  # fmt: skip
+    train(make_stage(encoders), encoders, progress=False)
+    assert fell(runs / "encoders") < 0.8
+
+    captioner = config(
+        "captioner", runs / "captioner", precision=precision, batch_size=24, steps=80, learning_rate=4e-3,
+        options=data | {"encoders": str(runs / "encoders"), "vocabulary_size": 300, "hidden_dim": 16, "width": 64, "layers": 1,
+                        "max_new_tokens": 8, "noise": 0.3},
+    )  # fmt: skip
+    train(make_stage(captioner), captioner, progress=False)
+    assert fell(runs / "captioner") < 0.5
+
+    parts = assemble(runs, runs / "encoders.safetensors")
+    sizes = {"img_size": 4, "patch_size": 2, "embed_dim": 64, "depth": 3, "num_heads": 2, "text_dim": 16, "num_text_tokens": 8,
+             "clip_img_dim": 16, "data_types": 2}  # fmt: skip
+    network = config(
+        "uvit", runs / "uvit", precision=precision, batch_size=48, steps=100,
+        options=data | {"checkpoint": str(parts), "uvit": sizes, "sample_prompts": ["red circle"],
+                        "defaults": {"steps": 5, "guidance": 2.0}},
+    )  # fmt: skip
+    train(make_stage(network), network, progress=False)
+    assert fell(runs / "uvit") < 0.9
+    assert (runs / "uvit/samples/0000100.png").is_file()
+    assert (runs / "uvit/losses.png").is_file()
+
+    import unidiffuser
+
+    model = unidiffuser.load(runs / "uvit/model.safetensors")
+    pictures = model.text_to_image("red circle", count=2, steps=3, seed=0)
+    assert [p.size for p in pictures] == [(SIDE, SIDE)] * 2
+    assert all(isinstance(text, str) for text in model.image_to_text(pictures, steps=3))
+
+    # The same trainer goes on from a complete model: it starts where the network stands, not from scratch.
+    tuned = config(
+        "uvit", runs / "tuned", precision=precision, batch_size=48, steps=20, learning_rate=5e-4,
+        options=data | {"checkpoint": str(runs / "uvit/model.safetensors")},
+    )  # fmt: skip
+    train(make_stage(tuned), tuned, progress=False)
+    first = np.mean(losses_of(runs / "tuned")[:10])
+    assert first < 1.1 * np.mean(losses_of(runs / "uvit")[-10:])
+    assert unidiffuser.load(runs / "tuned/model.safetensors") is not None

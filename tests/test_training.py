@@ -132,7 +132,7 @@ def test_image_folder_says_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match="prepare-emoji"):
         ImageFolder(tmp_path, 8)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
-    with pytest.raises(ValueError, match="metadata.jsonl:1"):
+    with pytest.raises(ValueError, match=r"metadata\.jsonl:1"):
         ImageFolder(tmp_path, 8)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}\n')
     with pytest.raises(FileNotFoundError, match=r"a\.png"):
@@ -300,7 +300,8 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
 
     encoders = config(
         "encoders", runs / "encoders", precision=precision, steps=60,
-        options=data | {"vocabulary_size": 560, "text_tokens": 8, "width": 64, "layers": 1, "image_patch": 16, "projection": 16},
+        options=data | {"vocabulary_size": 560, "text_tokens": 8, "width": 64, "layers": 1, "image_patch": 16,
+                        "projection": 16},
     )  # fmt: skip
     train(make_stage(encoders), encoders, progress=False)
     assert fell(runs / "encoders") < 0.8

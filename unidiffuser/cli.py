@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from . import __version__
+from .training.commands import COMMANDS
 
 if TYPE_CHECKING:
     from .pipeline import Options, UniDiffuser
@@ -338,6 +339,10 @@ def info(model: Annotated[str, typer.Argument(help='"emoji", or a checkpoint fil
         console.print(f"[bold]{name}[/bold] {value}", highlight=False, soft_wrap=True)
 
 
+for _name, _function in COMMANDS.items():
+    command(_name)(_function)
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()
@@ -384,7 +389,7 @@ def _clear_errors() -> Iterator[None]:
     except OSError as error:
         what = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
         _fail(what)
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         _fail(str(error))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":

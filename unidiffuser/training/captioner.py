@@ -24,7 +24,8 @@ from .vocabulary import gpt2_vocabulary
 
 
 class CaptionerStage(Stage):
-    """Options: data, where, image_size, encoders (folder), vocabulary_size, hidden_dim, width, layers, max_new_tokens, noise."""
+    """Options: data, where, image_size, encoders (folder), vocabulary_size, hidden_dim, width, layers, max_new_tokens, noise
+    (its highest level)."""
 
     def __init__(self, config: TrainConfig):
         options = config.options
@@ -40,7 +41,7 @@ class CaptionerStage(Stage):
         with torch.no_grad():
             ids = clip_tokenizer(self.texts, length)
             self.hidden = torch.cat([clip.text_model(input_ids=chunk).last_hidden_state for chunk in ids.split(256)])
-        rows = [self.tokenizer.encode(text)[: options["max_new_tokens"] - 1] + [stop] for text in self.texts]
+        rows = [[*self.tokenizer.encode(text)[: options["max_new_tokens"] - 1], stop] for text in self.texts]
         width = max(map(len, rows))
         self.tokens = torch.tensor([row + [-100] * (width - len(row)) for row in rows])  # -100: no loss
         self.stop = stop

@@ -45,8 +45,4 @@ def assemble(
     typer.echo(f"wrote {run(runs, out)}")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program's."""
-    app.command("prepare-emoji")(prepare_emoji)
-    app.command("train")(train)
-    app.command("assemble")(assemble)
+COMMANDS = {"prepare-emoji": prepare_emoji, "train": train, "assemble": assemble}

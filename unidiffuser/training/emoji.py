@@ -239,8 +239,8 @@ def prepare(out: Path, size: int = 128, packages: Path | None = None, workers: i
     splits = assign_splits({(labels[code]["base"], style) for (style, code, _), _ in kept}, demo)
     if split_rows(splits) != SPLIT_FILE.read_text(encoding="utf-8").splitlines()[1:]:
         raise ValueError(
-            f"the split of these packages differs from {SPLIT_FILE.name}, so pairs kept from the bundled model would mix with "
-            f"its training pairs; use the package versions {', '.join(PACKAGES.values())}, and remove {packages} if it is damaged"
+            f"the split of these packages differs from {SPLIT_FILE.name}, so pairs kept from the bundled model would mix "
+            f"with its training pairs; use {', '.join(PACKAGES.values())}, and remove {packages} if it is damaged"
         )
     records = [
         Record(

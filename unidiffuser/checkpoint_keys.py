@@ -44,7 +44,7 @@ def apply(recipes: Recipes, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _rename(names: Iterable[str], rename: Callable[[str], str]) -> Recipes:
+def _rename(names: Iterable[str], rename: Callable[[str], str] = str) -> Recipes:
     return {rename(name): Recipe((name,)) for name in names}
 
 
@@ -114,7 +114,7 @@ def uvit_recipes(keys: Iterable[str]) -> Recipes:
     used = {key for recipe in recipes.values() for key in recipe.keys}
     unknown = {key for key in keys - used if not key.startswith("transformer.pos_embed.")}
     present = {name: recipe for name, recipe in recipes.items() if keys.issuperset(recipe.keys)}
-    return present | _rename(unknown, _same_name)
+    return present | _rename(unknown)
 
 
 def uvit_to_diffusers(names: Iterable[str]) -> Recipes:
@@ -127,10 +127,6 @@ def uvit_to_diffusers(names: Iterable[str]) -> Recipes:
     for leaf in ("weight", "bias"):
         recipes[f"transformer.pos_embed.proj.{leaf}"] = Recipe((f"patch_embed.proj.{leaf}",))
     return recipes
-
-
-def _same_name(name: str) -> str:
-    return name
 
 
 def _concatenate(*tensors: Tensor) -> Tensor:
@@ -240,9 +236,7 @@ def clip_text_recipes(keys: Iterable[str]) -> Recipes:
     # NOTE: transformers 5 dropped the prefix text_model in CLIPTextModel's own files.
     tower = [key for key in keys if not prefixed or key.startswith("text_model.")]
     dropped = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
-    return _rename(
-        (key for key in tower if not key.endswith(dropped)), lambda key: key if prefixed else f"text_model.{key}"
-    )
+    return _rename((key for key in tower if not key.endswith(dropped)), lambda key: key if prefixed else f"text_model.{key}")
 
 
 def clip_image_recipes(keys: Iterable[str]) -> Recipes:
@@ -253,8 +247,8 @@ def clip_image_recipes(keys: Iterable[str]) -> Recipes:
         return recipes | {"visual_projection.weight": Recipe(("visual.proj",), torch.t)}
     tower = [key for key in keys if key.startswith(("vision_model.", "visual_projection."))]
     if not tower:
-        return _rename(keys, _same_name)
-    return _rename((key for key in tower if not key.endswith("embeddings.position_ids")), _same_name)
+        return _rename(keys)
+    return _rename(key for key in tower if not key.endswith("embeddings.position_ids"))
 
 
 def _openai_tower(keys: list[str], source: str, target: str, names: dict[str, str]) -> Recipes:

@@ -13,17 +13,27 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .checkpoint_keys import PARTS, Recipes, apply
-from .checkpoint_layouts import FORMAT, TOKENIZERS, InMemory, Part, make_part, read_diffusers, read_original, read_own
+from .checkpoint_layouts import (
+    FORMAT,
+    TOKENIZERS,
+    Contents,
+    InMemory,
+    Part,
+    make_part,
+    read_diffusers,
+    read_original,
+    read_own,
+)
 from .model_config import CaptionConfig, ModelConfig, VAEConfig
 from .modules import fit
 from .tokenizers import BytePairTokenizer, Spec, clip_spec, gpt2_spec
-from .weights import WeightFiles, is_safetensors, write_safetensors
+from .weights import WeightFiles, write_safetensors
 
 __all__ = ["CaptionConfig", "Checkpoint", "ModelConfig", "VAEConfig", "convert", "load_checkpoint", "save_checkpoint"]
 
@@ -159,9 +169,9 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
     if path.is_dir():
         contents = _read_folder(path)
     elif path.is_file():
-        metadata = WeightFiles(path).metadata() if is_safetensors(path) else {}
-        own = metadata.get("format") == FORMAT
-        contents = read_own(WeightFiles(path), metadata) if own else read_original(path)
+        source = WeightFiles(path)
+        metadata = source.metadata()
+        contents = read_own(source, metadata) if metadata.get("format") == FORMAT else read_original(path)
     else:
         raise FileNotFoundError(
             f"there is no model {str(path_or_name)!r}: neither a bundled one ({', '.join(BUNDLED)}) nor a file or folder. "
@@ -170,7 +180,7 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
     return Checkpoint(path, contents.config, contents.parts, contents.tokenizers, contents.notes)
 
 
-def _read_folder(path: Path) -> Any:
+def _read_folder(path: Path) -> Contents:
     if (path / "model_index.json").is_file() or (path / "unet").is_dir():
         return read_diffusers(path)
     contents = read_original(path)

@@ -95,7 +95,7 @@ class TextEncoder:
     def hidden(self, texts: Sequence[str]) -> Tensor:
         """CLIP's last hidden state, after its final layer norm: (B, L, width)."""
         if isinstance(texts, str):
-            raise ValueError(f"give a list of texts, not the one text {texts!r}.")  # noqa: TRY004 (a user's mistake)
+            raise ValueError(f"give a list of texts, not the one text {texts!r}.")
         ids = self.tokenizer(texts, self.length).to(self.encode_prefix.weight.device)
         return self.clip(input_ids=ids).last_hidden_state
 

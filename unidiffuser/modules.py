@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 _WEIGHT_FACTORIES = {torch.empty, torch.zeros, torch.rand, torch.randn}
 
 
-class skeleton(TorchFunctionMode):  # noqa: N801 (used like a function)
+class skeleton(TorchFunctionMode):  # in lower case: used like a function
     """`with skeleton():` modules are made with weights on "meta" and with real constant tables.
 
     Weights come from torch.empty, zeros, rand and randn; tables of positions or masks from arange, ones and the like, and

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -120,9 +121,12 @@ def _open(path: Path) -> dict[str, Tensor]:
         # NOTE: files of torch < 1.6 are plain pickles, which cannot be mapped.
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code is None:
+            raise ValueError(f"{path} is damaged or no weights file; download it again.") from error
         raise ValueError(
-            f"{path} is refused: it holds Python objects other than tensors, which could run code when loaded. "
-            "Use a safetensors version of it, or a file that holds a plain state dict."
+            f"{path} is refused: its pickle asks for {code[1]}, and what is not a plain tensor could run code when loaded. "
+            "Use a safetensors version, or a file that holds a plain state dict."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged, incomplete or no weights file ({_first_line(error)}).") from error

@@ -7,6 +7,7 @@ faster to train and to decode on a CPU than the same layout on pixels, at equal 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,7 @@ class AutoencoderStage(Stage):
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         return {"pixels": self.train_set.pixels(indices)}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """L1 on pixels and on their differences (edges), and a small KL term that keeps the latents bounded."""
         pixels = batch["pixels"]
         mean, logvar = model.moments(pixels)
@@ -107,7 +108,7 @@ class AutoencoderStage(Stage):
             "kl": kl,
         }
 
-    def sample(self, model: nn.Module):
+    def sample(self, model: Any) -> Any:
         from PIL import Image
 
         order = torch.randperm(len(self.test_set), generator=torch.Generator().manual_seed(1))[:192]
@@ -124,7 +125,7 @@ class AutoencoderStage(Stage):
         return Image.fromarray(((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
 
     @torch.no_grad()
-    def export(self, model: nn.Module) -> None:
+    def export(self, model: Any) -> None:
         """Normalise the latents to SD's convention (unit variance after x 0.18215) and save the weights."""
         means = []
         for chunk in torch.arange(min(self.size, 4096)).split(64):

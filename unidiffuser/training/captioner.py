@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..captions import CaptionDecoder
 from ..model_config import CaptionConfig
@@ -72,7 +73,7 @@ class CaptionerStage(Stage):
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         return {"hidden": self.hidden[indices], "tokens": self.tokens[indices]}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         latents = model.encode_prefix(batch["hidden"]).float()
         latents = (latents - latents.mean((0, 1))) / (latents.std((0, 1)) + 1e-5)
         level = self.noise * torch.rand(len(latents), 1, 1, generator=generator)
@@ -84,7 +85,7 @@ class CaptionerStage(Stage):
         return {"loss": loss, "wrong": 1 - right.all(1).float().mean() + 1e-4}
 
     @torch.no_grad()
-    def export(self, model: nn.Module) -> None:
+    def export(self, model: Any) -> None:
         """``caption.pt`` and ``caption.json``; the normalisation is folded into ``encode_prefix``."""
         latents = model.encode_prefix(self.hidden)
         mean, std = latents.mean((0, 1)), latents.std((0, 1))

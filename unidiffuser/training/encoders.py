@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..tokenizers import BytePairTokenizer
 from .data import training_set
@@ -83,7 +83,7 @@ class EncodersStage(Stage):
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         return {"pixels": self.images.pixels(indices), "captions": self.caption_of[indices]}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         pixels, captions = batch["pixels"], batch["captions"]
         form = torch.randint(captions.shape[1], (len(captions),), generator=generator)
         chosen = captions.gather(1, form.to(captions.device)[:, None])[:, 0]
@@ -96,7 +96,7 @@ class EncodersStage(Stage):
         return {"loss": (by_image + by_text) / 2, "wrong": 1 - right.detach() + 1e-4}
 
     @torch.no_grad()
-    def export(self, model: nn.Module) -> None:
+    def export(self, model: Any) -> None:
         """``clip.pt`` (weights) and ``clip.json`` (sizes, vocabulary); image tokens are brought to unit variance."""
         tokens = []
         for chunk in torch.arange(self.size).split(128):

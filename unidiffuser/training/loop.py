@@ -109,22 +109,22 @@ class Stage(ABC):
         """The examples of these indices, on the CPU."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Scalars by name; "loss" is the one that is minimised. All randomness comes from ``generator`` (CPU)."""
 
-    def sample(self, model: nn.Module) -> Any:
+    def sample(self, model: Any) -> Any:
         """A PIL picture of where training stands, or None."""
         return None
 
     @abstractmethod
-    def export(self, model: nn.Module) -> None:
+    def export(self, model: Any) -> None:
         """Write what the next stage reads; called with the averaged weights when the run ends."""
 
 
 def step_indices(size: int, batch_size: int, seed: int, step: int) -> Tensor:
     """Indices of one step's batch: epochs are seeded permutations laid end to end, so any step can be computed alone."""
     first = step * batch_size
-    out = []
+    out: list[int] = []
     while len(out) < batch_size:
         epoch, offset = divmod(first + len(out), size)
         order = torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))

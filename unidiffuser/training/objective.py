@@ -7,10 +7,11 @@ eps_x covers the image latent and the CLIP image token. Plain regression: no wei
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..schedule import NUM_LABELS, add_noise
 from ..streams import MODALITY_OF, Streams
@@ -45,7 +46,7 @@ def draw_labels(count: int, mix: Mapping[str, float], generator: torch.Generator
 
 
 def diffusion_loss(
-    net: nn.Module,
+    net: Callable[..., Any],
     clean: Streams,
     generator: torch.Generator,
     *,
@@ -70,7 +71,8 @@ def diffusion_loss(
     if data_type is None:
         data_type = torch.ones(clean.batch, dtype=torch.long, device=labels["img"].device)
     predicted = Streams(*net(noised["img"], noised["clip_img"], noised["text"], labels["img"], labels["text"], data_type))
-    errors, total, elements = {}, torch.zeros((), device=labels["img"].device), 0.0
+    errors = {}
+    total, elements = torch.zeros(2, device=labels["img"].device).unbind()
     for name, eps in noise.items():
         live = (labels[MODALITY_OF[name]] > 0).float()
         squared = (predicted.need(name).float() - eps.float()).square().flatten(1)
@@ -79,4 +81,4 @@ def diffusion_loss(
         errors[name] = (error.sum() / count.clamp_min(1)).detach()
         total = total + error.sum()
         elements = elements + count
-    return {"loss": total / torch.as_tensor(elements).clamp_min(1), **errors}
+    return {"loss": total / elements.clamp_min(1), **errors}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -69,12 +70,12 @@ class UViTStage(Stage):
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         return {"index": indices}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         device = batch["index"].device
         clean = self.latents.draw(batch["index"].cpu(), self.shares, generator).to(device)
         return diffusion_loss(model, clean, generator, mix=self.mix)
 
-    def sample(self, model: nn.Module) -> Image.Image | None:
+    def sample(self, model: Any) -> Image.Image | None:
         """Pictures of the sample prompts, 8 in a row, 20 steps at guidance 3."""
         if not self.prompts:
             return None
@@ -85,7 +86,7 @@ class UViTStage(Stage):
         pixels = torch.cat([pixels, torch.ones_like(pixels[: -len(pixels) % 8])])
         return to_pil(torch.cat([torch.cat(list(row), dim=2) for row in pixels.split(8)], dim=1))
 
-    def export(self, model: nn.Module) -> None:
+    def export(self, model: Any) -> None:
         """``model.safetensors``: the checkpoint with this network, complete in one file."""
         export_model(self.checkpoint, model, self.out / "model.safetensors", self.dtype, self.defaults)
 

@@ -252,8 +252,8 @@ def test_a_model_that_answers_at_random_scores_chance(folder: Path, tmp_path: Pa
         ("image_to_text", "heldout", "style"): 1 / 4,
         ("joint", "all", "agreed concept"): 1 / CONCEPTS,
     }.items():
-        assert rows[key]["low"] < chance < rows[key]["high"], key
-        assert rows[key]["rate"] == pytest.approx(chance, abs=0.09)
+        deviation = math.sqrt(chance * (1 - chance) / rows[key]["total"])
+        assert rows[key]["rate"] == pytest.approx(chance, abs=4 * deviation), key
     assert rows["text_to_image", "train", "concept"]["ceiling"] == 1.0
     assert rows["joint", "all", "caption is a known label"]["rate"] == 1.0
 
@@ -322,7 +322,9 @@ def test_bad_requests_are_refused_before_any_work(folder: Path, tmp_path: Path) 
 
 
 def test_the_table_has_a_line_for_each_row(folder: Path, tmp_path: Path) -> None:
-    rows = list(run(Painter(read_examples(folder), "right"), folder, tmp_path, splits=["heldout"]).values())
+    rows = list(
+        run(Painter(read_examples(folder), "right"), folder, tmp_path, splits=["heldout"], tasks=["text_to_image"]).values()
+    )
     lines = markdown_table(rows).splitlines()
     assert len(lines) == 2 + len(rows)
     assert len({line.count("|") for line in lines}) == 1
@@ -334,7 +336,7 @@ def test_the_table_has_a_line_for_each_row(folder: Path, tmp_path: Path) -> None
 
 def test_the_judge_learns_real_pictures_and_its_file_judges_alike(folder: Path, tmp_path: Path) -> None:
     concepts = frozenset(f"A{k}" for k in range(CONCEPTS))
-    judge = train_judge(folder, concepts=concepts, steps=60, concept_batch=24, style_batch=8, progress=False)
+    judge = train_judge(folder, concepts=concepts, steps=40, concept_batch=24, style_batch=8, progress=False)
     train = in_split(read_examples(folder), "train")
     right = [v.concept == e.label for v, e in zip(judge.judge_pictures([e.image() for e in train]), train, strict=True)]
     assert sum(right) / len(right) > 0.8  # chance is 1 / 12

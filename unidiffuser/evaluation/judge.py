@@ -73,7 +73,7 @@ class Judge(nn.Module):
         widths: channels at a half, a quarter and an eighth of ``SIDE``.
     """
 
-    def __init__(self, concepts: Sequence[str], styles: Sequence[str], widths: tuple[int, int, int] = (40, 88, 128)):
+    def __init__(self, concepts: Sequence[str], styles: Sequence[str], widths: tuple[int, int, int] = (40, 88, 112)):
         super().__init__()
         self.concepts, self.styles, self.widths = tuple(concepts), tuple(styles), widths
         low, mid, high = widths

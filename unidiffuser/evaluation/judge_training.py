@@ -58,7 +58,8 @@ def train_judge(
     every_targets = torch.tensor([styles.index(e.style) for e in every])
 
     generator = torch.Generator().manual_seed(seed)
-    judge = Judge(labels, styles)
+    with torch.random.fork_rng(devices=[]):  # torch's own start weights are drawn globally, then replaced
+        judge = Judge(labels, styles)
     initialise(judge, generator)
     judge.to(memory_format=torch.channels_last).train()
     decayed = [p for p in judge.parameters() if p.ndim > 1]

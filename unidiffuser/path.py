@@ -123,8 +123,15 @@ class NoisePath:
         `through((1000, 1000), (0, 1000), (0, 0), steps=40)` first draws a picture from nothing, then captions it.
         """
         lengths = [max(abs(a - b) for a, b in zip(p, q, strict=True)) for p, q in itertools.pairwise(corners)]
+        return cls._shared(corners, lengths, steps, spacing)
+
+    @classmethod
+    def _shared(
+        cls, corners: Sequence[tuple[float, float]], lengths: Sequence[float], steps: int, spacing: str
+    ) -> NoisePath:
+        """The path through `corners` whose lines get steps in proportion to `lengths`, at least one each."""
         _check_steps(steps, len(lengths))
-        bounds = [0]  # index of each corner: where its share of the length ends, leaving a step for every later line
+        bounds = [0]  # index of each corner: where its share ends, leaving a step for every later line
         for k in range(1, len(lengths)):
             share = round(steps * sum(lengths[:k]) / (sum(lengths) or 1))
             bounds.append(min(max(share, bounds[-1] + 1), steps - (len(lengths) - k)))
@@ -173,8 +180,8 @@ class NoisePath:
 
         Args:
             start: labels (image, text) of the first point.
-            speeds: labels per unit of time of (image, text); only the ratio counts. The one that is clean first waits
-                there for the other. The default goes straight down the diagonal.
+            speeds: labels per step of (image, text); only the ratio counts. The one that is clean first waits there
+                for the other. The default goes straight down the diagonal.
         """
         if any(not (math.isfinite(s) and s > 0) for s in speeds):
             raise ValueError(f"speeds must be positive numbers, not {speeds}; text_to_image and others hold a stream.")
@@ -182,7 +189,8 @@ class NoisePath:
         corner = max(CLEAN, start[0] - speeds[0] * durations[1]), max(CLEAN, start[1] - speeds[1] * durations[0])
         if math.isclose(durations[0], durations[1]) or max(corner) < LEAST:
             return cls.through(start, (CLEAN, CLEAN), steps=steps, spacing=spacing)
-        return cls.through(start, corner, (CLEAN, CLEAN), steps=steps, spacing=spacing)
+        times = min(durations), max(durations) - min(durations)
+        return cls._shared((start, corner, (CLEAN, CLEAN)), times, steps, spacing)
 
     def picture(self, size: int = 256) -> Image:
         """The path in its square, RGB, `size` x `size` pixels: image noise to the right, text noise upwards."""

@@ -27,7 +27,7 @@ def draw(path: NoisePath, size: int) -> Image.Image:
     if size < LEAST_SIZE:
         raise ValueError(f"The picture of a path needs at least {LEAST_SIZE} pixels a side, not {size}.")
     full = size * OVERSAMPLING
-    margin, unit = full * 0.14, full / 256
+    margin, unit = full * 0.14, max(full / 256, 0.6 * OVERSAMPLING)  # lines of a small picture stay visible
     span = full - 2 * margin
 
     def place(t_img: float, t_text: float) -> tuple[float, float]:

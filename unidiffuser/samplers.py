@@ -152,7 +152,7 @@ class _Kept:
         return x
 
     def correct(self, eps: Streams) -> Streams:
-        """The noise prediction, with the true noise where it is known, so that every stepper keeps that part in step."""
+        """The noise prediction, with the true noise where it is known, so that each stepper keeps that part in step."""
         predicted = {name: value for name, value in eps.items() if name in self.keep}
         return eps.replace(**{n: torch.where(self.keep[n], self.noise[n], value) for n, value in predicted.items()})
 

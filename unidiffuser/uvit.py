@@ -213,7 +213,8 @@ class UViT(nn.Module):
         The image part is resampled bilinearly when the grid is not the trained one, as the authors do for squares.
         """
         table, token = self.position_tables()
-        times, others, patches = table.split((2, self.config.num_text_tokens + 1, math.prod(self.config.grid)), dim=1)
+        sizes = [2, self.config.num_text_tokens + 1, math.prod(self.config.grid)]
+        times, others, patches = torch.split(table, sizes, dim=1)
         if grid != self.config.grid:
             image = patches.transpose(1, 2).unflatten(2, self.config.grid)  # (1, D, rows, columns)
             image = F.interpolate(image.float(), grid, mode="bilinear")  # fp32: half has no bilinear on every device
@@ -261,8 +262,8 @@ class UViT(nn.Module):
         for block in self.out_blocks:
             x = block(x, skips.pop())
 
-        sizes = (self.config.num_text_tokens, 1, math.prod(grid))
-        _, text_x, clip_x, img_x = x.split((x.shape[1] - sum(sizes), *sizes), dim=1)
+        sizes = [self.config.num_text_tokens, 1, math.prod(grid)]
+        _, text_x, clip_x, img_x = torch.split(x, [x.shape[1] - sum(sizes), *sizes], dim=1)
         return (
             self._unpatchify(self.decoder_pred(self.norm(img_x)), grid) if "img" in heads else None,
             self.clip_img_out(self.norm(clip_x)) if "clip_img" in heads else None,
@@ -284,7 +285,7 @@ class UViT(nn.Module):
 
     def _unpatchify(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         p, c = self.config.patch_size, self.config.in_chans
-        x = x.unflatten(2, (p, p, c)).unflatten(1, grid)  # (B, rows, columns, p, p, C)
+        x = x.reshape(x.shape[0], *grid, p, p, c)  # (B, rows, columns, p, p, C)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(x.shape[0], c, grid[0] * p, grid[1] * p)
 
     def _check(self, img: Tensor, clip_img: Tensor, text: Tensor, heads: Sequence[str]) -> None:

@@ -1,0 +1,156 @@
+"""Noise paths: what is legal, where the constructors go, and the picture."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unidiffuser.path import SPACINGS, NoisePath, spaced
+
+STEPS = st.integers(1, 60)
+LEVELS = st.floats(0, 1000)
+
+
+@st.composite
+def falling_paths(draw: st.DrawFn) -> NoisePath:
+    """Any legal path: two falling sequences of which at least one ends at 0 and at least one moves."""
+    points = draw(st.integers(2, 12))
+    labels = [sorted(draw(st.lists(LEVELS, min_size=points, max_size=points)), reverse=True) for _ in range(2)]
+    clean = draw(st.integers(0, 1))
+    labels[clean][-1] = 0.0
+    labels[clean][0] = max(labels[clean][0], 1.0)
+    return NoisePath(*labels)
+
+
+@given(falling_paths())
+def test_every_monotone_curve_to_an_axis_is_a_path(path: NoisePath):
+    assert not path.ascending
+    assert path.steps == len(path.t_text) - 1
+    back = path.reversed()
+    assert back.ascending
+    assert back.reversed() == path
+    assert hash(back.reversed()) == hash(path)
+
+
+@given(STEPS)
+def test_tasks_are_the_edges_and_the_diagonal(steps: int):
+    down = tuple(1000 * (steps - k) / steps for k in range(steps + 1))
+    for path, moves_img, held in (
+        (NoisePath.text_to_image(steps), True, 0),
+        (NoisePath.image_to_text(steps), False, 0),
+        (NoisePath.image(steps), True, 1000),
+        (NoisePath.text(steps), False, 1000),
+    ):
+        moving, level = (path.t_img, path.t_text) if moves_img else (path.t_text, path.t_img)
+        assert moving == pytest.approx(down)
+        assert set(level) == {held}
+        assert path.steps == steps
+    joint = NoisePath.joint(steps)
+    assert joint.t_img == joint.t_text == pytest.approx(down)
+
+
+@given(
+    st.tuples(st.floats(50, 1000), st.floats(50, 1000)),
+    st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)),
+    st.integers(2, 60),
+    st.sampled_from(list(SPACINGS)),
+)
+def test_joint_paths_run_from_start_to_origin_at_any_speeds(start, speeds, steps, spacing):
+    path = NoisePath.joint(steps, start=start, speeds=speeds, spacing=spacing)
+    assert path.steps == steps
+    assert (path.t_img[0], path.t_text[0]) == start
+    assert (path.t_img[-1], path.t_text[-1]) == (0, 0)
+
+
+def test_speeds_set_the_slope():
+    path = NoisePath.joint(10, speeds=(2, 1))
+    assert path.t_img[5] == 0
+    assert path.t_text[5] == pytest.approx(500)
+    assert path.t_text[-1] == 0
+
+
+@given(st.floats(2, 1000), st.floats(0, 1), STEPS, st.sampled_from(list(SPACINGS)))
+def test_spacings_fall_strictly_between_exact_ends(start: float, share: float, steps: int, spacing: str):
+    end = share * (start - 1.5)
+    labels = spaced(start, end, steps, spacing)
+    assert len(labels) == steps + 1
+    assert (labels[0], labels[-1]) == (start, end)
+    assert all(a > b for a, b in itertools.pairwise(labels))
+
+
+@given(st.lists(st.tuples(LEVELS, LEVELS), min_size=1, max_size=5), st.integers(0, 30))
+def test_corners_are_points_of_the_path(inner, extra):
+    inner = sorted({(1000.0, 1000.0), *inner}, key=sum, reverse=True)
+    corners = [inner[0]]
+    for img, text in inner[1:]:
+        corners.append((min(img, corners[-1][0]), min(text, corners[-1][1])))
+    corners.append((0.0, 0.0))
+    path = NoisePath.through(*corners, steps=len(corners) - 1 + extra)
+    assert path.steps == len(corners) - 1 + extra
+    assert set(corners) <= set(zip(path.t_img, path.t_text, strict=True))
+
+
+def test_partial_start_and_held_condition():
+    path = NoisePath.text_to_image(4, start=600, hold=200)
+    assert path.t_img == pytest.approx((600, 450, 300, 150, 0))
+    assert set(path.t_text) == {200}
+
+
+def test_the_authors_end_at_label_1_counts_as_clean():
+    assert NoisePath([1000, 1], [1000, 1]).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("t_img", "t_text", "words"),
+    [
+        ([1000, 0], [0], "one length"),
+        ([1000], [0], "at least 2 points"),
+        ([1000.5, 0], [0, 0], "labels run from 0"),
+        ([1000, -1], [0, 0], "labels run from 0"),
+        ([math.nan, 0], [0, 0], "labels run from 0"),
+        ([1000, 500, 600, 0], [0] * 4, "monotone"),
+        ([1000, 0], [0, 1000], "monotone"),
+        ([500, 500], [0, 0], "nothing moves"),
+        ([1000, 500], [1000, 400], "at 0"),
+        ([500, 1000], [400, 1000], "at 0"),
+    ],
+)
+def test_illegal_paths_say_why(t_img, t_text, words):
+    with pytest.raises(ValueError, match=words):
+        NoisePath(t_img, t_text)
+
+
+@pytest.mark.parametrize("steps", [0, -3, 2.5, True, None])
+def test_steps_must_be_a_positive_whole_number(steps):
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
+        NoisePath.joint(steps)
+
+
+def test_constructors_say_what_is_wrong():
+    with pytest.raises(ValueError, match="one for each straight part"):
+        NoisePath.through((1000, 1000), (0, 1000), (0, 0), steps=1)
+    with pytest.raises(ValueError, match="two corners"):
+        NoisePath.through((1000, 0), steps=3)
+    with pytest.raises(ValueError, match="Unknown spacing"):
+        NoisePath.joint(3, spacing="cosine")
+    with pytest.raises(ValueError, match="speeds"):
+        NoisePath.joint(3, speeds=(0, 1))
+
+
+@pytest.mark.parametrize("size", [64, 200])
+def test_picture_shows_the_curve_where_it_runs(size: int):
+    picture = NoisePath.text_to_image(5).picture(size)
+    assert (picture.mode, picture.size) == ("RGB", (size, size))
+
+    def redness(corners: tuple[int, int]) -> int:
+        x, y = (round(size * (0.14 + 0.72 * c)) for c in corners)
+        return max(r - g for a in (-1, 0, 1) for b in (-1, 0, 1) for r, g, _ in [picture.getpixel((x + a, y + b))])
+
+    assert redness((0.5, 1)) > 100  # the bottom edge: the text clean
+    assert redness((0.5, 0)) < 30
+    with pytest.raises(ValueError, match="64 pixels"):
+        NoisePath.joint(3).picture(10)

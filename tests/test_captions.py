@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unidiffuser.captions import CaptionDecoder, _draw
+import unidiffuser
+from unidiffuser.caption_search import _draw
+from unidiffuser.captions import CaptionDecoder
+from unidiffuser.checkpoints import load_checkpoint
+from unidiffuser.encoders import TextEncoder
 
 STOP = 1
+BUNDLED = Path(unidiffuser.__file__).with_name("assets") / "emoji.safetensors"
 
 
 class Words:
@@ -47,23 +53,23 @@ def decoder(
     return model
 
 
-def slow_beam_search(model: CaptionDecoder, latent: torch.Tensor, beams: int, limit: int, temperature: float = 1.0):
+def slow_beam_search(model: CaptionDecoder, latent: torch.Tensor, beams: int, limit: int) -> list[tuple[list[int], float]]:
     """Hypotheses as Python lists; the whole sequence goes through the network every step. latent: (L, hidden_dim)."""
-    gpt = model.gpt
+    gpt, stop = model.gpt, model.config.stop_token_id
     prefix = model.decode_prefix(latent)
 
     def next_log_probs(ids: list[int]) -> torch.Tensor:
         embeds = prefix if not ids else torch.cat((prefix, gpt.transformer.wte(torch.tensor(ids))))
-        return (gpt(inputs_embeds=embeds[None], use_cache=False).logits[0, -1] / temperature).softmax(-1).log()
+        return gpt(inputs_embeds=embeds[None], use_cache=False).logits[0, -1].softmax(-1).log()
 
     first = next_log_probs([])
     live = [([int(i)], float(first[i]), 1) for i in first.topk(beams).indices]
     for _ in range(limit - 1):
-        if all(STOP in ids for ids, _, _ in live):
+        if all(stop in ids for ids, _, _ in live):
             break
         grown = []
         for ids, total, length in live:
-            if STOP in ids:
+            if stop in ids:
                 grown.append(([*ids, 0], total, length))
             else:
                 grown += [([*ids, i], total + float(p), length + 1) for i, p in enumerate(next_log_probs(ids))]
@@ -93,6 +99,18 @@ def test_beams_equal_uncached_search_token_for_token(size: dict, beams: int) -> 
         expected = slow_beam_search(model, latent, beams, limit)
         assert [list(c.tokens) for c in item] == [ids for ids, _ in expected]
         assert [c.score for c in item] == pytest.approx([score for _, score in expected], abs=1e-4)
+
+
+@pytest.mark.skipif(not BUNDLED.is_file(), reason=f"NOT CHECKED on the bundled model: {BUNDLED} is not there")
+@torch.no_grad()
+def test_beams_equal_uncached_search_on_the_bundled_model() -> None:
+    checkpoint = load_checkpoint("emoji")
+    model = CaptionDecoder.from_checkpoint(checkpoint, dtype=torch.float32)
+    known = TextEncoder.from_checkpoint(checkpoint, dtype=torch.float32)(["red apple, noto", "cat face", ""])
+    latents = torch.cat((known, torch.randn(2, *known.shape[1:], generator=torch.Generator().manual_seed(0))))
+    for item, latent in zip(model.decode(latents, count=5), latents, strict=True):
+        expected = slow_beam_search(model, latent, 5, model.config.max_new_tokens)
+        assert [list(caption.tokens) for caption in item] == [ids for ids, _ in expected]
 
 
 @torch.no_grad()

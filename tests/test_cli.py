@@ -69,7 +69,7 @@ def test_captions_go_to_stdout_and_json(run: Any, tmp_path: Path, picture: str) 
     (path,) = (tmp_path / "out").iterdir()
     written = json.loads(path.read_text(encoding="utf-8"))
     assert [row["seed"] for row in written["captions"]] == [0, 1, 0, 1]
-    assert {row["source"] for row in written["captions"]} == {picture}
+    assert {row["picture"] for row in written["captions"]} == {picture}
     assert done.stdout.splitlines() == [row["caption"] for row in written["captions"]]
 
 
@@ -90,7 +90,7 @@ def test_captions_as_text(run: Any, tmp_path: Path) -> None:
         (["gibbs", "--rounds", "2", "--picture", "PICTURE"], 2, True),
         (["gibbs", "--rounds", "1", "--prompt", "red"], 1, False),
         (["interpolate", "PICTURE", "PICTURE", "--frames", "3"], 3, True),
-        (["demo", "--picture", "PICTURE", "-n", "2"], 2, True),
+        (["demo", "-n", "2"], 2, True),
     ],
 )
 def test_every_task(run: Any, tmp_path: Path, picture: str, arguments: list[str], pictures: int, sheet: bool) -> None:
@@ -103,7 +103,7 @@ def test_every_task(run: Any, tmp_path: Path, picture: str, arguments: list[str]
         assert any(name.endswith(".json") for name in found)
     if arguments[0] == "gibbs" and sheet:
         with Image.open(tmp_path / "out" / next(n for n in found if n.endswith("00.png"))) as image:
-            assert {"caption", "seed", "settings"} <= image.text.keys()
+            assert {"picture", "caption", "seed", "settings"} <= image.text.keys()
 
 
 def test_info_and_convert(tiny_checkpoint: Path, tmp_path: Path) -> None:

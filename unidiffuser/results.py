@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from . import __version__
+from .files import write_text
 from .images import contact_sheet, save_png
-from .weights import atomic_write
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Result:
     seed: int
     image: Image.Image | None = None
     caption: str | None = None
-    source: str | None = None
+    prompt: str | None = None
+    picture: str | None = None
 
 
 def check_folder(folder: Path) -> None:
@@ -41,14 +42,14 @@ def check_folder(folder: Path) -> None:
 def save_results(
     results: Sequence[Result], folder: Path, task: str, settings: Mapping[str, Any], text_format: str = "json"
 ) -> list[Path]:
-    """Write results to `folder` under names made of task, source and seed; a repeated run replaces its own files.
+    """Write results to `folder` under names made of task, origin and seed; a repeated run replaces its own files.
 
     Args:
         results: at least one, in order.
         folder: made if absent.
         task: such as "text-to-image".
         settings: all that is needed to make the results again; plain values.
-        text_format: of the captions: "json" holds seeds, sources and settings as well, "txt" is a caption a line.
+        text_format: of the captions: "json" holds seeds, origins and settings as well, "txt" is a caption a line.
 
     Returns:
         The files: pictures, then the contact sheet if there are several, then the captions if there are any.
@@ -59,7 +60,8 @@ def save_results(
     """
     if text_format not in ("json", "txt"):
         raise ValueError(f'captions are written as "json" or "txt", not {text_format!r}')
-    stem = "-".join(filter(None, (task, _slug(results[0].source or ""), f"seed{results[0].seed}")))
+    first = results[0]
+    stem = "-".join(filter(None, (task, _slug(first.prompt or Path(first.picture or "").stem), f"seed{first.seed}")))
     written: list[Path] = []
     names: list[str | None] = []
     for number, result in enumerate(results):
@@ -76,26 +78,21 @@ def save_results(
         written.append(path)
     if captions:
         path = folder / f"{stem}.{text_format}"
-        rows = [
-            {"caption": result.caption, "seed": result.seed, "source": result.source, "file": name}
-            for result, name in zip(results, names, strict=True)
-        ]
+        rows = [{**_origin(result), "seed": result.seed, "file": name} for result, name in zip(results, names, strict=True)]
         whole = json.dumps({"task": task, "settings": dict(settings), "captions": rows}, ensure_ascii=False, indent=1)
-        with atomic_write(path) as file:
-            file.write((whole if text_format == "json" else "\n".join(captions)).encode() + b"\n")
+        write_text(path, (whole if text_format == "json" else "\n".join(captions)) + "\n")
         written.append(path)
     return written
 
 
 def _metadata(result: Result, task: str, settings: Mapping[str, Any]) -> dict[str, str]:
-    entries = {
-        "prompt": result.source if result.source is not None else result.caption,
-        "caption": result.caption,
-        "seed": str(result.seed),
-        "settings": _json({"task": task, **settings}),
-        "Software": f"UniDiffuser {__version__}",
-    }
-    return {key: value for key, value in entries.items() if value is not None}
+    made = {"seed": str(result.seed), "settings": _json({"task": task, **settings})}
+    return {**_origin(result), **made, "Software": f"UniDiffuser {__version__}"}
+
+
+def _origin(result: Result) -> dict[str, str]:
+    entries = {"prompt": result.prompt, "picture": result.picture, "caption": result.caption}
+    return {name: text for name, text in entries.items() if text is not None}
 
 
 def _json(value: Mapping[str, Any]) -> str:
@@ -104,4 +101,4 @@ def _json(value: Mapping[str, Any]) -> str:
 
 def _slug(text: str, length: int = 40) -> str:
     """Letters and digits of any script, joined by dashes: a name for every file system."""
-    return re.sub(r"[\W_]+", "-", Path(text).stem if Path(text).suffix else text).strip("-").lower()[:length].rstrip("-")
+    return re.sub(r"[\W_]+", "-", text).strip("-").lower()[:length].rstrip("-")

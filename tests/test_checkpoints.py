@@ -1,0 +1,484 @@
+"""Checkpoints: three layouts in, one file out, and what happens to files that are none."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layouts import CONFIG, V0, metadata, write_diffusers, write_openai_clip, write_original
+from safetensors.torch import load_file, save_file
+
+from unidiffuser.checkpoint_export import export_original
+from unidiffuser.checkpoints import ModelConfig, convert, load_checkpoint, save_checkpoint
+from unidiffuser.model_config import V1
+from unidiffuser.modules import fit, skeleton
+from unidiffuser.uvit import UViT
+from unidiffuser.weights import windows
+
+ALL = ("uvit", "vae", "clip_text", "clip_image", "caption")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    write_original(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ours") / "model.safetensors"
+    convert(original, path)
+    return path
+
+
+# ---- Layouts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [V0, CONFIG], ids=["v0", "v1"])
+def test_original_to_ours_to_original_is_bit_exact(config: ModelConfig, tmp_path: Path) -> None:
+    contents = write_original(tmp_path / "in", config)
+    convert(tmp_path / "in", tmp_path / "model.safetensors")
+    written = export_original(load_checkpoint(tmp_path / "model.safetensors"), tmp_path / "out")
+    assert {path.name for path in written} == contents.keys()
+    for path in written:
+        state = torch.load(path, weights_only=True)
+        assert state.keys() == contents[path.name].keys()
+        for name, tensor in contents[path.name].items():
+            assert state[name].dtype == tensor.dtype, name
+            assert torch.equal(state[name], tensor), name
+        assert path.stat().st_size < 1.1 * (tmp_path / "in" / path.name).stat().st_size  # shared storages stay shared
+
+
+def test_sizes_are_read_off_an_original_folder(original: Path) -> None:
+    checkpoint = load_checkpoint(original)
+    assert checkpoint.parts() == ALL
+    assert checkpoint.config == CONFIG
+    assert load_checkpoint(original / "uvit_v1.pth").config == CONFIG
+
+
+def test_our_file_says_everything(ours: Path) -> None:
+    checkpoint = load_checkpoint(ours)
+    assert checkpoint.parts() == ALL
+    assert checkpoint.config == CONFIG
+    texts = metadata(ours)
+    assert (texts["format"], texts["version"]) == ("unidiffuser", "1")
+    assert len(json.loads(texts["clip_tokenizer"])["vocab"]) == 49408
+    assert json.loads(texts["gpt2_tokenizer"])["vocab"]["<|EOS|>"] == 50257
+    assert not [name for name in load_file(ours) if "lm_head" in name or "masked_bias" in name or "module" in name]
+
+
+@pytest.mark.parametrize("save", [{}, {"safe_serialization": False}, {"max_shard_size": "150KB"}], ids=["st", "bin", "shards"])
+def test_diffusers_folder_to_ours_is_equal(save: dict[str, Any], tmp_path: Path) -> None:
+    folder, path = tmp_path / "folder", tmp_path / "model.safetensors"
+    pipeline = write_diffusers(folder, **save)
+    if "max_shard_size" in save:
+        assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+    convert(folder, path)
+    checkpoint = load_checkpoint(path)
+
+    wanted = replace(CONFIG, clip_image=CONFIG.clip_image | {"image_mean": [0.4, 0.5, 0.6]})
+    assert checkpoint.config == wanted  # gelu_new included, against what the folder says of the caption decoder
+    assert checkpoint.clip_tokenizer().encode("an Elephant") == pipeline.clip_tokenizer("an Elephant").input_ids[1:-1]
+    assert checkpoint.gpt2_tokenizer().encode("<|EOS|>") == [50257]
+
+    ours = {part: checkpoint.state_dict(part) for part in ALL}
+    unet = pipeline.unet.state_dict()
+    block = "transformer.transformer_out_blocks.1"
+    qkv = [unet[f"{block}.block.attn1.to_{x}.weight"] for x in "qkv"]
+    assert torch.equal(ours["uvit"]["out_blocks.1.attn.qkv.weight"], torch.cat(qkv))
+    assert torch.equal(ours["uvit"]["out_blocks.1.norm1.bias"], unet[f"{block}.skip.norm.bias"])
+    for part, model in (("clip_image", pipeline.image_encoder), ("caption", pipeline.text_decoder)):
+        theirs = {re.sub(r"^transformer\.", "gpt.", name): t for name, t in model.state_dict().items()}
+        assert ours[part].keys() == theirs.keys() - {"gpt.lm_head.weight"}
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours[part].items())
+    text = {name.removeprefix("text_model."): t for name, t in pipeline.text_encoder.state_dict().items()}
+    assert ours["clip_text"].keys() == {f"text_model.{name}" for name in text}
+    assert all(torch.equal(tensor, text[name.removeprefix("text_model.")]) for name, tensor in ours["clip_text"].items())
+    numbers = sum(p.numel() for p in pipeline.vae.parameters())
+    assert sum(t.numel() for t in ours["vae"].values()) == numbers
+
+
+def test_openai_names_of_clip_are_understood(tmp_path: Path) -> None:
+    write_original(tmp_path, clip=False)
+    text, image = write_openai_clip(tmp_path / "clip.safetensors")
+    checkpoint = load_checkpoint(tmp_path)
+    for part, model in (("clip_text", text), ("clip_image", image)):
+        state = checkpoint.state_dict(part)
+        theirs = {(name if part == "clip_image" or name.startswith("text_model.") else f"text_model.{name}"): t
+                  for name, t in model.state_dict().items()}  # fmt: skip
+        assert state.keys() == theirs.keys()
+        assert all(torch.equal(state[name], theirs[name]) for name in theirs)
+
+
+def test_partial_checkpoint_fails_only_where_a_part_is_needed(tmp_path: Path) -> None:
+    write_original(tmp_path, clip=False)
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint.parts() == ("uvit", "vae", "caption")
+    assert checkpoint.state_dict("uvit")
+    with pytest.raises(FileNotFoundError, match="CLIP text encoder.*openai/clip-vit-large-patch14"):
+        checkpoint.state_dict("clip_text")
+    convert(tmp_path, tmp_path / "part.safetensors")
+    assert load_checkpoint(tmp_path / "part.safetensors").parts() == ("uvit", "vae", "caption")
+
+
+def test_a_damaged_neighbour_is_named_when_its_part_is_needed(tmp_path: Path) -> None:
+    write_original(tmp_path, clip=False)
+    (tmp_path / "clip.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(FileNotFoundError, match=r"Passed over: .*clip\.safetensors is a git-lfs pointer"):
+        load_checkpoint(tmp_path).state_dict("clip_image")
+
+
+def test_two_networks_in_a_folder_are_not_guessed_at(tmp_path: Path) -> None:
+    write_original(tmp_path, clip=False)
+    write_original(tmp_path, V0, clip=False)
+    with pytest.raises(ValueError, match="give the path of the one you want"):
+        load_checkpoint(tmp_path)
+    assert load_checkpoint(tmp_path / "uvit_v0.pth").config.uvit.data_types == 0
+
+
+# ---- Precision ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dtypes(ours: Path, dtype: torch.dtype, tmp_path: Path) -> None:
+    convert(ours, tmp_path / "a.safetensors", dtype)
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    first, second, exact = (load_file(path) for path in (tmp_path / "a.safetensors", tmp_path / "b.safetensors", ours))
+    assert first.keys() == second.keys() == exact.keys()
+    for name, tensor in first.items():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, exact[name].to(dtype)), name
+        assert torch.equal(tensor.view(torch.uint8), second[name].view(torch.uint8)), name
+    loaded = load_checkpoint(ours).state_dict("vae", dtype=dtype)
+    assert all(torch.equal(tensor, first[f"vae.{name}"]) for name, tensor in loaded.items())
+
+
+def test_unchanged_dtype_keeps_every_bit(tmp_path: Path) -> None:
+    odd = torch.tensor([float("nan"), float("-inf"), -0.0, 1e-45, 65504.0])
+    tensors = {name: odd.to(dtype) for name, dtype in (("a", torch.float32), ("b", torch.float16), ("c", torch.bfloat16))}
+    tensors |= {"scalar": torch.tensor(3), "empty": torch.zeros(0, 4), "strided": torch.arange(6.0).reshape(2, 3).T}
+    save_checkpoint(tmp_path / "x.safetensors", CONFIG, {"uvit": tensors})
+    for name, tensor in load_checkpoint(tmp_path / "x.safetensors").state_dict("uvit").items():
+        assert tensor.dtype == tensors[name].dtype
+        assert tensor.shape == tensors[name].shape
+        assert bytes(tensor.contiguous().reshape(-1).view(torch.uint8)) == bytes(
+            tensors[name].contiguous().reshape(-1).view(torch.uint8)
+        )
+
+
+def test_float16_that_would_overflow_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"uvit\.big.*bfloat16"):
+        save_checkpoint(tmp_path / "x.safetensors", CONFIG, {"uvit": {"big": torch.tensor([1e6])}}, dtype=torch.float16)
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(0, 50), max_size=20), st.integers(1, 60))
+def test_windows_keep_order_and_limit(sizes: dict[str, int], limit: int) -> None:
+    groups = list(windows(sizes, limit))
+    assert [name for group in groups for name in group] == list(sizes)
+    assert all(group and (len(group) == 1 or sum(sizes[name] for name in group) <= limit) for group in groups)
+
+
+@given(
+    st.builds(
+        lambda side, patch, heads, width, types, defaults: replace(
+            CONFIG,
+            uvit=replace(CONFIG.uvit, img_size=(side * patch, patch), patch_size=patch, num_heads=heads,
+                         embed_dim=2 * heads * width, data_types=types),
+            defaults=defaults,
+        ),
+        st.integers(1, 9), st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(0, 3),
+        st.dictionaries(st.text(max_size=4), st.integers() | st.floats(allow_nan=False)),
+    )
+)  # fmt: skip
+@settings(max_examples=50)
+def test_configuration_survives_json(config: ModelConfig) -> None:
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_configuration_takes_absent_sections_from_v1_and_ignores_new_fields() -> None:
+    assert ModelConfig.from_dict({"later": 1, "uvit": {"later": 2}}) == V1
+    with pytest.raises(ValueError, match="'vae' must be an object"):
+        ModelConfig.from_dict({"vae": 3})
+
+
+# ---- Writing --------------------------------------------------------------------------------------------------------
+
+
+def test_full_disk_leaves_the_old_file_and_nothing_else(ours: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    target = tmp_path / "model.safetensors"
+    target.write_text("precious")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors"):
+            convert(ours, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    assert target.read_text() == "precious"
+
+
+def test_interrupt_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unidiffuser.checkpoints._cast", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path / "x.safetensors", CONFIG, {"uvit": {"a": torch.zeros(2)}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_can_be_converted_onto_itself(ours: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(ours.read_bytes())
+    convert(path, path, torch.float16)
+    assert load_checkpoint(path).state_dict("vae")["quant_conv.weight"].dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p: convert(p, "model.pth"), "should end in .safetensors"),
+        (lambda p: convert(p, p.with_name("x.safetensors"), torch.int8), "float32, float16 or bfloat16"),
+        (lambda p: save_checkpoint(p.with_name("x.safetensors"), CONFIG, {"unet": {}}), "'unet' is neither a part"),
+        (lambda p: save_checkpoint(p.with_name("x.safetensors"), CONFIG, {}, {"t5": {}}), "'t5' is neither a part"),
+        (lambda p: load_checkpoint(p).state_dict("unet"), "no part 'unet'"),
+    ],
+)
+def test_mistakes_in_calls(ours: Path, call: Callable[[Path], Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call(ours)
+    assert not ours.with_name("x.safetensors").exists()
+
+
+# ---- Loading into a module ------------------------------------------------------------------------------------------
+
+
+def test_wrong_tensors_are_named_with_their_file(tmp_path: Path) -> None:
+    state = UViT(CONFIG.uvit).state_dict()
+    del state["norm.weight"], state["norm.bias"]
+    state["extra"] = torch.zeros(1)
+    state["pos_embed"] = torch.zeros(1, 2, 3)
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, CONFIG, {"uvit": state})
+    with skeleton():
+        network = UViT(CONFIG.uvit)
+    with pytest.raises(ValueError) as caught:
+        load_checkpoint(path).load_into(network, "uvit")
+    text = str(caught.value)
+    for words in (
+        str(path), "2 missing (first: norm.weight)", "1 unexpected (first: extra)",
+        "1 misshapen (first: pos_embed is (1, 2, 3), should be (1, 96, 64))",
+        "huggingface.co/thu-ml/unidiffuser-v1", "AGPL-3.0",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_skeleton_keeps_tables_and_fit_keeps_ties() -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = torch.nn.Embedding(3, 2), torch.nn.Linear(2, 3, bias=False)
+            self.head.weight = self.embed.weight
+            self.register_buffer("table", torch.arange(3), persistent=False)
+            self.register_buffer("kept", torch.zeros(2))
+
+    with skeleton():
+        module = Tied()
+    assert module.embed.weight.is_meta
+    fit(module, {"embed.weight": torch.ones(3, 2), "kept": torch.full((2,), 5.0)}, "here")
+    assert module.head.weight is module.embed.weight
+    assert module.table.tolist() == [0, 1, 2]
+    assert module.kept.tolist() == [5.0, 5.0]
+    with pytest.raises(ValueError, match=r"here .* 1 missing \(first: kept\)"):
+        fit(module, {"embed.weight": torch.ones(3, 2)}, "here")
+
+
+def test_writing_to_loaded_weights_does_not_change_the_file(ours: Path) -> None:
+    before = ours.read_bytes()
+    load_checkpoint(ours).state_dict("vae")["quant_conv.bias"].add_(1)
+    assert ours.read_bytes() == before
+
+
+# ---- Files that are no checkpoints ----------------------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch evil_was_here",)
+
+
+def _truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("uvit_v1.pth", lambda d: (d / "uvit_v1.pth").write_bytes(b"\n<!DOCTYPE html><html>Sign in"), "is a web page"),
+        ("uvit_v1.pth", lambda d: (d / "uvit_v1.pth").write_text("version https://git-lfs.github.com"), "git lfs pull"),
+        ("uvit_v1.pth", lambda d: (d / "uvit_v1.pth").write_bytes(b""), "is empty"),
+        ("uvit_v1.pth", lambda d: (d / "uvit_v1.pth").write_bytes(b"12345678901234567890"), "neither a safetensors nor"),
+        ("uvit_v1.pth", lambda d: (d / "uvit_v1.pth").write_bytes(b"\x80\x02garbage"), "damaged"),
+        ("uvit_v1.pth", lambda d: (d / "uvit_v1.pth").write_bytes(pickle.dumps(Evil())), "refused: its pickle asks for"),
+        ("uvit_v1.pth", lambda d: torch.save({"a": Evil()}, d / "uvit_v1.pth"), "refused: its pickle asks for"),
+        ("uvit_v1.pth", lambda d: torch.save([torch.zeros(1)], d / "uvit_v1.pth"), "no plain state dict"),
+        ("uvit_v1.pth", lambda d: torch.save({"a": torch.zeros(1)}, d / "uvit_v1.pth"), "pos_embed is missing"),
+        ("x.safetensors", lambda d: save_file({"a": torch.zeros(1)}, d / "x.safetensors"), r"pos_embed is missing.*: a,"),
+        ("x.pth", lambda d: (d / "x.pth").mkdir(), "neither model_index.json"),
+        ("folder", lambda d: (d / "folder").mkdir(), "neither model_index.json"),
+        ("nothing", lambda d: None, "neither a bundled one"),
+    ],
+)
+def test_no_checkpoint(name: str, make: Callable[[Path], Any], words: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
+        load_checkpoint(tmp_path / name)
+    assert name in str(caught.value)
+    assert not (tmp_path / "evil_was_here").exists()
+
+
+@pytest.mark.parametrize("name", ["uvit_v1.pth", "autoencoder_kl.pth", "caption_decoder.pth"])
+def test_truncated_original(name: str, tmp_path: Path) -> None:
+    write_original(tmp_path, clip=False)
+    (tmp_path / name).write_bytes(_truncated((tmp_path / name).read_bytes()))
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [5, 500, 5_000_000])
+def test_truncated_safetensors(keep: int, ours: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(ours.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"x\.safetensors is (damaged|neither)"):
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": "2"}, "format version '2'"),
+        ({"config": "{"}, "metadata of .* damaged"),
+        ({"config": "[]"}, "metadata of .* damaged"),
+        ({"config": '{"uvit": {"embed_dim": 7}}'}, "metadata of .* damaged"),
+        ({"clip_tokenizer": "{"}, "metadata of .* damaged"),
+    ],
+)
+def test_damaged_metadata(change: dict[str, str], words: str, tmp_path: Path) -> None:
+    texts = {"format": "unidiffuser", "version": "1", "config": "{}"} | change
+    save_file({"uvit.a": torch.zeros(1)}, tmp_path / "x.safetensors", metadata=texts)
+    with pytest.raises(ValueError, match=words):
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_incomplete_network_names_the_missing_tensor(tmp_path: Path) -> None:
+    state = dict(UViT(CONFIG.uvit).state_dict())
+    del state["text_embed.weight"]
+    torch.save(state, tmp_path / "uvit_v1.pth")
+    with pytest.raises(ValueError, match=r"uvit_v1\.pth is incomplete: text_embed\.weight"):
+        load_checkpoint(tmp_path)
+
+
+def test_missing_shard_and_missing_config_of_a_diffusers_folder(tmp_path: Path) -> None:
+    unet = tmp_path / "unet"
+    unet.mkdir()
+    index = unet / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}')
+    save_file({"a": torch.zeros(1)}, unet / "one.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"two\.safetensors is not there"):
+        load_checkpoint(tmp_path)
+    index.write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        load_checkpoint(tmp_path)
+
+
+def test_other_network_of_a_diffusers_folder_is_refused(tmp_path: Path) -> None:
+    unet = tmp_path / "unet"
+    unet.mkdir()
+    save_file({"conv_in.weight": torch.zeros(1)}, unet / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ValueError, match="is not the 'uvit' of a UniDiffuser"):
+        load_checkpoint(tmp_path)
+
+
+def test_bundled_model_is_found_by_name_or_named_as_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("unidiffuser.checkpoints.files", lambda package: tmp_path)
+    with pytest.raises(FileNotFoundError, match="no bundled model 'emoji'"):
+        load_checkpoint("emoji")
+    (tmp_path / "assets").mkdir()
+    save_checkpoint(tmp_path / "assets" / "emoji.safetensors", CONFIG, {"uvit": {"a": torch.zeros(1)}})
+    assert load_checkpoint("emoji").parts() == ("uvit",)
+
+
+# ---- Memory ---------------------------------------------------------------------------------------------------------
+
+_MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from unidiffuser.checkpoints import convert, load_checkpoint
+from unidiffuser.modules import skeleton
+from unidiffuser.uvit import UViT
+
+def resident(which):
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+
+source, task = sys.argv[1:]
+torch.ones(8, 8).sum()
+before = resident("VmRSS")
+if task == "convert":
+    convert(source, Path(source).with_name("half.safetensors"), torch.float16)
+else:
+    checkpoint = load_checkpoint(source)
+    with skeleton():
+        network = UViT(checkpoint.config.uvit)
+    checkpoint.load_into(network, "uvit", dtype=None if task == "load" else getattr(torch, task))
+    total = sum(parameter.sum() for parameter in network.parameters())  # touches every page
+print((resident("VmHWM") - before) * 1024)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A network of some 200 MB in our layout and in the original one."""
+    folder = tmp_path_factory.mktemp("large")
+    config = replace(V1, uvit=replace(V1.uvit, img_size=16, embed_dim=1024, depth=2, num_heads=16))
+    with torch.device("meta"):
+        shapes = UViT(config.uvit).state_dict()
+    state = {name: torch.zeros(tensor.shape) for name, tensor in shapes.items()}
+    paths = {"ours": folder / "model.safetensors", "original": folder / "uvit_v1.pth"}
+    save_checkpoint(paths["ours"], config, {"uvit": state})
+    torch.save(state, paths["original"])
+    return paths
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+@pytest.mark.parametrize(
+    ("layout", "task", "limit"),
+    [
+        ("ours", "load", 1.3), ("original", "load", 1.3), ("ours", "float16", 1.3), ("original", "bfloat16", 1.3),
+        ("original", "convert", 0.8),
+    ],
+)  # fmt: skip
+def test_peak_resident_memory(layout: str, task: str, limit: float, large: dict[str, Path]) -> None:
+    size = large[layout].stat().st_size
+    assert size > 150 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(large[layout]), task],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1], env=os.environ | {"PYTHONPATH": "."},
+    )  # fmt: skip
+    assert int(done.stdout) <= limit * size

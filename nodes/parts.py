@@ -1,7 +1,10 @@
 """The parts of a checkpoint as host objects: CLIP, VAE, CLIP_VISION and the caption decoder, each behind the host's patcher."""
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.clip_model
@@ -58,6 +61,8 @@ def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None):
             super().__init__("", max_length=length, embedding_directory=embedding_directory,
                              embedding_size=config["hidden_size"], tokenizer_class=_HostTokenizer(tokenizer))
+            # NOTE: the host never splits words below this length, and for ever starts new chunks for one that fits in none.
+            self.max_word_length = min(self.max_word_length, length - 2)
 
     class Tower(comfy.sd1_clip.SDClipModel):
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None):
@@ -112,7 +117,10 @@ def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
 
 def load_clip_vision(checkpoint: Checkpoint) -> comfy.clip_vision.ClipVisionModel:
     """CLIP_VISION; the host's own loader does not know a ViT of 12 layers."""
-    vision = comfy.clip_vision.ClipVisionModel({**checkpoint.config.clip_image, "model_type": "clip_vision_model"})
+    with tempfile.TemporaryDirectory() as folder:  # ComfyUI 0.18 takes the sizes only from a file
+        sizes = Path(folder) / "config.json"
+        sizes.write_text(json.dumps({**checkpoint.config.clip_image, "model_type": "clip_vision_model"}))
+        vision = comfy.clip_vision.ClipVisionModel(str(sizes))
     vision.load_sd(checkpoint.state_dict("clip_image"))
     return vision
 

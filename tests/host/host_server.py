@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS, PROMPT_SECONDS = 180, 120
+START_SECONDS, PROMPT_SECONDS = 600, 300  # for a busy machine; an idle one takes seconds
 
 
 class InvalidPrompt(Exception):
@@ -31,7 +31,7 @@ class HostServer:
     """
 
     def __init__(self, comfyui: Path, python: Path, base: Path, *arguments: str):
-        self.base = base
+        self.base, self.comfyui = base, comfyui
         for name in ("models/unidiffuser", "models/checkpoints", "models/loras", "input", "output", "temp", "user",
                      "custom_nodes"):
             (base / name).mkdir(parents=True, exist_ok=True)

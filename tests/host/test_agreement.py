@@ -1,0 +1,94 @@
+"""The same sample through KSampler, through the UniDiffuser Sampler and through the library without a host."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from host_server import HostServer
+from prompts import Graph
+from safetensors.torch import load_file, save_file
+from unidiffuser.checkpoints import load_checkpoint
+from unidiffuser.encoders import TextEncoder
+from unidiffuser.path import NoisePath
+from unidiffuser.samplers import Streams, item_generators, sample
+from unidiffuser.uvit import UViT
+
+SEED, STEPS, GUIDANCE, PROMPT, SCALE = 5, 6, 3.0, "red cat", 0.18215
+
+
+def saved(server: HostServer, graph: Graph, name: str) -> torch.Tensor:
+    """The LATENT that a prompt saves under `name`, in the model's units."""
+    server.run(graph.prompt)
+    newest = max((server.base / "output").rglob(f"{name}_*.latent"), key=lambda path: path.stat().st_mtime_ns)
+    return load_file(newest)["latent_tensor"] * SCALE
+
+
+def by_ksampler(server: HostServer, lora: str | None = None, sampler: str = "dpmpp_2m", prompt: str = PROMPT) -> torch.Tensor:
+    graph = Graph()
+    model = with_lora(graph, lora)
+    sigmas = graph.path("text to image", STEPS)(1)
+    guider = graph.add("CFGGuider", model=model, positive=graph.text(prompt), negative=graph.text(""), cfg=GUIDANCE)()
+    noise = graph.add("RandomNoise", noise_seed=SEED)()
+    solver = graph.add("KSamplerSelect", sampler_name=sampler)()
+    out = graph.add("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=solver, sigmas=sigmas, latent_image=graph.empty())
+    graph.save(out(), "ksampler")
+    return saved(server, graph, "ksampler")
+
+
+def by_node(server: HostServer, lora: str | None = None, method: str = "dpmpp_2m") -> torch.Tensor:
+    graph = Graph()
+    out = graph.sampler(graph.path("text to image", STEPS)(), SEED, with_lora(graph, lora), image_guidance=GUIDANCE,
+                        method=method, latent_image=graph.empty(), text=graph.text(PROMPT), negative=graph.text(""))
+    graph.save(out(), "node")
+    return saved(server, graph, "node")
+
+
+def with_lora(graph: Graph, lora: str | None) -> list[object]:
+    if lora is None:
+        return graph.model
+    return graph.add("LoraLoaderModelOnly", model=graph.model, lora_name=lora, strength_model=1.0)()
+
+
+def by_library(file: Path, method: str = "dpmpp_2m") -> torch.Tensor:
+    checkpoint = load_checkpoint(file)
+    net = checkpoint.load_into(UViT(checkpoint.config.uvit), "uvit")
+    encode = TextEncoder.from_checkpoint(checkpoint)
+    out = sample(net, NoisePath.text_to_image(STEPS), Streams(text=encode([PROMPT])), guidance=GUIDANCE, method=method,
+                 generator=item_generators(SEED, 1), unconditional="empty_prompt", empty_text=encode([""]))
+    return out.need("img")
+
+
+@pytest.mark.parametrize("method", ["dpmpp_2m", "euler"])
+def test_three_ways_agree(server: HostServer, tiny_file: Path, method: str) -> None:
+    core, node, ksampler = by_library(tiny_file, method), by_node(server, method=method), by_ksampler(server, sampler=method)
+    assert core.std() > 0.1
+    torch.testing.assert_close(node, core, rtol=0, atol=1e-3)
+    torch.testing.assert_close(ksampler, node, rtol=0, atol=1e-3)
+
+
+def test_the_prompt_matters(server: HostServer) -> None:
+    assert (by_ksampler(server) - by_ksampler(server, prompt="blue dog")).abs().max() > 1e-3
+
+
+def write_lora(path: Path, style: str) -> None:
+    """A LoRA of rank 2 on one attention, in the key style of "kohya" or "peft"."""
+    generator = torch.Generator().manual_seed(3)
+    up, down = torch.randn(144, 2, generator=generator), torch.randn(2, 48, generator=generator)
+    if style == "kohya":
+        name = "lora_unet_in_blocks_0_attn_qkv"
+        tensors = {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": torch.tensor(2.0)}
+    else:
+        name = "diffusion_model.in_blocks.0.attn.qkv"
+        tensors = {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("style", ["kohya", "peft"])
+def test_a_lora_changes_both_equally_and_unloads_exactly(server: HostServer, style: str) -> None:
+    write_lora(server.base / f"models/loras/{style}.safetensors", style)
+    before = by_node(server)
+    node, ksampler = by_node(server, f"{style}.safetensors"), by_ksampler(server, f"{style}.safetensors")
+    assert (node - before).abs().max() > 1e-2
+    torch.testing.assert_close(ksampler, node, rtol=0, atol=1e-3)
+    assert torch.equal(by_node(server), before)

@@ -1,0 +1,218 @@
+"""Every node in a real server: what comes out, what is cached, what is refused."""
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+from host_server import HostServer, InvalidPrompt, error_of
+from PIL import Image
+from prompts import Graph
+
+
+def executed(server: HostServer, prompt: dict) -> tuple[dict, set[str]]:
+    """(history entry, ids of the nodes that came from the cache)."""
+    entry = server.wait(server.queue(prompt))
+    assert entry["status"]["status_str"] == "success", error_of(entry)
+    cached = {node for kind, message in entry["status"]["messages"] if kind == "execution_cached" for node in message["nodes"]}
+    return entry, cached
+
+
+def pictures(server: HostServer, shown: dict) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(server.file(item))) for item in shown["images"]]
+
+
+def test_text_to_image_by_the_core_sampler_alone(server: HostServer) -> None:
+    graph = Graph()
+    out = graph.ksampler(graph.text("a (red:1.2) cat"), graph.text(""), graph.empty(batch_size=3))
+    preview = graph.show(out())
+    images = pictures(server, server.run(graph.prompt)[preview])
+    assert [image.size for image in images] == [(128, 128)] * 3
+    assert len({image.tobytes() for image in images}) == 3
+
+
+def test_zeroed_conditioning_is_the_unconditional(server: HostServer) -> None:
+    graph = Graph()
+    text = graph.text("red")
+    nothing = graph.add("ConditioningZeroOut", conditioning=text)()
+    preview = graph.show(graph.ksampler(text, nothing, graph.empty())())
+    assert pictures(server, server.run(graph.prompt)[preview])
+
+
+def test_img2img_inpainting_and_odd_sizes(server: HostServer) -> None:
+    graph = Graph()
+    latent, _ = graph.encoded(graph.picture(160))
+    mask = graph.add("SolidMask", value=1.0, width=50, height=70)()
+    masked = graph.add("SetLatentNoiseMask", samples=latent, mask=mask)()
+    previews = [graph.show(graph.ksampler(graph.text("red"), graph.text(""), image, denoise=0.6)()) for image in (latent, masked)]
+    shown = server.run(graph.prompt)
+    assert all(pictures(server, shown[preview])[0].size == (160, 160) for preview in previews)
+
+
+def test_a_clip_token_in_the_conditioning_is_followed(server: HostServer) -> None:
+    def picture(red: int) -> bytes:
+        graph = Graph()
+        _, token = graph.encoded(graph.picture(red=red))
+        cond = graph.add("unCLIPConditioning", conditioning=graph.text("cat"), clip_vision_output=token, strength=1.0,
+                         noise_augmentation=0.0)()
+        preview = graph.show(graph.ksampler(cond, graph.text(""), graph.empty())())
+        return pictures(server, server.run(graph.prompt)[preview])[0].tobytes()
+
+    assert picture(0xFF0000) != picture(0x0000FF)
+
+
+@pytest.mark.parametrize("task", ["joint", "image", "text"])
+def test_tasks_out_of_nothing(server: HostServer, task: str) -> None:
+    graph = Graph()
+    out = graph.sampler(graph.path(task)(), latent_image=graph.empty(batch_size=2), caption_decoder=graph.decoder)
+    preview, caption = graph.show(out(0)), graph.caption(out(2), candidates=2)()[0]
+    shown = server.run(graph.prompt)
+    assert (preview in shown) == (task != "text")  # what a path leaves out stops its own branch
+    assert (caption in shown) == (task != "image")
+    if task != "image":
+        assert len(shown[caption]["text"][0].splitlines()) == 4
+
+
+def test_image_to_text_shows_its_path_and_feeds_core_nodes(server: HostServer) -> None:
+    graph = Graph()
+    latent, token = graph.encoded(graph.add("UniDiffuserExamplePicture", picture="red apple")())
+    path = graph.path("image to text")
+    out = graph.sampler(path(), latent_image=latent, clip_vision_output=token)
+    words = graph.caption(out(2), candidates=3)
+    text = graph.add("PreviewAny", source=words(1))()[0]
+    again = graph.add("CLIPTextEncode", clip=graph.clip, text=words(0))()
+    preview = graph.show(graph.ksampler(again, graph.text(""), graph.empty())())
+    shown = server.run(graph.prompt)
+    assert pictures(server, shown[path()[0]])[0].size == (256, 256)
+    assert len(shown[text]["text"]) == 3
+    assert preview in shown
+
+
+def test_latents_are_handed_over_in_a_variation(server: HostServer) -> None:
+    graph = Graph()
+    latent, token = graph.encoded()
+    described = graph.sampler(graph.path("image to text")(), latent_image=latent, clip_vision_output=token)
+    varied = graph.sampler(graph.path("text to image")(), text=described(2), latent_image=graph.empty(batch_size=2))
+    by_core = graph.ksampler(described(2), graph.text(""), graph.empty())
+    previews = [graph.show(varied()), graph.show(by_core())]
+    shown = server.run(graph.prompt)
+    assert [len(shown[preview]["images"]) for preview in previews] == [2, 1]
+
+
+def test_a_path_can_be_walked_in_two_samplers(server: HostServer) -> None:
+    graph = Graph()
+    corner = {"text_start": 1000, "text_corner": 1000, "text_end": 1000, "image_end": 0}
+    whole = graph.path("through a corner", image_start=1000, image_corner=500, **corner)
+    assert server.run({**graph.prompt, "p": {"class_type": "PreviewAny", "inputs": {"source": whole(1)}}})
+    first = graph.path("through a corner", 2, image_start=1000, image_corner=600, **(corner | {"image_end": 500, "text_end": 0}))
+    half = graph.sampler(first(), latent_image=graph.empty())
+    rest = graph.path("joint", 2, image_start=500, text_start=0)
+    out = graph.sampler(rest(), latent_image=half(0), clip_vision_output=half(1), text=half(2))
+    preview = graph.show(out())
+    assert pictures(server, server.run(graph.prompt)[preview])
+
+
+def test_rewriting_words_keeps_the_others(server: HostServer) -> None:
+    graph = Graph()
+    latent, token = graph.encoded()
+    text = graph.add("UniDiffuserRewriteWords", clip=graph.clip, text="a red b", words="red", rest=False)()
+    out = graph.sampler(graph.path("image to text")(), latent_image=latent, clip_vision_output=token, text=text)
+    words = graph.caption(out(2))()[0]
+    assert words in server.run(graph.prompt)
+
+
+def test_invert_leads_back(server: HostServer) -> None:
+    graph = Graph()
+    latent, token = graph.encoded()
+    text = graph.text("red")
+    noise = graph.add("UniDiffuserInvert", model=graph.model, latent_image=latent, clip_vision_output=token, text=text, steps=30, seed=0)
+    back = graph.sampler(graph.path("text to image", 30)(), method="ddim", image_guidance=1.0, latent_image=noise(0),
+                         clip_vision_output=noise(1), text=text)
+    previews = graph.show(latent), graph.show(back())
+    shown = server.run(graph.prompt)
+    before, after = (pictures(server, shown[preview])[0].convert("L").resize((8, 8)) for preview in previews)
+    assert max(abs(a - b) for a, b in zip(before.tobytes(), after.tobytes(), strict=True)) < 16
+
+
+def test_interpolate_and_score(server: HostServer) -> None:
+    graph = Graph()
+    frames = graph.add("UniDiffuserInterpolate", model=graph.model, clip_vision=graph.clip_vision, vae=graph.vae,
+                       image_a=graph.picture(), image_b=graph.picture(96, 0x20C020), frames=3, steps=3, text_guidance=2.0, seed=0)
+    preview = graph.add("PreviewImage", images=frames())()[0]
+    latent, token = graph.encoded()
+    ranked = graph.add("UniDiffuserScoreCaptions", model=graph.model, clip=graph.clip, latent_image=latent,
+                       clip_vision_output=token, captions="a\nbb\ncat", levels=3, seed=0)
+    text = graph.add("PreviewAny", source=ranked(1))()[0]
+    shown = server.run(graph.prompt)
+    assert len(shown[preview]["images"]) == 3
+    assert sorted(shown[text]["text"]) == ["a", "bb", "cat"]
+
+
+def gibbs(rounds: int, node: str = "UniDiffuserGibbsChain", steps: int = 2) -> Graph:
+    graph = Graph()
+    latent, token = graph.encoded()
+    parts = {"vae": graph.vae, "caption_decoder": graph.decoder} if node == "UniDiffuserGibbsChain" else {}
+    chain = graph.add(node, model=graph.model, rounds=rounds, steps=steps, seed=rounds * 0 + 11, method="dpmpp_2m",
+                      image_guidance=2.0, text_guidance=2.0, latent_image=latent, clip_vision_output=token, **parts)
+    if parts:
+        graph.add("PreviewImage", images=chain(0))
+        graph.add("PreviewAny", source=chain(1))
+    else:
+        graph.show(chain(0))
+    return graph
+
+
+def test_a_longer_gibbs_chain_keeps_its_finished_rounds(server: HostServer) -> None:
+    executed(server, gibbs(2).prompt)
+    entry, cached = executed(server, gibbs(3).prompt)
+    log = [key for key in entry["outputs"] if ".round " in key]
+    assert len(log) == 3
+    assert sum("sample" in node for node in cached) == 4, cached  # two halves of each finished round
+
+
+def test_the_quick_loop_gives_every_round(server: HostServer) -> None:
+    graph = gibbs(2, "UniDiffuserGibbsLoop")
+    (shown,) = (output for output in server.run(graph.prompt).values() if len(output.get("images", [])) == 2)
+    assert shown
+
+
+def test_a_chain_can_be_interrupted_within_a_step_and_goes_on(server: HostServer) -> None:
+    prompt = gibbs(6, steps=60).prompt
+    running = server.queue(prompt)
+    time.sleep(4)
+    server.request("/interrupt", {})
+    asked = time.monotonic()
+    entry = server.wait(running)
+    assert error_of(entry) == "interrupted"
+    assert time.monotonic() - asked < 10
+    assert server.run(Graph().prompt | gibbs(1).prompt)  # the server goes on
+
+
+def test_schemas_have_texts_and_locales_match_them(server: HostServer) -> None:
+    info = server.get("/object_info")
+    ours = {name: node for name, node in info.items() if name.startswith("UniDiffuser")}
+    assert len(ours) >= 12
+    root = Path(__file__).resolve().parents[2]
+    for name, node in ours.items():
+        assert node["description"], name
+        assert all(node["output_tooltips"]), name
+        for group in ("required", "optional"):
+            for key, (_, options) in node["input"].get(group, {}).items():
+                assert options.get("tooltip"), (name, key)
+        if not node.get("dev_only"):
+            assert (root / "web/docs" / f"{name}.md").is_file(), name
+    for language in ("en", "zh"):
+        texts = json.loads((root / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+        assert set(texts) == set(ours), language
+        for name, node in ours.items():
+            inputs = {key for group in ("required", "optional") for key in node["input"].get(group, {})}
+            assert inputs <= set(texts[name]["inputs"]), (language, name)
+            assert len(texts[name]["outputs"]) == len(node["output"]), (language, name)
+
+
+def test_unknown_checkpoints_are_not_queued(server: HostServer) -> None:
+    with pytest.raises(InvalidPrompt) as error:
+        server.queue(Graph("not there.safetensors").prompt | {"p": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}})
+    assert "not there.safetensors" in str(error.value)

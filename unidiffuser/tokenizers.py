@@ -14,7 +14,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ def gpt2_spec() -> Spec:
 
 
 def _bundled_merges(name: str) -> list[str]:
-    data = (files("unidiffuser") / "assets" / name).read_bytes()
+    data = (Path(__file__).with_name("assets") / name).read_bytes()
     return gzip.decompress(data).decode("utf-8").splitlines()
 
 

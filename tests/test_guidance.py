@@ -76,7 +76,7 @@ def test_conditional_guidance_with_a_scale_for_each_modality():
     x_n = x.replace(**dict(noise.drawn))
     torch.testing.assert_close(eps.need("text"), 3 * by_hand(x, 0, 400).need("text") - 2 * by_hand(x_n, 1000, 400).need("text"))
     assert (eps.img, eps.clip_img) == (None, None)
-    assert net.calls[0]["heads"] == ("text",) or list(net.calls[0]["heads"]) == ["text"]
+    assert list(net.calls[0]["heads"]) == ["text"]
     assert net.calls[0]["t_img"].tolist() == [0, 0, 1000, 1000]
     assert net.calls[0]["t_text"].tolist() == [400] * 4
 
@@ -161,6 +161,7 @@ def test_the_data_type_reaches_every_branch():
         ({"guidance": 2.0, "unconditional": "negative"}, "unconditional must be"),
         ({"guidance": 2.0, "unconditional": "empty_prompt"}, "needs empty_text"),
         ({"guidance": 2.0, "unconditional": "empty_prompt", "empty_text": torch.zeros(3, 2)}, "empty_text must be"),
+        ({"guidance": 2.0, "unconditional": "empty_prompt", "empty_text": torch.zeros(1, 4, 2)}, "an item of text"),
         ({"guidance": 2.0, "guidance_interval": (800, 300)}, "low <= high"),
     ],
 )

@@ -6,7 +6,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unidiffuser.path import SPACINGS, NoisePath, spaced
@@ -26,6 +26,7 @@ def falling_paths(draw: st.DrawFn) -> NoisePath:
     return NoisePath(*labels)
 
 
+@settings(deadline=None)
 @given(falling_paths())
 def test_every_monotone_curve_to_an_axis_is_a_path(path: NoisePath):
     assert not path.ascending
@@ -36,6 +37,7 @@ def test_every_monotone_curve_to_an_axis_is_a_path(path: NoisePath):
     assert hash(back.reversed()) == hash(path)
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_tasks_are_the_edges_and_the_diagonal(steps: int):
     down = tuple(1000 * (steps - k) / steps for k in range(steps + 1))
@@ -53,6 +55,7 @@ def test_tasks_are_the_edges_and_the_diagonal(steps: int):
     assert joint.t_img == joint.t_text == pytest.approx(down)
 
 
+@settings(deadline=None)
 @given(
     st.tuples(st.floats(50, 1000), st.floats(50, 1000)),
     st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)),
@@ -73,6 +76,7 @@ def test_speeds_set_the_slope():
     assert path.t_text[-1] == 0
 
 
+@settings(deadline=None)
 @given(st.floats(2, 1000), st.floats(0, 1), STEPS, st.sampled_from(list(SPACINGS)))
 def test_spacings_fall_strictly_between_exact_ends(start: float, share: float, steps: int, spacing: str):
     end = share * (start - 1.5)
@@ -82,6 +86,7 @@ def test_spacings_fall_strictly_between_exact_ends(start: float, share: float, s
     assert all(a > b for a, b in itertools.pairwise(labels))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(LEVELS, LEVELS), min_size=1, max_size=5), st.integers(0, 30))
 def test_corners_are_points_of_the_path(inner, extra):
     inner = sorted({(1000.0, 1000.0), *inner}, key=sum, reverse=True)

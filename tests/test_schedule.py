@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unidiffuser import schedule
@@ -31,6 +31,7 @@ def test_label_zero_is_exactly_clean():
     assert torch.equal(schedule.add_noise(x, noise, 0), x)
 
 
+@settings(deadline=None)
 @given(LABELS)
 def test_log_alpha_is_linear_between_labels(label: float):
     t = torch.tensor(label, dtype=torch.float64)
@@ -39,12 +40,14 @@ def test_log_alpha_is_linear_between_labels(label: float):
     assert float(schedule.log_alpha(t)) == pytest.approx(float(ends[0] + (t - low) * (ends[1] - ends[0])), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(LABELS)
 def test_signal_and_noise_share_one_circle(label: float):
     alpha, sigma = schedule.alpha_sigma(torch.tensor(label, dtype=torch.float64))
     assert float(alpha**2 + sigma**2) == pytest.approx(1, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(LABELS)
 def test_labels_survive_the_way_to_log_snr_and_sigma(label: float):
     t = torch.tensor([label], dtype=torch.float64)

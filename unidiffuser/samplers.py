@@ -48,7 +48,7 @@ def sample(
     """Carry `streams` along `path`.
 
     Args:
-        net: a UViT, or any function of its six inputs. Called once per step ("ddim_inverse": three times) with all that
+        net: a UViT, or any function of its six inputs. Called once per step ("ddim_inverse": twice) with all that
             guidance needs in one batch, in its own dtype and on its own device.
         path: where to go. Each stream is clean, moving or marginal as its labels say, interval by interval.
         streams: the start, one batch of img (B, C, H, W), clip_img (B, 1, D) and text (B, L, D) at the levels of the
@@ -87,6 +87,8 @@ def sample(
     count = streams.batch or (1 if generator is None or isinstance(generator, torch.Generator) else len(generator))
     generators = generators_for(generator, count)
     shapes = _shapes(net, streams, path)
+    if rule.empty_text is not None and tuple(rule.empty_text.shape[1:]) != shapes["text"]:
+        raise ValueError(f"empty_text is {tuple(rule.empty_text.shape)}; an item of text is {shapes['text']}.")
 
     def noise(name: str) -> Tensor:
         return draw_noise(shapes[name], generators, device)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
@@ -163,7 +162,7 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
     """
     path = Path(path_or_name)
     if str(path_or_name) in BUNDLED:
-        path = Path(str(files("unidiffuser") / "assets" / f"{path_or_name}.safetensors"))
+        path = Path(__file__).with_name("assets") / f"{path_or_name}.safetensors"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: this installation has no bundled model {str(path_or_name)!r}.")
     if path.is_dir():

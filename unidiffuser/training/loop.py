@@ -32,6 +32,7 @@ class TrainConfig:
         stage: name of the stage, see :data:`unidiffuser.training.stages.STAGES`.
         out: folder of the run: ``config.yaml``, ``checkpoint.pt``, ``losses.jsonl``, ``losses.png``, ``samples/``.
         steps: optimizer steps in all.
+        batch_size: of one step, shared among the processes of `accelerate launch`.
         learning_rate: peak; reached after ``warmup_steps``, kept, and brought linearly to 0 over the last ``decay`` share.
         ema_decay: horizon of the averaged weights, which are what a stage exports.
         precision: "bf16" (autocast), "fp16" or "no".
@@ -190,17 +191,20 @@ def train(stage: Stage, config: TrainConfig, *, progress: bool = True) -> nn.Mod
         ema.to(accelerator.device)
         start = state["step"]
         log.info("resuming %s at step %d", out, start)
-    losses = _LossLog(out, start)
-    (out / "config.json").write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
+    rank, ranks, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
+    if main:  # one process keeps the log and the checkpoints; all hold the same weights
+        losses = _LossLog(out, start)
+        (out / "config.json").write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
 
-    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, disable=not progress, desc=config.stage)
+    steps = range(start, config.steps)
+    bar = tqdm(steps, initial=start, total=config.steps, disable=not (progress and main), desc=config.stage)
     model.train()
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
-        batch = stage.batch(step_indices(stage.size, config.batch_size, config.seed, step))
+        batch = stage.batch(step_indices(stage.size, config.batch_size, config.seed, step)[rank::ranks])
         batch = {k: v.to(accelerator.device) for k, v in batch.items()}
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 1_009 + rank)
         with accelerator.autocast():
             terms = stage.loss(model, batch, generator)
         loss = terms["loss"]
@@ -214,8 +218,10 @@ def train(stage: Stage, config: TrainConfig, *, progress: bool = True) -> nn.Mod
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.step(parameters)
-        losses.add(step, {k: v.item() for k, v in terms.items()})
         done = step + 1
+        if not main:
+            continue
+        losses.add(step, {k: v.item() for k, v in terms.items()})
         if done % config.log_every == 0:
             bar.set_postfix({k: f"{v:.4f}" for k, v in losses.recent().items()})
         if done % config.sample_every == 0 or done == config.steps:
@@ -234,8 +240,10 @@ def train(stage: Stage, config: TrainConfig, *, progress: bool = True) -> nn.Mod
             }
             save_atomically(state, checkpoint)
     ema.copy_to(parameters)
-    trained = accelerator.unwrap_model(model).eval()
-    stage.export(trained)
+    trained: nn.Module = accelerator.unwrap_model(model).eval()
+    if main:
+        stage.export(trained)
+    accelerator.wait_for_everyone()
     return trained
 
 

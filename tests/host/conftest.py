@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Iterato
     base = tmp_path_factory.mktemp("comfyui")
     (base / "models/unidiffuser").mkdir(parents=True)
     (base / "models/unidiffuser/tiny.safetensors").write_bytes(tiny_file.read_bytes())
+    (base / "custom_nodes").mkdir()
+    shutil.copy(Path(__file__).with_name("misbehaving_nodes.py"), base / "custom_nodes")
     server = HostServer(*found, base)
     yield server
     server.stop()

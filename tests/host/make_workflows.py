@@ -2,7 +2,8 @@
 
     python tests/host/make_workflows.py http://127.0.0.1:8188
 
-asks a ComfyUI with this pack for the nodes' inputs and rewrites workflows/*.json and tests/host/workflows/*.json.
+asks a ComfyUI with this pack for the nodes' inputs and rewrites workflows/*.json, subgraphs/*.json and
+tests/host/workflows/*.json.
 """
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ class Flow:
     def size(self, node: Node) -> tuple[int, int]:
         picture = {"PreviewImage": 240, "SaveImage": 240, "UniDiffuserNoisePath": 240, "UniDiffuserExamplePicture": 170,
                    "LoadImage": 240, "UniDiffuserGibbsChain": 170, "PreviewAny": 60, "CLIPTextEncode": 60}.get(node.kind, 0)
-        return 330, 50 + 26 * len(self.slots(node.kind)) + picture
+        rows = len(self.slots(node.kind)) + sum("." in name for name in node.inputs)
+        return 330, 60 + 26 * rows + picture
 
     # The front end's form
 
@@ -172,6 +174,66 @@ def default_of(spec: list[Any]) -> Any:
     if kind == "COMBO":
         return options["options"][0]
     return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}[kind]
+
+
+GRAPH_IN, GRAPH_OUT = -10, -20  # the front end's numbers for the two ends of a subgraph
+
+
+def blueprint(info: Info, title: str, build: Any) -> dict[str, Any]:
+    """A ready subgraph with one IMAGE input; `build` gets the input and returns {name: output}."""
+    parts = Parts({**info, "@image": {"output": ["IMAGE"]}}, title)
+    flow = parts.flow
+    outputs = build(parts, Out(Node(flow, GRAPH_IN, "@image", (0, 0), {}, RUN, ""), 0))
+    links: list[list[Any]] = []
+    nodes = [flow._node(node, links) for node in flow.nodes]
+    for slot, out in enumerate(outputs.values()):
+        kind = flow.info[out.node.kind]["output"][out.slot]
+        links.append([len(links) + 1, out.node.number, out.slot, GRAPH_OUT, slot, kind])
+    for link in links:
+        if link[1] > 0:
+            output = nodes[link[1] - 1]["outputs"][link[2]]
+            output["links"] = [*(output["links"] or []), link[0]]
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    ident = str(uuid.uuid5(uuid.NAMESPACE_URL, f"unidiffuser/{title}"))
+    right = int(max(node.at[0] for node in flow.nodes)) + 400
+
+    def socket(name: str, kind: str, wanted: list[int], x: int) -> dict[str, Any]:
+        return {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{ident}/{name}")), "name": name, "type": kind, "linkIds": wanted,
+                "pos": [x, 20]}
+
+    into = [link[0] for link in links if link[1] == GRAPH_IN]
+    ends = {slot: [link[0] for link in links if link[3] == GRAPH_OUT and link[4] == slot] for slot in range(len(outputs))}
+    kinds = {name: flow.info[out.node.kind]["output"][out.slot] for name, out in outputs.items()}
+    subgraph = {
+        "id": ident, "version": 1, "revision": 0, "config": {}, "name": title,
+        "state": {"lastGroupId": 0, "lastNodeId": len(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
+        "inputNode": {"id": GRAPH_IN, "bounding": [-200, 0, 120, 60]}, "outputNode": {"id": GRAPH_OUT, "bounding": [right, 0, 120, 60]},
+        "inputs": [socket("image", "IMAGE", into, -100)],
+        "outputs": [socket(name, kinds[name], ends[slot], right + 20) for slot, name in enumerate(outputs)],
+        "widgets": [], "nodes": nodes, "groups": [], "links": [dict(zip(keys, link, strict=True)) for link in links], "extra": {},
+    }
+    holder = {"id": 1, "type": ident, "pos": [0, 0], "size": [300, 90], "flags": {}, "order": 0, "mode": 0, "title": title,
+              "inputs": [{"name": "image", "type": "IMAGE", "link": None}],
+              "outputs": [{"name": name, "type": kind, "links": None} for name, kind in kinds.items()],
+              "properties": {"cnr_id": "unidiffuser", "ver": VERSION}, "widgets_values": []}
+    return {"revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [holder], "links": [], "version": 0.4,
+            "definitions": {"subgraphs": [subgraph]}}
+
+
+def describe_a_picture(p: Parts, image: Out) -> dict[str, Out]:
+    latent, token = p.encoded(image)
+    made = p.sampler(p.path("image to text", **HOLD), latent_image=latent, clip_vision_output=token)
+    return {"caption": p.add("UniDiffuserDecodeCaption", 3, caption_decoder=p.decoder, text=made[2])[0]}
+
+
+def vary_a_picture(p: Parts, image: Out) -> dict[str, Out]:
+    latent, token = p.encoded(image)
+    described = p.sampler(p.path("image to text", **HOLD), latent_image=latent, clip_vision_output=token)
+    made = p.sampler(p.path("text to image", 2, **HOLD), 3, text=described[2], latent_image=latent)
+    return {"image": p.add("VAEDecode", 4, samples=made[0], vae=p.vae)[0], "text": described[2]}
+
+
+BLUEPRINTS = {"UniDiffuser - Describe a picture": describe_a_picture, "UniDiffuser - Vary a picture": vary_a_picture}
 
 
 class Parts:
@@ -363,6 +425,9 @@ def main(address: str) -> None:
         for folder, form in ((ROOT / "workflows", flow.front_end()), (API_FOLDER, flow.api())):
             text = json.dumps(form, indent=1, ensure_ascii=False) + "\n"
             (folder / f"{title}.json").write_text(text, encoding="utf-8")
+    for title, build in BLUEPRINTS.items():
+        text = json.dumps(blueprint(info, title, build), indent=1, ensure_ascii=False) + "\n"
+        (ROOT / "subgraphs" / f"{title}.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

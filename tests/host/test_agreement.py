@@ -8,6 +8,7 @@ import torch
 from host_server import HostServer
 from prompts import Graph
 from safetensors.torch import load_file, save_file
+
 from unidiffuser.checkpoints import load_checkpoint
 from unidiffuser.encoders import TextEncoder
 from unidiffuser.path import NoisePath

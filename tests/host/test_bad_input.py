@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from host_server import HostServer, error_of
+from host_server import HostServer, InvalidPrompt, error_of
 from prompts import Graph
 
 
@@ -16,6 +16,32 @@ def sixteen_channels(graph: Graph) -> None:
 def not_a_multiple_of_the_patch(graph: Graph) -> None:
     graph.show(graph.ksampler(graph.text("red"), graph.text(""), graph.empty(136, 128))())
 
+
+
+def foreign_text(graph: Graph) -> None:
+    graph.show(graph.ksampler(graph.add("TestForeignConditioning")(), graph.text(""), graph.empty())())
+
+
+def foreign_text_in_our_sampler(graph: Graph) -> None:
+    graph.show(graph.sampler(graph.path("text to image")(), text=graph.add("TestForeignConditioning")())())
+
+
+def foreign_text_to_decode(graph: Graph) -> None:
+    graph.caption(graph.add("TestForeignConditioning")())
+
+
+def foreign_model(graph: Graph) -> None:
+    graph.show(graph.sampler(graph.path("joint")(), model=graph.add("TestForeignModel")())())
+
+
+def no_memory(graph: Graph) -> None:
+    model = graph.add("TestOutOfMemory", model=graph.model, kind="MemoryError")()
+    graph.show(graph.sampler(graph.path("joint")(), model=model)())
+
+
+def no_device_memory(graph: Graph) -> None:
+    model = graph.add("TestOutOfMemory", model=graph.model, kind="OutOfMemoryError")()
+    graph.show(graph.ksampler(graph.text("red"), graph.text(""), graph.empty(), model=model)())
 
 
 def captioning_without_a_picture(graph: Graph) -> None:
@@ -55,6 +81,12 @@ def no_captions(graph: Graph) -> None:
 @pytest.mark.parametrize(("build", "words"), [
     (sixteen_channels, ["16", "4 channels", "Empty Latent Image"]),
     (not_a_multiple_of_the_patch, ["multiples of 32 pixels"]),
+    (foreign_text, ["77 x 2048", "CLIP output of 'Load UniDiffuser'"]),
+    (foreign_text_in_our_sampler, ["77 x 2048", "Load UniDiffuser"]),
+    (foreign_text_to_decode, ["77 x 2048", "UniDiffuser Sampler"]),
+    (foreign_model, ["not a UniDiffuser", "Load UniDiffuser"]),
+    (no_memory, ["memory"]),
+    (no_device_memory, ["memory"]),
     (captioning_without_a_picture, ["latent_image", "clip_vision_output"]),
     (captioning_without_the_token, ["clip_vision_output"]),
     (painting_without_a_text, ["'text'"]),
@@ -72,6 +104,14 @@ def test_the_node_says_what_to_do(server: HostServer, build: Callable[[Graph], N
     good = Graph()
     good.show(good.sampler(good.path("joint", 1)())())
     assert server.run(good.prompt)
+
+
+def test_a_path_of_no_steps_is_not_queued(server: HostServer) -> None:
+    graph = Graph()
+    graph.show(graph.sampler(graph.path("joint", 0)())())
+    with pytest.raises(InvalidPrompt) as error:
+        server.queue(graph.prompt)
+    assert "steps" in str(error.value)
 
 
 def test_a_deleted_checkpoint_is_named(server: HostServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from unidiffuser.captions import CaptionDecoder
 from unidiffuser.checkpoints import CaptionConfig, ModelConfig, VAEConfig, save_checkpoint
 from unidiffuser.encoders import autoencoder_kl, clip_image_model, clip_text_model

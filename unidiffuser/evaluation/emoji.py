@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,11 +45,14 @@ class Model(Protocol):
     @property
     def autoencoder(self) -> Any: ...
 
-    def text_to_image(self, prompt: Sequence[str], **options: Any) -> list[Image.Image]: ...
+    @property
+    def text_to_image(self) -> Callable[..., list[Image.Image]]: ...
 
-    def image_to_text(self, image: Sequence[Image.Image], **options: Any) -> list[str]: ...
+    @property
+    def image_to_text(self) -> Callable[..., list[str]]: ...
 
-    def joint(self, *, count: int, **options: Any) -> list[tuple[Image.Image, str]]: ...
+    @property
+    def joint(self) -> Callable[..., list[tuple[Image.Image, str]]]: ...
 
 
 @dataclass(frozen=True)

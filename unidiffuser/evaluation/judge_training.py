@@ -61,7 +61,7 @@ def train_judge(
     with torch.random.fork_rng(devices=[]):  # torch's own start weights are drawn globally, then replaced
         judge = Judge(labels, styles)
     initialise(judge, generator)
-    judge.to(memory_format=torch.channels_last).train()
+    judge.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # missing in torch's stubs
     decayed = [p for p in judge.parameters() if p.ndim > 1]
     others = [p for p in judge.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(

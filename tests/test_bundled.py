@@ -48,8 +48,8 @@ def test_it_draws_what_is_asked_for(model):
     prompts = ["red apple, noto", "pizza, twemoji", "lion, flat", "sunflower, fluent", "rocket, noto", "penguin, twemoji",
                "watermelon, flat", "red heart, noto"]  # fmt: skip
     pictures = model.text_to_image(prompts, seed=0)
-    verdict = load_judge().classify(to_tensor(pictures))
-    right = sum(seen == prompt.split(",")[0] for seen, prompt in zip(verdict.concepts, prompts, strict=True))
+    verdicts = load_judge().judge_pictures(pictures)
+    right = sum(seen.concept == prompt.split(",")[0] for seen, prompt in zip(verdicts, prompts, strict=True))
     assert right >= 4
 
 

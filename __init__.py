@@ -3,6 +3,7 @@
 Nothing happens here at import: the nodes, and with them the host's modules, are imported when the host asks for them, so
 this file can be imported without ComfyUI (pytest does, from the repository root).
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

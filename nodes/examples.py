@@ -1,4 +1,5 @@
 """Example Picture: the pack's own pictures, so that every template runs on a fresh host."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,8 +23,13 @@ class ExamplePicture(io.ComfyNode):
             category=CATEGORY,
             description="One of the pictures that come with the nodes, to try a workflow with. Use Load Image for your own.",
             search_aliases=["example", "sample image", "test image"],
-            inputs=[io.Combo.Input("picture", options=sorted(path.stem for path in FOLDER.glob("*.png")),
-                                   tooltip="Emoji of Google's Noto, Apache-2.0.")],
+            inputs=[
+                io.Combo.Input(
+                    "picture",
+                    options=sorted(path.stem for path in FOLDER.glob("*.png")),
+                    tooltip="Emoji of Google's Noto, Apache-2.0.",
+                )
+            ],
             outputs=[io.Image.Output(display_name="IMAGE", tooltip="The picture, 128 x 128 pixels.")],
         )
 

@@ -1,4 +1,5 @@
 """What the pack brings to the host."""
+
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io

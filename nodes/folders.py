@@ -1,4 +1,5 @@
 """Where checkpoints lie: the host's folder key "unidiffuser", its "checkpoints", and the model that comes with the pack."""
+
 from __future__ import annotations
 
 from pathlib import Path, PurePath
@@ -31,8 +32,9 @@ def _is_main_file(name: str, all_names: list[str]) -> bool:
         return True
     if path.suffix in (".pth", ".bin"):
         return path.name.startswith("uvit")
-    in_diffusers_folder = any(str(parent / "model_index.json") in {n.replace("\\", "/") for n in all_names}
-                              for parent in path.parents)
+    in_diffusers_folder = any(
+        str(parent / "model_index.json") in {n.replace("\\", "/") for n in all_names} for parent in path.parents
+    )
     return path.suffix == ".safetensors" and not in_diffusers_folder
 
 

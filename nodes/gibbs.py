@@ -3,6 +3,7 @@
 Two ways: the chain expands into nodes, so that finished rounds stay in the host's cache and each shows its picture; the quick
 loop runs inside one node. Latents are handed over in both, never words or pixels.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -35,12 +36,16 @@ def _chain_inputs() -> list[Any]:
 
 def _start_inputs(**options: Any) -> list[Any]:
     return [
-        io.Latent.Input("latent_image", optional=True, **options,
-                        tooltip="The picture to begin with; an empty one gives only the size."),
-        io.ClipVisionOutput.Input("clip_vision_output", optional=True, **options,
-                                  tooltip="CLIP Vision Encode of the same picture; with it, the chain begins with the picture."),
-        io.Conditioning.Input("text", optional=True, **options,
-                              tooltip="The text to begin with, where there is no picture."),
+        io.Latent.Input(
+            "latent_image", optional=True, **options, tooltip="The picture to begin with; an empty one gives only the size."
+        ),
+        io.ClipVisionOutput.Input(
+            "clip_vision_output",
+            optional=True,
+            **options,
+            tooltip="CLIP Vision Encode of the same picture, with which the chain then begins.",
+        ),
+        io.Conditioning.Input("text", optional=True, **options, tooltip="The text to begin with, where there is no picture."),
     ]
 
 
@@ -63,8 +68,8 @@ class GibbsChain(io.ComfyNode):
             display_name="UniDiffuser Gibbs Chain",
             category=CATEGORY,
             description="Describes a picture, paints the description, describes that, and so on. Each round becomes nodes of "
-                        "its own: its picture and caption are shown, finished rounds are kept when rounds are added, and an "
-                        "interrupted chain goes on where it stopped.",
+            "its own: its picture and caption are shown, finished rounds are kept when rounds are added, and an "
+            "interrupted chain goes on where it stopped.",
             search_aliases=["gibbs", "loop", "chain", "variation", "dream", "telephone game"],
             enable_expand=True,
             inputs=[
@@ -72,7 +77,8 @@ class GibbsChain(io.ComfyNode):
                 io.Model.Input("model", raw_link=True, tooltip="From Load UniDiffuser."),
                 io.Vae.Input("vae", raw_link=True, tooltip="Decodes each round's picture."),
                 CaptionDecoderType.Input("caption_decoder", raw_link=True, tooltip="Writes each round's caption."),
-                *_chain_inputs(), *_start_inputs(raw_link=True),
+                *_chain_inputs(),
+                *_start_inputs(raw_link=True),
             ],
             outputs=[
                 io.Image.Output(display_name="pictures", tooltip="The pictures of all rounds, in order."),
@@ -85,9 +91,21 @@ class GibbsChain(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, vae: Any, caption_decoder: Any, rounds: int, steps: int, seed: int, method: str,
-                image_guidance: float, text_guidance: float, latent_image: Any = None, clip_vision_output: Any = None,
-                text: Any = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        vae: Any,
+        caption_decoder: Any,
+        rounds: int,
+        steps: int,
+        seed: int,
+        method: str,
+        image_guidance: float,
+        text_guidance: float,
+        latent_image: Any = None,
+        clip_vision_output: Any = None,
+        text: Any = None,
+    ) -> io.NodeOutput:
         graph = GraphBuilder()
         state = {"latent_image": latent_image, "clip_vision_output": clip_vision_output, "text": text}
         state = {name: link for name, link in state.items() if link is not None}
@@ -97,18 +115,43 @@ class GibbsChain(io.ComfyNode):
             for task in tasks:
                 levels = {"task.start": 1000.0} if task == "image" else {"task.start": 1000.0, "task.hold": 0.0}
                 path = graph.node("UniDiffuserNoisePath", f"path {half}", task=task, steps=steps, spacing="uniform", **levels)
-                made = graph.node("UniDiffuserSampler", f"sample {half}", model=model, path=path.out(0), method=method,
-                                  seed=_seed(seed, half), image_guidance=image_guidance, text_guidance=text_guidance,
-                                  data_type="curated", **state)
+                made = graph.node(
+                    "UniDiffuserSampler",
+                    f"sample {half}",
+                    model=model,
+                    path=path.out(0),
+                    method=method,
+                    seed=_seed(seed, half),
+                    image_guidance=image_guidance,
+                    text_guidance=text_guidance,
+                    data_type="curated",
+                    **state,
+                )
                 state = dict(zip(("latent_image", "clip_vision_output", "text"), map(made.out, range(3)), strict=True))
                 if task == "image":
                     del state["text"]  # there is none yet
                 half += 1
             picture = graph.node("VAEDecode", f"picture {number}", samples=state["latent_image"], vae=vae)
-            words = graph.node("UniDiffuserDecodeCaption", f"words {number}", caption_decoder=caption_decoder, method="beam",
-                               text=state["text"], candidates=1, beams=5, top_p=0.8, temperature=1.0, seed=0)
-            pair = graph.node("UniDiffuserGibbsRound", f"round {number}", pictures=picture.out(0), captions=words.out(0),
-                              show_in=cls.hidden.unique_id, **shown)
+            words = graph.node(
+                "UniDiffuserDecodeCaption",
+                f"words {number}",
+                caption_decoder=caption_decoder,
+                method="beam",
+                text=state["text"],
+                candidates=1,
+                beams=5,
+                top_p=0.8,
+                temperature=1.0,
+                seed=0,
+            )
+            pair = graph.node(
+                "UniDiffuserGibbsRound",
+                f"round {number}",
+                pictures=picture.out(0),
+                captions=words.out(0),
+                show_in=cls.hidden.unique_id,
+                **shown,
+            )
             shown = {"pictures_before": pair.out(0), "captions_before": pair.out(1)}
         return io.NodeOutput(*shown.values(), *state.values(), expand=graph.finalize())
 
@@ -133,13 +176,21 @@ class GibbsRound(io.ComfyNode):
                 io.String.Input("captions_before", optional=True, force_input=True, tooltip="Those of the rounds before."),
                 io.String.Input("show_in", default="", tooltip="The node of the chain."),
             ],
-            outputs=[io.Image.Output(display_name="pictures", tooltip="All pictures so far."),
-                     io.String.Output(display_name="captions", tooltip="All captions so far, a line each.")],
+            outputs=[
+                io.Image.Output(display_name="pictures", tooltip="All pictures so far."),
+                io.String.Output(display_name="captions", tooltip="All captions so far, a line each."),
+            ],
         )
 
     @classmethod
-    def execute(cls, pictures: list[Any], captions: list[str], show_in: list[str], pictures_before: list[Any] | None = None,
-                captions_before: list[str] | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        pictures: list[Any],
+        captions: list[str],
+        show_in: list[str],
+        pictures_before: list[Any] | None = None,
+        captions_before: list[str] | None = None,
+    ) -> io.NodeOutput:
         lines = "\n".join([*(captions_before or []), *captions])
         PromptServer.instance.send_progress_text(lines, show_in[0])
         shown = ui.PreviewImage(pictures[0], cls=cls).as_dict() | ui.PreviewText("\n".join(captions)).as_dict()
@@ -154,10 +205,12 @@ class GibbsLoop(io.ComfyNode):
             display_name="UniDiffuser Gibbs (Quick)",
             category=CATEGORY,
             description="The chain of UniDiffuser Gibbs Chain in one node with one progress bar: quicker to wire, but adding "
-                        "a round runs all of them again. The outputs hold every round, one after the other.",
+            "a round runs all of them again. The outputs hold every round, one after the other.",
             search_aliases=["gibbs", "loop", "variation", "dream"],
             inputs=[
-                io.Model.Input("model", tooltip="From Load UniDiffuser."), *_chain_inputs(), *_start_inputs(),
+                io.Model.Input("model", tooltip="From Load UniDiffuser."),
+                *_chain_inputs(),
+                *_start_inputs(),
                 CaptionDecoderType.Input("caption_decoder", optional=True, tooltip="Shows drafts of the captions meanwhile."),
             ],
             outputs=[
@@ -169,9 +222,20 @@ class GibbsLoop(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, rounds: int, steps: int, seed: int, method: str, image_guidance: float, text_guidance: float,
-                latent_image: Any = None, clip_vision_output: Any = None, text: Any = None,
-                caption_decoder: Any = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        rounds: int,
+        steps: int,
+        seed: int,
+        method: str,
+        image_guidance: float,
+        text_guidance: float,
+        latent_image: Any = None,
+        clip_vision_output: Any = None,
+        text: Any = None,
+        caption_decoder: Any = None,
+    ) -> io.NodeOutput:
         clean, mask = sampling.given_streams(model, latent_image, clip_vision_output, text)
         tasks = _tasks(rounds, clean.clip_img is not None, clean.text is not None)
         total = steps * sum(map(len, tasks))
@@ -180,8 +244,16 @@ class GibbsLoop(io.ComfyNode):
         paths = {"image": NoisePath.image, "image to text": NoisePath.image_to_text, "text to image": NoisePath.text_to_image}
         for tasks_of_round in tasks:
             for task in tasks_of_round:
-                clean = sample_streams(model, paths[task](steps), clean, mask, _seed(seed, half), method=method,
-                                       guidance=(image_guidance, text_guidance), callback=sampling.shifted(watch, half * steps, total))
+                clean = sample_streams(
+                    model,
+                    paths[task](steps),
+                    clean,
+                    mask,
+                    _seed(seed, half),
+                    method=method,
+                    guidance=(image_guidance, text_guidance),
+                    callback=sampling.shifted(watch, half * steps, total),
+                )
                 half += 1
             made.append(clean)
         every = Streams(**{name: torch.cat([m.need(name) for m in made]) for name, _ in clean.items()})

@@ -1,4 +1,5 @@
 """Invert: a picture to the noise that leads back to it; and Interpolate: from one real picture to another by their noises."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -24,15 +25,16 @@ class Invert(io.ComfyNode):
             node_id="UniDiffuserInvert",
             display_name="UniDiffuser Invert",
             category=CATEGORY,
-            description="Finds the noise from which a picture would be made. A UniDiffuser Sampler with the same text, guidance "
-                        "1 and the method ddim leads it back to the picture; with another text, to an edited one.",
+            description="Finds the noise from which a picture would be made. A UniDiffuser Sampler with the same text, "
+            "guidance 1 and the method ddim leads it back to the picture; with another text, to an edited one.",
             search_aliases=["inversion", "ddim inversion", "unsample", "edit"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load UniDiffuser."),
                 io.Latent.Input("latent_image", tooltip="The picture, from VAE Encode."),
                 io.ClipVisionOutput.Input("clip_vision_output", tooltip="CLIP Vision Encode of the same picture."),
-                io.Conditioning.Input("text", optional=True,
-                                      tooltip="What the picture shows, a caption or a prompt; without it the text is left open."),
+                io.Conditioning.Input(
+                    "text", optional=True, tooltip="What the picture shows; without it the text is left open."
+                ),
                 io.Int.Input("steps", default=50, min=1, max=1000, tooltip="More steps lead back more exactly."),
                 seed_input(),
             ],
@@ -43,8 +45,9 @@ class Invert(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, latent_image: Any, clip_vision_output: Any, steps: int, seed: int,
-                text: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, latent_image: Any, clip_vision_output: Any, steps: int, seed: int, text: Any = None
+    ) -> io.NodeOutput:
         clean, _ = sampling.given_streams(model, latent_image, clip_vision_output, text)
         path = NoisePath.image(steps) if text is None else NoisePath.text_to_image(steps)
         watch = sampling.watcher(model, steps, None)
@@ -61,7 +64,7 @@ class Interpolate(io.ComfyNode):
             display_name="UniDiffuser Interpolate",
             category=CATEGORY,
             description="Pictures on the way from one real picture to another: both are described and inverted to noise, and "
-                        "the noises and texts between them are made into pictures. Ready for Create Video.",
+            "the noises and texts between them are made into pictures. Ready for Create Video.",
             search_aliases=["morph", "slerp", "blend", "animation", "inbetween"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load UniDiffuser."),
@@ -74,13 +77,25 @@ class Interpolate(io.ComfyNode):
                 guidance_input("text_guidance", "text that describes each picture"),
                 seed_input(),
             ],
-            outputs=[io.Image.Output(display_name="pictures", tooltip="The frames, as a batch."),
-                     io.Conditioning.Output(display_name="CONDITIONING", tooltip="The texts of the frames, for Decode Caption.")],
+            outputs=[
+                io.Image.Output(display_name="pictures", tooltip="The frames, as a batch."),
+                io.Conditioning.Output(display_name="CONDITIONING", tooltip="Their texts, for Decode Caption."),
+            ],
         )
 
     @classmethod
-    def execute(cls, model: Any, clip_vision: Any, vae: Any, image_a: Tensor, image_b: Tensor, frames: int, steps: int,
-                text_guidance: float, seed: int) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        clip_vision: Any,
+        vae: Any,
+        image_a: Tensor,
+        image_b: Tensor,
+        frames: int,
+        steps: int,
+        text_guidance: float,
+        seed: int,
+    ) -> io.NodeOutput:
         from ..unidiffuser.pipeline import slerp
 
         pictures = torch.cat([centre_square(model, image) for image in (image_a[:1], image_b[:1])])
@@ -88,8 +103,16 @@ class Interpolate(io.ComfyNode):
         watch = sampling.watcher(model, 3 * steps, None)
 
         def part(number: int, path: NoisePath, streams: Streams, method: str, **settings: Any) -> Streams:
-            return sample_streams(model, path, streams, Streams(), seed, method=method, **settings,
-                                  callback=sampling.shifted(watch, number * steps, 3 * steps))
+            return sample_streams(
+                model,
+                path,
+                streams,
+                Streams(),
+                seed,
+                method=method,
+                **settings,
+                callback=sampling.shifted(watch, number * steps, 3 * steps),
+            )
 
         described = part(0, NoisePath.image_to_text(steps), clean, "dpmpp_2m", guidance=text_guidance)
         noise = part(1, NoisePath.text_to_image(steps).reversed(), described, INVERSE)
@@ -101,7 +124,7 @@ class Interpolate(io.ComfyNode):
 
 def centre_square(model: Any, image: Tensor) -> Tensor:
     """The centre square of an IMAGE (B, H, W, 3) at the size the model was trained for."""
-    side = model.model.checkpoint_config.image_size
+    side = sampling.require_model(model).origin.config.image_size
     return comfy.utils.common_upscale(image[..., :3].movedim(-1, 1), side, side, "lanczos", "center").movedim(1, -1)
 
 

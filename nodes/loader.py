@@ -1,4 +1,5 @@
 """Load UniDiffuser: a checkpoint as the host's own types."""
+
 from __future__ import annotations
 
 import folder_paths
@@ -6,6 +7,7 @@ from comfy_api.latest import io
 
 from ..unidiffuser.checkpoints import load_checkpoint
 from . import folders, parts
+from .saved import Origin
 from .types import CATEGORY, CaptionDecoderType
 
 
@@ -17,12 +19,16 @@ class LoadUniDiffuser(io.ComfyNode):
             display_name="Load UniDiffuser",
             category=CATEGORY,
             description="Loads a UniDiffuser checkpoint: one safetensors file, the original uvit_v1.pth with its companions "
-                        "beside it, or a diffusers folder. 'emoji' is the small model that comes with the nodes.",
+            "beside it, or a diffusers folder. 'emoji' is the small model that comes with the nodes.",
             search_aliases=["unidiffuser", "checkpoint", "txt2img", "img2txt", "caption", "interrogate"],
             inputs=[
-                io.Combo.Input("model_name", options=folders.model_names(), default=folders.BUNDLED,
-                               tooltip="A file of models/unidiffuser or models/checkpoints; for a diffusers folder its "
-                                       "model_index.json. 'emoji' needs no download."),
+                io.Combo.Input(
+                    "model_name",
+                    options=folders.model_names(),
+                    default=folders.BUNDLED,
+                    tooltip="A file of models/unidiffuser or models/checkpoints; for a diffusers folder its "
+                    "model_index.json. 'emoji' needs no download.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The U-ViT; works in KSampler and in the UniDiffuser Sampler."),
@@ -35,9 +41,12 @@ class LoadUniDiffuser(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:
-        checkpoint = load_checkpoint(folders.model_path(model_name))
+        path = folders.model_path(model_name)
+        origin = Origin.of_file(path)
+        checkpoint = load_checkpoint(path if origin is None else folders.model_path(origin.name))
+        model = parts.load_model(checkpoint, model_name) if origin is None else parts.load_saved_model(path, origin)
         return io.NodeOutput(
-            parts.load_model(checkpoint),
+            model,
             parts.load_clip(checkpoint, folder_paths.get_folder_paths("embeddings")),
             parts.load_vae(checkpoint),
             parts.load_clip_vision(checkpoint),

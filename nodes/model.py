@@ -3,10 +3,11 @@
 Samplers, schedulers, LoRA, merging, offloading and compilation of the host then work on it as on any other model. The host
 samples one tensor, so the streams of a sample travel through it as one flat pack (see `streams.py`).
 """
+
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.conds
 import comfy.latent_formats
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ..unidiffuser.schedule import NUM_LABELS, label_of_sigma, sigma_of_label
 from ..unidiffuser.uvit import UViT, UViTConfig
+from .saved import KEY, Origin
 from .streams import WRAPPER_KEY, SampledStreams, pack, sample_with_clip_stream, unpack
 
 logger = logging.getLogger(__name__)
@@ -77,8 +79,9 @@ def host_keys(weights: dict[str, Tensor], prefix_weights: dict[str, Tensor]) -> 
 class LatentFormat(comfy.latent_formats.SD15):
     """Stable Diffusion's latent; a model with another autoencoder brings its own scale and preview colours."""
 
-    def __init__(self, scale_factor: float = 0.18215, rgb_factors: list[list[float]] | None = None,
-                 rgb_bias: list[float] | None = None):
+    def __init__(
+        self, scale_factor: float = 0.18215, rgb_factors: list[list[float]] | None = None, rgb_bias: list[float] | None = None
+    ):
         super().__init__(scale_factor)
         if rgb_factors is not None:
             self.latent_rgb_factors, self.latent_rgb_factors_bias = rgb_factors, rgb_bias
@@ -98,11 +101,16 @@ class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_samp
 class ModelConfig(comfy.supported_models_base.BASE):
     """What the host wants to know about the model; `config` and `clip_width` become arguments of `HostUViT`."""
 
-    unet_extra_config: dict[str, Any] = {}
+    unet_extra_config: ClassVar[dict[str, Any]] = {}
     latent_format = LatentFormat
     memory_usage_factor = 2.0
-    supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
-    sampling_settings = {"beta_schedule": "linear", "linear_start": 0.00085, "linear_end": 0.012, "timesteps": NUM_LABELS}
+    supported_inference_dtypes: ClassVar = [torch.float16, torch.bfloat16, torch.float32]
+    sampling_settings: ClassVar = {
+        "beta_schedule": "linear",
+        "linear_start": 0.00085,
+        "linear_end": 0.012,
+        "timesteps": NUM_LABELS,
+    }
 
     def inpaint_model(self) -> bool:
         return False
@@ -120,6 +128,11 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
     def __init__(self, model_config: ModelConfig, device: Any = None):
         super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=HostUViT)
         self.model_sampling = ModelSampling(model_config)
+        self.origin: Origin | None = None
+
+    def state_dict_for_saving(self, unet_state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        saved: dict[str, Tensor] = super().state_dict_for_saving(unet_state_dict, *args, **kwargs)
+        return saved if self.origin is None else {**saved, KEY: self.origin.tensor()}
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
         return latent if latent.ndim == 3 else super().process_latent_in(latent)  # a pack is in model units already
@@ -157,17 +170,30 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         device, net = kwargs["device"], self.diffusion_model
         cross_attn = kwargs.get("cross_attn")
         given = cross_attn is not None and bool(torch.count_nonzero(cross_attn))
-        text = self.text_latent(cross_attn, device) if given else torch.zeros(
-            1, net.config.num_text_tokens, net.config.text_dim, device=device)
+        text = (
+            self.text_latent(cross_attn, device)
+            if given
+            else torch.zeros(1, net.config.num_text_tokens, net.config.text_dim, device=device)
+        )
         no_text = torch.full((text.shape[0], 1), 0.0 if given else 1.0, device=device)
         return {TEXT: comfy.conds.CONDRegular(text), NO_TEXT: comfy.conds.CONDRegular(no_text)}
 
-    def _apply_model(self, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None, control: Any = None,
-                     transformer_options: dict[str, Any] | None = None, **conds: Tensor) -> Tensor:
+    def _apply_model(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **conds: Tensor,
+    ) -> Tensor:
         streams: SampledStreams = (transformer_options or {}).get(WRAPPER_KEY)
         if streams is None:
-            raise ValueError("This sampler does not run the MODEL's own wrappers, which UniDiffuser needs. "
-                             "Use KSampler, SamplerCustomAdvanced or the UniDiffuser Sampler.")
+            raise ValueError(
+                "This sampler does not run the MODEL's own wrappers, which UniDiffuser needs. "
+                "Use KSampler, SamplerCustomAdvanced or the UniDiffuser Sampler."
+            )
         if (ask := streams.request) is not None:
             eps = self.predict(*unpack(x, streams.shapes), ask.t_img, ask.t_text, data_type=ask.data_type, heads=ask.heads)
             return pack([e for e in eps if e is not None])
@@ -180,20 +206,28 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
             noise = streams.text_noise(text.shape[1:]).to(text)
             text = torch.where(no_text[..., None], noise.repeat(text.shape[0] // noise.shape[0], 1, 1), text)
         # NOTE: the label comes from sigma itself, so that it survives a node that replaces model_sampling.
-        eps = self.predict(img, clip_img, text, label_of_sigma(sigma), no_text[:, 0].float() * NUM_LABELS,
-                           heads=("img", "clip_img"))
+        eps = self.predict(
+            img, clip_img, text, label_of_sigma(sigma), no_text[:, 0].float() * NUM_LABELS, heads=("img", "clip_img")
+        )
         return self.model_sampling.calculate_denoised(sigma, pack(eps[:2]), x)
 
-    def predict(self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor,
-                **kwargs: Any) -> list[Tensor | None]:
+    def predict(
+        self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor, **kwargs: Any
+    ) -> list[Tensor | None]:
         """Noise predictions in fp32, computed in the model's dtype; shapes and labels as in `UViT.forward`."""
         dtype = self.get_dtype_inference()
         out = self.diffusion_model(img.to(dtype), clip_img.to(dtype), text.to(dtype), t_img, t_text, **kwargs)
         return [None if o is None else o.float() for o in out]
 
 
-def make_patcher(config: UViTConfig, clip_width: int, weights: dict[str, Tensor], latent_format: LatentFormat | None = None,
-                 dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+def make_patcher(
+    config: UViTConfig,
+    clip_width: int,
+    weights: dict[str, Tensor],
+    latent_format: LatentFormat | None = None,
+    dtype: torch.dtype | None = None,
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
     """The MODEL of a network, sized and placed by the host's memory management.
 
     Args:
@@ -211,8 +245,11 @@ def make_patcher(config: UViTConfig, clip_width: int, weights: dict[str, Tensor]
         host_config.latent_format = latent_format
     supported = host_config.supported_inference_dtypes
     if dtype is None:
-        dtype = management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights), supported_dtypes=list(supported),
-                                      weight_dtype=comfy.utils.weight_dtype(weights))
+        dtype = management.unet_dtype(
+            model_params=comfy.utils.calculate_parameters(weights),
+            supported_dtypes=list(supported),
+            weight_dtype=comfy.utils.weight_dtype(weights),
+        )
     host_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, load_device, supported))
 
     model = host_config.get_model(weights)

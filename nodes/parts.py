@@ -1,4 +1,5 @@
 """The parts of a checkpoint as host objects: CLIP, VAE, CLIP_VISION and the caption decoder, each behind the host's patcher."""
+
 from __future__ import annotations
 
 import json
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..unidiffuser.checkpoints import Checkpoint
 from ..unidiffuser.tokenizers import END, START, BytePairTokenizer
 from .model import LatentFormat, host_keys, make_patcher
+from .saved import Origin, read_network
 
 if TYPE_CHECKING:
     from ..unidiffuser.captions import Caption
@@ -34,21 +36,35 @@ class TextTower(comfy.clip_model.CLIPTextModel):
     def __init__(self, config: dict[str, Any], dtype: Any, device: Any, operations: Any):
         super().__init__(config, dtype, device, operations)
         self.text_projection = torch.nn.Identity()
-        self.set_input_embeddings(
-            operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device))
+        self.set_input_embeddings(operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device))
 
 
-def load_model(checkpoint: Checkpoint, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """MODEL. The caption decoder's Linear from CLIP text to the text latent comes with it."""
-    config = checkpoint.config
+def load_model(checkpoint: Checkpoint, name: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """MODEL. The caption decoder's Linear from CLIP text to the text latent comes with it.
+
+    `name` is the checkpoint's in "Load UniDiffuser"; a file that the host saves from this MODEL remembers it.
+    """
     caption = checkpoint.state_dict("caption")
-    prefix = {name: caption[f"encode_prefix.{name}"] for name in ("weight", "bias")}
+    prefix = {key: caption[f"encode_prefix.{key}"] for key in ("weight", "bias")}
+    weights = host_keys(checkpoint.state_dict("uvit"), prefix)
+    patcher = _model(Origin(name, checkpoint.config), weights, disable_dynamic)
+    patcher.cached_patcher_init = (load_model, (checkpoint, name))
+    return patcher
+
+
+def load_saved_model(path: str, origin: Origin, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """MODEL of a file that the host has written."""
+    patcher = _model(origin, read_network(path), disable_dynamic)
+    patcher.cached_patcher_init = (load_saved_model, (path, origin))
+    return patcher
+
+
+def _model(origin: Origin, weights: dict[str, Tensor], disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
+    config = origin.config
     colours = config.defaults.get("latent_rgb", {})
     latent_format = LatentFormat(config.vae.scale_factor, colours.get("factors"), colours.get("bias"))
-    weights = host_keys(checkpoint.state_dict("uvit"), prefix)
     patcher = make_patcher(config.uvit, config.caption.prefix_dim, weights, latent_format, disable_dynamic=disable_dynamic)
-    patcher.cached_patcher_init = (load_model, (checkpoint,))
-    patcher.model.checkpoint_config = config
+    patcher.model.origin = origin
     return patcher
 
 
@@ -59,8 +75,13 @@ def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
 
     class Tokens(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None):
-            super().__init__("", max_length=length, embedding_directory=embedding_directory,
-                             embedding_size=config["hidden_size"], tokenizer_class=_HostTokenizer(tokenizer))
+            super().__init__(
+                "",
+                max_length=length,
+                embedding_directory=embedding_directory,
+                embedding_size=config["hidden_size"],
+                tokenizer_class=_HostTokenizer(tokenizer),
+            )
             # NOTE: the host never splits words below this length, and for ever starts new chunks for one that fits in none.
             self.max_word_length = min(self.max_word_length, length - 2)
 
@@ -68,8 +89,16 @@ def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None):
             end = config["eos_token_id"]
             special = {"start": config["bos_token_id"], "end": end, "pad": end}
-            super().__init__(device, length, textmodel_json_config=dict(config), dtype=dtype, special_tokens=special,
-                             model_class=TextTower, return_projected_pooled=False, model_options=model_options or {})
+            super().__init__(
+                device,
+                length,
+                textmodel_json_config=dict(config),
+                dtype=dtype,
+                special_tokens=special,
+                model_class=TextTower,
+                return_projected_pooled=False,
+                model_options=model_options or {},
+            )
 
     class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None):
@@ -80,8 +109,12 @@ def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
             super().__init__(device, dtype, model_options or {}, clip_model=Tower)
 
     weights = checkpoint.state_dict("clip_text")
-    return comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(Tokenizer, Model), embedding_directory=embeddings,
-                         parameters=comfy.utils.calculate_parameters(weights), state_dict=[weights])
+    return comfy.sd.CLIP(
+        comfy.supported_models_base.ClipTarget(Tokenizer, Model),
+        embedding_directory=embeddings,
+        parameters=comfy.utils.calculate_parameters(weights),
+        state_dict=[weights],
+    )
 
 
 class _HostTokenizer:
@@ -106,8 +139,9 @@ class _HostTokenizer:
 def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
     """VAE. A checkpoint whose autoencoder works on unshuffled pixels gets the shuffling as hooks, so its keys stay LDM's."""
     config = checkpoint.config.vae
-    vae = comfy.sd.VAE(sd=checkpoint.state_dict("vae"),
-                       config={"params": {"ddconfig": dict(config.ddconfig), "embed_dim": config.embed_dim}})
+    vae = comfy.sd.VAE(
+        sd=checkpoint.state_dict("vae"), config={"params": {"ddconfig": dict(config.ddconfig), "embed_dim": config.embed_dim}}
+    )
     if config.patch_size > 1:
         unshuffle, shuffle = torch.nn.PixelUnshuffle(config.patch_size), torch.nn.PixelShuffle(config.patch_size)
         vae.first_stage_model.encoder.register_forward_pre_hook(lambda module, args: (unshuffle(args[0]), *args[1:]))
@@ -136,7 +170,8 @@ class HostCaptionDecoder:
         self.config = checkpoint.config.caption
         self.decoder = CaptionDecoder.from_checkpoint(checkpoint)
         self.patcher = comfy.model_patcher.ModelPatcher(
-            self.decoder, load_device=management.text_encoder_device(), offload_device=management.text_encoder_offload_device())
+            self.decoder, load_device=management.text_encoder_device(), offload_device=management.text_encoder_offload_device()
+        )
 
     def decode(self, text: Tensor, **settings: Any) -> list[list[Caption]]:
         """Captions of text latents (B, L, hidden_dim), or of CLIP text (B, L, prefix_dim), as `CaptionDecoder.decode`.
@@ -161,4 +196,5 @@ class HostCaptionDecoder:
         """Quick first words of one text latent (1, L, hidden_dim), where the decoder is now: nothing is loaded or evicted."""
         weight = self.decoder.decode_prefix.weight
         with torch.inference_mode():
-            return self.decoder.decode(latents.to(weight.device, torch.float32), beams=1, max_new_tokens=DRAFT_TOKENS)[0][0].text
+            latents = latents.to(weight.device, torch.float32)
+            return self.decoder.decode(latents, beams=1, max_new_tokens=DRAFT_TOKENS)[0][0].text

@@ -1,4 +1,5 @@
 """UniDiffuser Sampler: samples picture and text together along any noise path."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -21,14 +22,25 @@ SAMPLING_METHODS = [name for name, method in METHODS.items() if not method.impli
 
 
 def guidance_input(name: str, what: str, default: float = 4) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0, max=30, step=0.1,
-                          tooltip=f"How closely the {what} follows its counterpart: 1 is off, more is closer. The authors' "
-                                  f"scale plus 1.")
+    return io.Float.Input(
+        name,
+        default=default,
+        min=0,
+        max=30,
+        step=0.1,
+        tooltip=f"How closely the {what} follows its counterpart: 1 is off, more is closer. The authors' scale plus 1.",
+    )
 
 
 def seed_input() -> io.Int.Input:
-    return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                        tooltip="Item k of a batch is made with seed + k.")
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        tooltip="Item k of a batch is made with seed + k.",
+    )
 
 
 class UniDiffuserSampler(io.ComfyNode):
@@ -39,33 +51,54 @@ class UniDiffuserSampler(io.ComfyNode):
             display_name="UniDiffuser Sampler",
             category=CATEGORY,
             description="Samples a picture and its text together along a noise path: text to image, image to text, both out "
-                        "of nothing, or anything between. What the path keeps clean or begins from is connected here.",
+            "of nothing, or anything between. What the path keeps clean or begins from is connected here.",
             search_aliases=["joint", "img2txt", "txt2img", "caption", "describe", "interrogate", "ksampler", "variation"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load UniDiffuser; LoRA and other patches may lie in between."),
                 NoisePathType.Input("path", tooltip="From UniDiffuser Noise Path: what is made, and from what."),
                 seed_input(),
-                io.Combo.Input("method", options=SAMPLING_METHODS, default="dpmpp_2m",
-                               tooltip="The solver; 'reference' is the authors' own."),
+                io.Combo.Input(
+                    "method",
+                    options=SAMPLING_METHODS,
+                    default="dpmpp_2m",
+                    tooltip="The solver; 'reference' is the authors' own.",
+                ),
                 guidance_input("image_guidance", "picture"),
                 guidance_input("text_guidance", "text"),
-                io.Combo.Input("data_type", options=DATA_TYPES, default="curated",
-                               tooltip="The kind of captions to write or expect; v0 models have only one."),
-                io.Latent.Input("latent_image", optional=True,
-                                tooltip="The picture to keep or begin from, from VAE Encode, or an empty one for the size. "
-                                        "Its noise mask says which part is made anew."),
-                io.ClipVisionOutput.Input("clip_vision_output", optional=True,
-                                          tooltip="CLIP Vision Encode of the same picture, where the path begins from one."),
-                io.Conditioning.Input("text", optional=True,
-                                      tooltip="The text to follow or begin from: CLIP Text Encode, Rewrite Words, or the "
-                                              "CONDITIONING of another UniDiffuser Sampler."),
-                io.Conditioning.Input("negative", optional=True,
-                                      tooltip="What the picture is guided away from; without it, from no text at all."),
-                CaptionDecoderType.Input("caption_decoder", optional=True,
-                                         tooltip="Shows a draft of the caption while sampling."),
+                io.Combo.Input(
+                    "data_type",
+                    options=DATA_TYPES,
+                    default="curated",
+                    tooltip="The kind of captions to write or expect; v0 models have only one.",
+                ),
+                io.Latent.Input(
+                    "latent_image",
+                    optional=True,
+                    tooltip="The picture to keep or begin from, from VAE Encode, or an empty one for the size. "
+                    "Its noise mask says which part is made anew.",
+                ),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    optional=True,
+                    tooltip="CLIP Vision Encode of the same picture, where the path begins from one.",
+                ),
+                io.Conditioning.Input(
+                    "text",
+                    optional=True,
+                    tooltip="The text to follow or begin from: CLIP Text Encode, Rewrite Words, or the "
+                    "CONDITIONING of another UniDiffuser Sampler.",
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="What the picture is guided away from; without it, from no text at all."
+                ),
+                CaptionDecoderType.Input(
+                    "caption_decoder", optional=True, tooltip="Shows a draft of the caption while sampling."
+                ),
             ],
             outputs=[
-                io.Latent.Output(display_name="LATENT", tooltip="The picture, for VAE Decode or any Stable Diffusion 1.x node."),
+                io.Latent.Output(
+                    display_name="LATENT", tooltip="The picture, for VAE Decode or any node of Stable Diffusion 1."
+                ),
                 io.ClipVisionOutput.Output(display_name="CLIP_VISION_OUTPUT", tooltip="The picture's CLIP token."),
                 io.Conditioning.Output(display_name="CONDITIONING", tooltip="The text, for Decode Caption or as a prompt."),
             ],
@@ -73,30 +106,69 @@ class UniDiffuserSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, path: NoisePath, seed: int, method: str, image_guidance: float, text_guidance: float,
-                data_type: str = "curated", latent_image: Any = None, clip_vision_output: Any = None, text: Any = None,
-                negative: Any = None, caption_decoder: Any = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        path: NoisePath,
+        seed: int,
+        method: str,
+        image_guidance: float,
+        text_guidance: float,
+        data_type: str = "curated",
+        latent_image: Any = None,
+        clip_vision_output: Any = None,
+        text: Any = None,
+        negative: Any = None,
+        caption_decoder: Any = None,
+    ) -> io.NodeOutput:
         clean, mask = sampling.given_streams(model, latent_image, clip_vision_output, text)
         empty = None if negative is None else sampling.text_latent(model, negative)
         watch = sampling.watcher(model, path.steps, draft_writer(caption_decoder, cls.hidden.unique_id))
         out = sample_streams(
-            model, path, clean, mask, seed, callback=watch, method=method,
+            model,
+            path,
+            clean,
+            mask,
+            seed,
+            callback=watch,
+            method=method,
             levels=sampling.given_levels(latent_image, clip_vision_output, text),
-            guidance=(image_guidance, text_guidance), data_type=DATA_TYPES.index(data_type),
-            unconditional="marginal" if empty is None else "empty_prompt", empty_text=empty)
+            guidance=(image_guidance, text_guidance),
+            data_type=DATA_TYPES.index(data_type),
+            unconditional="marginal" if empty is None else "empty_prompt",
+            empty_text=empty,
+        )
         return host_outputs(model, out, path, latent_image)
 
 
-def sample_streams(model: Any, path: NoisePath, clean: Streams, mask: Streams, seed: int, *,
-                   levels: Mapping[str, float] = MappingProxyType({}), data_type: int = 1, **settings: Any) -> Streams:
+def sample_streams(
+    model: Any,
+    path: NoisePath,
+    clean: Streams,
+    mask: Streams,
+    seed: int,
+    *,
+    levels: Mapping[str, float] = MappingProxyType({}),
+    data_type: int = 1,
+    **settings: Any,
+) -> Streams:
     """Sample along `path` from what is given: see `sampling.start_streams`; `settings` as `unidiffuser.samplers.sample`."""
     config = sampling.require_model(model).diffusion_model.config
     count = max(1, clean.batch)
     generators = item_generators(seed, count)
     start = sampling.start_streams(path, clean, mask, generators, config.item_shapes, levels)
     kept = Streams(**{name: value for name, value in mask.items() if start[name] is not None and name not in levels})
-    return sampling.run(model, path, start, count, seed, generator=generators, mask=kept,
-                        data_type=min(data_type, max(config.data_types - 1, 0)), **settings)
+    return sampling.run(
+        model,
+        path,
+        start,
+        count,
+        seed,
+        generator=generators,
+        mask=kept,
+        data_type=min(data_type, max(config.data_types - 1, 0)),
+        **settings,
+    )
 
 
 def host_outputs(model: Any, out: Streams, path: NoisePath, latent_image: dict[str, Any] | None = None) -> io.NodeOutput:

@@ -1,4 +1,5 @@
 """The library's sampler inside the host: the host loads the model, patches it and shows progress; the library samples."""
+
 from __future__ import annotations
 
 import math
@@ -38,22 +39,37 @@ class HostNet:
         self.model, self.options, self.device = model, model_options, device
         self.config = model.diffusion_model.config
 
-    def __call__(self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor, data_type: Tensor,
-                 heads: Sequence[str] = STREAMS) -> tuple[Tensor | None, ...]:
+    def __call__(
+        self,
+        img: Tensor,
+        clip_img: Tensor,
+        text: Tensor,
+        t_img: Tensor,
+        t_text: Tensor,
+        data_type: Tensor,
+        heads: Sequence[str] = STREAMS,
+    ) -> tuple[Tensor | None, ...]:
         streams = dict(zip(STREAMS, (img, clip_img, text), strict=True))
         shapes = {name: tuple(value.shape[1:]) for name, value in streams.items()}
         labels = [value.to(self.device) for value in (t_img, t_text, data_type)]
         told = SampledStreams(list(shapes.values()), request=Request(*labels, heads))
         sigma = sigma_of_label(torch.maximum(t_img, t_text)).to(self.device)
-        options = {**self.options["transformer_options"], WRAPPER_KEY: told, "sigmas": sigma[:1],
-                   "cond_or_uncond": [0], "uuids": []}
+        options = {
+            **self.options["transformer_options"],
+            WRAPPER_KEY: told,
+            "sigmas": sigma[:1],
+            "cond_or_uncond": [0],
+            "uuids": [],
+        }
         packed = pack(list(streams.values())).to(self.device)
         wrapper = self.options.get("model_function_wrapper")
         if wrapper is None:
             out = self.model.apply_model(packed, sigma, transformer_options=options)
         else:
-            out = wrapper(self.model.apply_model, {"input": packed, "timestep": sigma, "cond_or_uncond": [0],
-                                                   "c": {"transformer_options": options}})
+            out = wrapper(
+                self.model.apply_model,
+                {"input": packed, "timestep": sigma, "cond_or_uncond": [0], "c": {"transformer_options": options}},
+            )
         asked = [name for name in STREAMS if name in heads]
         found = dict(zip(asked, unpack(out, [shapes[name] for name in asked]), strict=True))
         return tuple(found[name].to(img.device) if name in found else None for name in STREAMS)
@@ -66,8 +82,17 @@ class _Borrowed(comfy.samplers.Sampler):
         self.function = function
         self.result: Any = None
 
-    def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
-               latent_image: Any = None, denoise_mask: Any = None, disable_pbar: bool = False) -> Tensor:
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Any = None,
+        denoise_mask: Any = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
         self.result = self.function(HostNet(model_wrap.inner_model, extra_args["model_options"], noise.device), noise.device)
         return noise  # the host needs a tensor of the shape it gave
 
@@ -80,13 +105,20 @@ def require_model(patcher: Any) -> UniDiffuserModel:
     """
     model = patcher.model
     if not isinstance(model, UniDiffuserModel):
-        raise ValueError(f"The MODEL is a {type(model).__name__}, not a UniDiffuser. Connect the MODEL output of 'Load "
-                         f"UniDiffuser' (LoRA and model patches may lie in between).")
+        raise ValueError(
+            f"The MODEL is a {type(model).__name__}, not a UniDiffuser. Connect the MODEL output of 'Load "
+            f"UniDiffuser' (LoRA and model patches may lie in between)."
+        )
     return model
 
 
-def in_host(patcher: comfy.model_patcher.ModelPatcher, count: int, seed: int,
-            function: Callable[[HostNet, torch.device], Any], shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:
+def in_host(
+    patcher: comfy.model_patcher.ModelPatcher,
+    count: int,
+    seed: int,
+    function: Callable[[HostNet, torch.device], Any],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Any:
     """The result of `function(net, device)`, called with the model loaded, patched and wrapped as in any sampling.
 
     `count` and `shapes` of the streams, where they are not the trained ones, tell the host how much memory that takes.
@@ -102,17 +134,21 @@ def in_host(patcher: comfy.model_patcher.ModelPatcher, count: int, seed: int,
     return sampler.result
 
 
-def run(patcher: comfy.model_patcher.ModelPatcher, path: NoisePath, start: Streams, count: int, seed: int,
-        **settings: Any) -> Streams:
+def run(
+    patcher: comfy.model_patcher.ModelPatcher, path: NoisePath, start: Streams, count: int, seed: int, **settings: Any
+) -> Streams:
     """Sample in the host; on the host's output device. `settings` as `unidiffuser.samplers.sample`."""
     shapes = {name: tuple(value.shape[1:]) for name, value in start.items()}
-    out: Streams = in_host(patcher, count, seed,
-                           lambda net, device: sample(net, path, start.to(device), **settings), shapes)
+    out: Streams = in_host(patcher, count, seed, lambda net, device: sample(net, path, start.to(device), **settings), shapes)
     return out.to(comfy.model_management.intermediate_device())
 
 
-def given_streams(patcher: comfy.model_patcher.ModelPatcher, latent: dict[str, Any] | None, clip_vision_output: Any,
-                  text: Sequence[Any] | None) -> tuple[Streams, Streams]:
+def given_streams(
+    patcher: comfy.model_patcher.ModelPatcher,
+    latent: dict[str, Any] | None,
+    clip_vision_output: Any,
+    text: Sequence[Any] | None,
+) -> tuple[Streams, Streams]:
     """Clean streams and masks (1 = generate) of the inputs of a node, in the model's units, all of one batch.
 
     Raises:
@@ -141,8 +177,11 @@ def given_streams(patcher: comfy.model_patcher.ModelPatcher, latent: dict[str, A
 
 def given_levels(latent: dict[str, Any] | None, clip_vision_output: Any, text: Sequence[Any] | None) -> dict[str, float]:
     """Labels of those inputs that an earlier path, or an inversion, has left noisy."""
-    tags = {"img": (latent or {}).get(LEVEL), "clip_img": getattr(clip_vision_output, LEVEL, None),
-            "text": None if text is None else text[0][1].get(LEVEL)}
+    tags = {
+        "img": (latent or {}).get(LEVEL),
+        "clip_img": getattr(clip_vision_output, LEVEL, None),
+        "text": None if text is None else text[0][1].get(LEVEL),
+    }
     return {name: level for name, level in tags.items() if level is not None}
 
 
@@ -152,8 +191,14 @@ def text_latent(patcher: comfy.model_patcher.ModelPatcher, conditioning: Sequenc
     return require_model(patcher).text_latent(conditioning[0][0], patcher.load_device).cpu()
 
 
-def start_streams(path: NoisePath, clean: Streams, mask: Streams, generators: Sequence[torch.Generator],
-                  shapes: dict[str, tuple[int, ...]], levels: Mapping[str, float]) -> Streams:
+def start_streams(
+    path: NoisePath,
+    clean: Streams,
+    mask: Streams,
+    generators: Sequence[torch.Generator],
+    shapes: dict[str, tuple[int, ...]],
+    levels: Mapping[str, float],
+) -> Streams:
     """What the library's sampler starts from: each clean stream at the noise level of the path's first point.
 
     Args:
@@ -173,8 +218,10 @@ def start_streams(path: NoisePath, clean: Streams, mask: Streams, generators: Se
             given = clean[name]
             if name in levels:
                 if not math.isclose(levels[name], labels[0], abs_tol=1e-3):
-                    raise ValueError(f"'{INPUT_OF[name]}' is at noise level {levels[name]:g}, but this noise path begins the "
-                                     f"{WORDS[modality]} at {labels[0]:g}. Choose a path that goes on where it is.")
+                    raise ValueError(
+                        f"'{INPUT_OF[name]}' is at noise level {levels[name]:g}, but this noise path begins the "
+                        f"{WORDS[modality]} at {labels[0]:g}. Choose a path that goes on where it is."
+                    )
                 start = start.replace(**{name: given})
                 continue
             if labels[0] == MARGINAL:

@@ -1,4 +1,5 @@
 """Score Captions: which caption fits a picture, by the model's own denoising error."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -22,7 +23,7 @@ class ScoreCaptions(io.ComfyNode):
             display_name="Score Captions",
             category=CATEGORY,
             description="Ranks captions by how well they fit a picture: the better a caption, the better the model tells the "
-                        "picture from noise with it. Takes the candidates of Decode Caption, or lines of text.",
+            "picture from noise with it. Takes the candidates of Decode Caption, or lines of text.",
             search_aliases=["rank", "clip score", "caption", "similarity", "classify", "zero-shot"],
             is_input_list=True,
             is_output_node=True,
@@ -31,22 +32,34 @@ class ScoreCaptions(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="From Load UniDiffuser."),
                 io.Latent.Input("latent_image", tooltip="The picture, from VAE Encode; the first of a batch."),
                 io.ClipVisionOutput.Input("clip_vision_output", tooltip="CLIP Vision Encode of the same picture."),
-                io.String.Input("captions", multiline=True, default="a cat\na dog",
-                                tooltip="A list of texts, or one caption a line."),
-                io.Int.Input("levels", default=8, min=1, max=100, tooltip="Noise levels to judge at; more is steadier and slower."),
+                io.String.Input(
+                    "captions", multiline=True, default="a cat\na dog", tooltip="A list of texts, or one caption a line."
+                ),
+                io.Int.Input("levels", default=8, min=1, max=100, tooltip="Noise levels to judge at; more is steadier."),
                 seed_input(),
             ],
             outputs=[
                 io.String.Output(display_name="best", tooltip="The caption that fits best."),
                 io.String.Output(display_name="ranked", is_output_list=True, tooltip="All captions, best first."),
-                io.Float.Output(display_name="scores", is_output_list=True,
-                                tooltip="In the order of ranked: how much the caption lowers the denoising error; 0 is no help."),
+                io.Float.Output(
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="In the order of ranked: how much it lowers the denoising error; 0 is no help.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, model: list[Any], clip: list[Any], latent_image: list[Any], clip_vision_output: list[Any],
-                captions: list[str], levels: list[int], seed: list[int]) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: list[Any],
+        clip: list[Any],
+        latent_image: list[Any],
+        clip_vision_output: list[Any],
+        captions: list[str],
+        levels: list[int],
+        seed: list[int],
+    ) -> io.NodeOutput:
         texts = [line.strip() for text in captions for line in text.splitlines() if line.strip()]
         if not texts:
             raise ValueError("There is no caption to score: 'captions' is empty.")
@@ -57,18 +70,26 @@ class ScoreCaptions(io.ComfyNode):
         return io.NodeOutput(ranked[0], ranked, best_first, ui=ui.PreviewText(shown))
 
 
-def score(model: Any, clip: Any, latent_image: Any, clip_vision_output: Any, texts: list[str], levels: int,
-          seed: int) -> list[float]:
+def score(
+    model: Any, clip: Any, latent_image: Any, clip_vision_output: Any, texts: list[str], levels: int, seed: int
+) -> list[float]:
     """`caption_fit` of texts for the first picture of a LATENT, in the host."""
     conds = [sampling.text_latent(model, clip.encode_from_tokens_scheduled(clip.tokenize(text))) for text in texts]
     clean, _ = sampling.given_streams(model, latent_image, clip_vision_output, None)
     image = Streams(img=clean.need("img")[:1], clip_img=clean.need("clip_img")[:1])
     bar = comfy.utils.ProgressBar(levels)
     return sampling.in_host(
-        model, len(texts) + 1, seed,
-        lambda net, device: caption_fit(net, image, torch.cat(conds).to(device), levels=levels,
-                                        generator=torch.Generator().manual_seed(seed),
-                                        callback=lambda k, total: bar.update_absolute(k + 1, total)),
+        model,
+        len(texts) + 1,
+        seed,
+        lambda net, device: caption_fit(
+            net,
+            image,
+            torch.cat(conds).to(device),
+            levels=levels,
+            generator=torch.Generator().manual_seed(seed),
+            callback=lambda k, total: bar.update_absolute(k + 1, total),
+        ),
     ).tolist()
 
 

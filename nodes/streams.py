@@ -3,6 +3,7 @@
 The plain KSampler path packs the image latent with the CLIP image token, which the network denoises beside it. The token is
 added and taken away again around the sampling, so that LATENT stays the host's plain four channels.
 """
+
 from __future__ import annotations
 
 import math
@@ -58,9 +59,18 @@ class SampledStreams:
         return draw_noise(shape, self.generators, "cpu")
 
 
-def sample_with_clip_stream(executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor,
-                            denoise_mask: Tensor | None = None, callback: Callable[..., None] | None = None,
-                            disable_pbar: bool = False, seed: int | None = None, **kwargs: Any) -> Tensor:
+def sample_with_clip_stream(
+    executor: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    denoise_mask: Tensor | None = None,
+    callback: Callable[..., None] | None = None,
+    disable_pbar: bool = False,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> Tensor:
     """OUTER_SAMPLE wrapper: adds the CLIP image token to a plain image latent and takes it away again.
 
     A CLIP_VISION_OUTPUT in the positive conditioning (core unCLIPConditioning) is kept as the token throughout; otherwise
@@ -93,8 +103,9 @@ def sample_with_clip_stream(executor: Any, noise: Tensor, latent_image: Tensor, 
     if "latent_shapes" in kwargs:
         kwargs["latent_shapes"] = [packed.shape]
     try:
-        out = executor(packed_noise, packed, sampler, sigmas, denoise_mask, image_callback(callback, shapes),
-                       disable_pbar, seed, **kwargs)
+        out = executor(
+            packed_noise, packed, sampler, sigmas, denoise_mask, image_callback(callback, shapes), disable_pbar, seed, **kwargs
+        )
     finally:
         del options[WRAPPER_KEY]
     return model.process_latent_out(unpack(out, shapes)[0])
@@ -115,8 +126,10 @@ def check_image_latent(latent: Tensor, channels: int, patch: int) -> None:
             f"Use 'Empty Latent Image', or VAE Encode with the VAE output of 'Load UniDiffuser'."
         )
     if latent.shape[2] % patch or latent.shape[3] % patch:
-        raise ValueError(f"The LATENT is {latent.shape[3]} x {latent.shape[2]}; this model needs sides that are multiples of "
-                         f"{patch}, so a picture whose sides are multiples of {patch * 8} pixels.")
+        raise ValueError(
+            f"The LATENT is {latent.shape[3]} x {latent.shape[2]}; this model needs sides that are multiples of "
+            f"{patch}, so a picture whose sides are multiples of {patch * 8} pixels."
+        )
 
 
 def clip_token(conditioning: Sequence[dict[str, Any]], batch: int, width: int) -> Tensor | None:
@@ -139,7 +152,9 @@ def clip_vision_token(output: Any, batch: int, width: int) -> Tensor:
     """
     embeds = output["image_embeds"]
     if embeds.shape[-1] != width:
-        raise ValueError(f"The CLIP_VISION_OUTPUT has {embeds.shape[-1]} numbers, this model needs {width}. Encode the "
-                         f"picture with the CLIP_VISION output of 'Load UniDiffuser'.")
+        raise ValueError(
+            f"The CLIP_VISION_OUTPUT has {embeds.shape[-1]} numbers, this model needs {width}. Encode the "
+            f"picture with the CLIP_VISION output of 'Load UniDiffuser'."
+        )
     token = embeds.float().cpu().reshape(-1, 1, width)
     return token.repeat(-(-batch // token.shape[0]), 1, 1)[:batch]

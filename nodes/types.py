@@ -7,6 +7,7 @@ A text latent travels as CONDITIONING whose tensor is (B, L, text_dim), 77 x 64 
 into a KSampler of this pack's MODEL, the UniDiffuser Sampler and Decode Caption. A CLIP image token travels as
 CLIP_VISION_OUTPUT with `image_embeds` (B, clip_img_dim).
 """
+
 from __future__ import annotations
 
 from comfy_api.latest import io

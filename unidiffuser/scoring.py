@@ -4,6 +4,7 @@ A caption that fits helps to tell an image's noise from the image: with weights 
 error of eps(x_t, y, t, 0) bounds -log p(x | y), so ranking captions by it is the diffusion classifier of Li et al.
 (arXiv 2303.16203). UniDiffuser's marginal, eps(x_t, noise, t, 1000), needs no extra model and gives the zero of the scale.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ def caption_fit(
         ValueError: no texts, or no levels, or more than one image.
     """
     if levels < 1 or texts.shape[0] < 1 or image.batch != 1:
-        raise ValueError(f"Scoring takes one image, at least one text and one level, not {image.batch}, {texts.shape[0]} and {levels}.")
+        raise ValueError(f"Scoring takes one image, texts and levels, not {image.batch}, {texts.shape[0]} and {levels}.")
     count, device = texts.shape[0], texts.device
     labels = torch.linspace(LOW, HIGH, levels) if levels > 1 else torch.tensor([(LOW + HIGH) / 2])
     t_text = torch.tensor([CLEAN] * count + [MARGINAL], device=device)

@@ -1,4 +1,5 @@
 """Host tests run in a real ComfyUI, where there is one: COMFYUI_PATH and COMFYUI_PYTHON, or ~/comfy."""
+
 from __future__ import annotations
 
 import os

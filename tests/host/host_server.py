@@ -1,4 +1,5 @@
 """A real ComfyUI server for tests: started on a free port with a base directory of its own, spoken to over HTTP."""
+
 from __future__ import annotations
 
 import json
@@ -32,8 +33,16 @@ class HostServer:
 
     def __init__(self, comfyui: Path, python: Path, base: Path, *arguments: str):
         self.base, self.comfyui = base, comfyui
-        for name in ("models/unidiffuser", "models/checkpoints", "models/loras", "input", "output", "temp", "user",
-                     "custom_nodes"):
+        for name in (
+            "models/unidiffuser",
+            "models/checkpoints",
+            "models/loras",
+            "input",
+            "output",
+            "temp",
+            "user",
+            "custom_nodes",
+        ):
             (base / name).mkdir(parents=True, exist_ok=True)
         link = base / "custom_nodes" / "UniDiffuser"
         if not link.exists():
@@ -42,8 +51,19 @@ class HostServer:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.log_path = base / "server.log"
-        command = [str(python), "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(base),
-                   "--database-url", f"sqlite:///{base}/user/comfyui.db", "--disable-auto-launch", *arguments]
+        command = [
+            str(python),
+            "main.py",
+            "--cpu",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(base),
+            "--database-url",
+            f"sqlite:///{base}/user/comfyui.db",
+            "--disable-auto-launch",
+            *arguments,
+        ]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -77,8 +97,9 @@ class HostServer:
 
     def request(self, path: str, data: Any = None) -> bytes:
         body = None if data is None else json.dumps(data).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=body,
-                                         headers={"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data=body, headers={"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read()
 

@@ -5,6 +5,7 @@
 asks a ComfyUI with this pack for the nodes' inputs and rewrites workflows/*.json, subgraphs/*.json and
 tests/host/workflows/*.json.
 """
+
 from __future__ import annotations
 
 import json
@@ -18,12 +19,20 @@ ROOT = Path(__file__).resolve().parents[2]
 API_FOLDER = Path(__file__).with_name("workflows")
 VERSION = "0.1.0"
 MODEL = "emoji"
-LARGE_MODEL = {"name": "uvit_v1.pth", "url": "https://huggingface.co/thu-ml/unidiffuser-v1/resolve/main/uvit_v1.pth",
-               "directory": "unidiffuser"}
-SD15 = {"name": "v1-5-pruned-emaonly-fp16.safetensors", "directory": "checkpoints",
-        "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors"}
+LARGE_MODEL = {
+    "name": "uvit_v1.pth",
+    "url": "https://huggingface.co/thu-ml/unidiffuser-v1/resolve/main/uvit_v1.pth",
+    "directory": "unidiffuser",
+}
+SD15 = {
+    "name": "v1-5-pruned-emaonly-fp16.safetensors",
+    "directory": "checkpoints",
+    "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
+}
 RUN, MUTED, BYPASSED = 0, 2, 4
-NOTE = "For the published 1 B model (512 x 512), see the help of **Load UniDiffuser**, choose its file there and set sizes to 512."
+NOTE = (
+    "For the published 1 B model (512 x 512), see the help of **Load UniDiffuser**, choose its file there and set sizes to 512."
+)
 Info = dict[str, Any]
 
 
@@ -36,7 +45,15 @@ class Out:
 
 class Node:
     def __init__(self, flow: Flow, number: int, kind: str, at: tuple[int, int], inputs: dict[str, Any], mode: int, title: str):
-        self.flow, self.number, self.kind, self.at, self.inputs, self.mode, self.title = flow, number, kind, at, inputs, mode, title
+        self.flow, self.number, self.kind, self.at, self.inputs, self.mode, self.title = (
+            flow,
+            number,
+            kind,
+            at,
+            inputs,
+            mode,
+            title,
+        )
 
     def __getitem__(self, slot: int) -> Out:
         return Out(self, slot)
@@ -62,8 +79,16 @@ class Flow:
         return {**wanted.get("required", {}), **wanted.get("optional", {})}
 
     def size(self, node: Node) -> tuple[int, int]:
-        picture = {"PreviewImage": 240, "SaveImage": 240, "UniDiffuserNoisePath": 240, "UniDiffuserExamplePicture": 170,
-                   "LoadImage": 240, "UniDiffuserGibbsChain": 170, "PreviewAny": 60, "CLIPTextEncode": 60}.get(node.kind, 0)
+        picture = {
+            "PreviewImage": 240,
+            "SaveImage": 240,
+            "UniDiffuserNoisePath": 240,
+            "UniDiffuserExamplePicture": 170,
+            "LoadImage": 240,
+            "UniDiffuserGibbsChain": 170,
+            "PreviewAny": 60,
+            "CLIPTextEncode": 60,
+        }.get(node.kind, 0)
         rows = len(self.slots(node.kind)) + sum("." in name for name in node.inputs)
         return 330, 60 + 26 * rows + picture
 
@@ -75,11 +100,31 @@ class Flow:
         for link in links:
             output = nodes[link[1] - 1]["outputs"][link[2]]
             output["links"] = [*(output["links"] or []), link[0]]
-        note = {"id": len(nodes) + 1, "type": "MarkdownNote", "pos": [-380, 0], "size": [330, 260], "flags": {}, "order": 0, "mode": 0,
-                "inputs": [], "outputs": [], "properties": {}, "widgets_values": [f"{self.note}\n\n{NOTE}"]}
-        return {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, self.note)), "revision": 0, "last_node_id": len(nodes) + 1,
-                "last_link_id": len(links), "nodes": [*nodes, note], "links": links, "groups": [], "config": {},
-                "extra": {"ds": {"scale": 0.7, "offset": [460, 80]}}, "version": 0.4}
+        note = {
+            "id": len(nodes) + 1,
+            "type": "MarkdownNote",
+            "pos": [-380, 0],
+            "size": [330, 260],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "properties": {},
+            "widgets_values": [f"{self.note}\n\n{NOTE}"],
+        }
+        return {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, self.note)),
+            "revision": 0,
+            "last_node_id": len(nodes) + 1,
+            "last_link_id": len(links),
+            "nodes": [*nodes, note],
+            "links": links,
+            "groups": [],
+            "config": {},
+            "extra": {"ds": {"scale": 0.7, "offset": [460, 80]}},
+            "version": 0.4,
+        }
 
     def _node(self, node: Node, links: list[list[Any]]) -> dict[str, Any]:
         info = self.info[node.kind]
@@ -105,11 +150,23 @@ class Flow:
             properties["models"] = [LARGE_MODEL]
         if node.kind == "CheckpointLoaderSimple":
             properties["models"] = [SD15]
-        out = [{"name": label, "type": kind, "links": None, "slot_index": i}
-               for i, (label, kind) in enumerate(zip(info["output_name"], info["output"], strict=True))]
-        result = {"id": node.number, "type": node.kind, "pos": list(node.at), "size": list(self.size(node)), "flags": {},
-                  "order": node.number - 1, "mode": node.mode, "inputs": inputs, "outputs": out, "properties": properties,
-                  "widgets_values": widgets}
+        out = [
+            {"name": label, "type": kind, "links": None, "slot_index": i}
+            for i, (label, kind) in enumerate(zip(info["output_name"], info["output"], strict=True))
+        ]
+        result = {
+            "id": node.number,
+            "type": node.kind,
+            "pos": list(node.at),
+            "size": list(self.size(node)),
+            "flags": {},
+            "order": node.number - 1,
+            "mode": node.mode,
+            "inputs": inputs,
+            "outputs": out,
+            "properties": properties,
+            "widgets_values": widgets,
+        }
         return result | ({"title": node.title} if node.title else {})
 
     def _widget(self, name: str, spec: list[Any], node: Node) -> list[Any]:
@@ -198,26 +255,57 @@ def blueprint(info: Info, title: str, build: Any) -> dict[str, Any]:
     right = int(max(node.at[0] for node in flow.nodes)) + 400
 
     def socket(name: str, kind: str, wanted: list[int], x: int) -> dict[str, Any]:
-        return {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{ident}/{name}")), "name": name, "type": kind, "linkIds": wanted,
-                "pos": [x, 20]}
+        return {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{ident}/{name}")),
+            "name": name,
+            "type": kind,
+            "linkIds": wanted,
+            "pos": [x, 20],
+        }
 
     into = [link[0] for link in links if link[1] == GRAPH_IN]
     ends = {slot: [link[0] for link in links if link[3] == GRAPH_OUT and link[4] == slot] for slot in range(len(outputs))}
     kinds = {name: flow.info[out.node.kind]["output"][out.slot] for name, out in outputs.items()}
     subgraph = {
-        "id": ident, "version": 1, "revision": 0, "config": {}, "name": title,
+        "id": ident,
+        "version": 1,
+        "revision": 0,
+        "config": {},
+        "name": title,
         "state": {"lastGroupId": 0, "lastNodeId": len(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
-        "inputNode": {"id": GRAPH_IN, "bounding": [-200, 0, 120, 60]}, "outputNode": {"id": GRAPH_OUT, "bounding": [right, 0, 120, 60]},
+        "inputNode": {"id": GRAPH_IN, "bounding": [-200, 0, 120, 60]},
+        "outputNode": {"id": GRAPH_OUT, "bounding": [right, 0, 120, 60]},
         "inputs": [socket("image", "IMAGE", into, -100)],
         "outputs": [socket(name, kinds[name], ends[slot], right + 20) for slot, name in enumerate(outputs)],
-        "widgets": [], "nodes": nodes, "groups": [], "links": [dict(zip(keys, link, strict=True)) for link in links], "extra": {},
+        "widgets": [],
+        "nodes": nodes,
+        "groups": [],
+        "links": [dict(zip(keys, link, strict=True)) for link in links],
+        "extra": {},
     }
-    holder = {"id": 1, "type": ident, "pos": [0, 0], "size": [300, 90], "flags": {}, "order": 0, "mode": 0, "title": title,
-              "inputs": [{"name": "image", "type": "IMAGE", "link": None}],
-              "outputs": [{"name": name, "type": kind, "links": None} for name, kind in kinds.items()],
-              "properties": {"cnr_id": "unidiffuser", "ver": VERSION}, "widgets_values": []}
-    return {"revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [holder], "links": [], "version": 0.4,
-            "definitions": {"subgraphs": [subgraph]}}
+    holder = {
+        "id": 1,
+        "type": ident,
+        "pos": [0, 0],
+        "size": [300, 90],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "title": title,
+        "inputs": [{"name": "image", "type": "IMAGE", "link": None}],
+        "outputs": [{"name": name, "type": kind, "links": None} for name, kind in kinds.items()],
+        "properties": {"cnr_id": "unidiffuser", "ver": VERSION},
+        "widgets_values": [],
+    }
+    return {
+        "revision": 0,
+        "last_node_id": 1,
+        "last_link_id": 0,
+        "nodes": [holder],
+        "links": [],
+        "version": 0.4,
+        "definitions": {"subgraphs": [subgraph]},
+    }
 
 
 def describe_a_picture(p: Parts, image: Out) -> dict[str, Out]:
@@ -253,12 +341,15 @@ class Parts:
         return example[0]
 
     def encoded(self, picture: Out) -> tuple[Out, Out]:
-        return (self.add("VAEEncode", 1, pixels=picture, vae=self.vae)[0],
-                self.add("CLIPVisionEncode", 1, clip_vision=self.vision, image=picture, crop="center")[0])
+        return (
+            self.add("VAEEncode", 1, pixels=picture, vae=self.vae)[0],
+            self.add("CLIPVisionEncode", 1, clip_vision=self.vision, image=picture, crop="center")[0],
+        )
 
     def path(self, task: str, column: float = 1, steps: int = 20, **levels: float) -> Out:
-        return self.add("UniDiffuserNoisePath", column, task=task, steps=steps,
-                        **{f"task.{name}": value for name, value in levels.items()})[0]
+        return self.add(
+            "UniDiffuserNoisePath", column, task=task, steps=steps, **{f"task.{name}": value for name, value in levels.items()}
+        )[0]
 
     def sampler(self, path: Out, column: float = 2, **inputs: Any) -> Node:
         return self.add("UniDiffuserSampler", column, model=self.model, path=path, caption_decoder=self.decoder, **inputs)
@@ -286,8 +377,19 @@ BOTH = {"image_start": 1000, "text_start": 1000, "speed_image": 1, "speed_text":
 
 def text_to_image(info: Info) -> Flow:
     p = Parts(info, "**Text to image** with core nodes only: KSampler works on this MODEL as on any other.")
-    made = p.add("KSampler", 2, model=p.model, positive=p.text("red apple"), negative=p.text(""), latent_image=p.empty(4), steps=20,
-                 cfg=4.0, sampler_name="dpmpp_2m", scheduler="normal", seed=0)
+    made = p.add(
+        "KSampler",
+        2,
+        model=p.model,
+        positive=p.text("red apple"),
+        negative=p.text(""),
+        latent_image=p.empty(4),
+        steps=20,
+        cfg=4.0,
+        sampler_name="dpmpp_2m",
+        scheduler="normal",
+        seed=0,
+    )
     p.show(made[0])
     return p.flow
 
@@ -309,7 +411,9 @@ def joint(info: Info) -> Flow:
 
 
 def image_variation(info: Info) -> Flow:
-    p = Parts(info, "**Image variation**: the picture becomes a text latent, the text latent becomes pictures. No words in between.")
+    p = Parts(
+        info, "**Image variation**: the picture becomes a text latent, the text latent becomes pictures. No words in between."
+    )
     latent, token = p.encoded(p.picture("cat face"))
     described = p.sampler(p.path("image to text", **HOLD), latent_image=latent, clip_vision_output=token)
     made = p.sampler(p.path("text to image", 2, **HOLD), 3, text=described[2], latent_image=p.empty(4))
@@ -328,10 +432,19 @@ def text_variation(info: Info) -> Flow:
 
 
 def gibbs_chain(info: Info) -> Flow:
-    p = Parts(info, "**Gibbs chain**: describe, paint, describe, paint. Raise *rounds* and run again: finished rounds are kept.")
+    p = Parts(
+        info, "**Gibbs chain**: describe, paint, describe, paint. Raise *rounds* and run again: finished rounds are kept."
+    )
     latent, token = p.encoded(p.picture("sunflower"))
-    chain = p.add("UniDiffuserGibbsChain", 2, model=p.model, vae=p.vae, caption_decoder=p.decoder, latent_image=latent,
-                  clip_vision_output=token)
+    chain = p.add(
+        "UniDiffuserGibbsChain",
+        2,
+        model=p.model,
+        vae=p.vae,
+        caption_decoder=p.decoder,
+        latent_image=latent,
+        clip_vision_output=token,
+    )
     p.add("SaveImage", 3, images=chain[0], filename_prefix="UniDiffuser")
     p.add("PreviewAny", 3, source=chain[1])
     return p.flow
@@ -372,7 +485,11 @@ def partial_caption(info: Info) -> Flow:
 def noise_paths(info: Info) -> Flow:
     p = Parts(info, "**Noise paths**: the same seed along three ways: together, text first, picture first.")
     size = p.empty(2)
-    ways: list[tuple[str, dict[str, float]]] = [("joint", BOTH), ("joint", BOTH | {"speed_text": 3}), ("joint", BOTH | {"speed_image": 3})]
+    ways: list[tuple[str, dict[str, float]]] = [
+        ("joint", BOTH),
+        ("joint", BOTH | {"speed_text": 3}),
+        ("joint", BOTH | {"speed_image": 3}),
+    ]
     for row, (task, levels) in enumerate(ways):
         made = p.sampler(p.path(task, 1, **levels), 2, latent_image=size, seed=3)
         p.show(made[0], 3)
@@ -382,37 +499,75 @@ def noise_paths(info: Info) -> Flow:
 
 
 def caption_then_sd15(info: Info) -> Flow:
-    p = Parts(info, "**Caption, then Stable Diffusion 1.5**: the caption is the prompt of another model. Put the checkpoint into "
-                    "models/checkpoints and unmute the right half.")
+    p = Parts(
+        info,
+        "**Caption, then Stable Diffusion 1.5**: the caption is the prompt of another model. Put the checkpoint into "
+        "models/checkpoints and unmute the right half.",
+    )
     latent, token = p.encoded(p.picture("house"))
     made = p.sampler(p.path("image to text", **HOLD), latent_image=latent, clip_vision_output=token)
     words = p.caption(made[2])
     sd = p.add("CheckpointLoaderSimple", 4, MUTED, ckpt_name=SD15["name"])
     size = p.add("EmptyLatentImage", 4, MUTED, width=512, height=512, batch_size=1)[0]
-    painted = p.add("KSampler", 5, MUTED, model=sd[0], positive=p.text(words[0], 4, sd[1], MUTED), negative=p.text("", 4, sd[1], MUTED),
-                    latent_image=size, steps=20, cfg=7.0, sampler_name="dpmpp_2m", scheduler="karras", seed=0)
+    painted = p.add(
+        "KSampler",
+        5,
+        MUTED,
+        model=sd[0],
+        positive=p.text(words[0], 4, sd[1], MUTED),
+        negative=p.text("", 4, sd[1], MUTED),
+        latent_image=size,
+        steps=20,
+        cfg=7.0,
+        sampler_name="dpmpp_2m",
+        scheduler="karras",
+        seed=0,
+    )
     p.show(painted[0], 5, sd[2], MUTED)
     return p.flow
 
 
 def latent_to_sd15(info: Info) -> Flow:
-    p = Parts(info, "**Hand-over to Stable Diffusion 1.5**: the 1 B model's LATENT is Stable Diffusion's, so another model refines it. Choose "
-                    "the 1 B model, put the SD 1.5 checkpoint into models/checkpoints and enable the bypassed nodes.")
+    p = Parts(
+        info,
+        "**Hand-over to Stable Diffusion 1.5**: the 1 B model's LATENT is Stable Diffusion's, so another model refines it. Choose "
+        "the 1 B model, put the SD 1.5 checkpoint into models/checkpoints and enable the bypassed nodes.",
+    )
     made = p.sampler(p.path("joint", **BOTH), latent_image=p.empty(1))
     words = p.caption(made[2])
     sd = p.add("CheckpointLoaderSimple", 4, BYPASSED, ckpt_name=SD15["name"])
-    refined = p.add("KSampler", 5, BYPASSED, latent_image=made[0], model=sd[0], positive=p.text(words[0], 4, sd[1], BYPASSED),
-                    negative=p.text("", 4, sd[1], BYPASSED), steps=20, cfg=7.0, sampler_name="dpmpp_2m", scheduler="karras",
-                    denoise=0.5, seed=0)
+    refined = p.add(
+        "KSampler",
+        5,
+        BYPASSED,
+        latent_image=made[0],
+        model=sd[0],
+        positive=p.text(words[0], 4, sd[1], BYPASSED),
+        negative=p.text("", 4, sd[1], BYPASSED),
+        steps=20,
+        cfg=7.0,
+        sampler_name="dpmpp_2m",
+        scheduler="karras",
+        denoise=0.5,
+        seed=0,
+    )
     p.show(refined[0], 5)
     return p.flow
 
 
 WORKFLOWS = {
-    "Text to image": text_to_image, "Image to text": image_to_text, "Joint pairs": joint, "Image variation": image_variation,
-    "Text variation": text_variation, "Gibbs chain": gibbs_chain, "Interpolation": interpolation, "Inpainting": inpainting,
-    "Partial caption rewriting": partial_caption, "Noise path exploration": noise_paths,
-    "Caption then Stable Diffusion 1.5": caption_then_sd15, "Hand-over to Stable Diffusion 1.5": latent_to_sd15,
+    "Text to image": text_to_image,
+    "Image to text": image_to_text,
+    "Joint pairs": joint,
+    "Image variation": image_variation,
+    "Text variation": text_variation,
+    "Gibbs chain": gibbs_chain,
+    "Interpolation": interpolation,
+    "Inpainting": inpainting,
+    "Partial caption rewriting": partial_caption,
+    "Noise path exploration": noise_paths,
+    "Caption then Stable Diffusion 1.5": caption_then_sd15,
+    "Hand-over to Stable Diffusion 1.5": latent_to_sd15,
 }
 
 

@@ -1,4 +1,5 @@
 """Nodes that hand over what a person may hand over by mistake. The tests copy this file into the server's custom_nodes."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -46,4 +47,8 @@ class OutOfMemory:
         return (patched,)
 
 
-NODE_CLASS_MAPPINGS = {"TestForeignConditioning": ForeignConditioning, "TestForeignModel": ForeignModel, "TestOutOfMemory": OutOfMemory}
+NODE_CLASS_MAPPINGS = {
+    "TestForeignConditioning": ForeignConditioning,
+    "TestForeignModel": ForeignModel,
+    "TestOutOfMemory": OutOfMemory,
+}

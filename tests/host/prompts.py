@@ -1,4 +1,5 @@
 """Prompts in API form, built from small pieces."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -34,8 +35,18 @@ class Graph:
         return self.add("UniDiffuserSampler", model=model or self.model, path=path, seed=seed, **settings)
 
     def ksampler(self, positive: Link, negative: Link, latent: Link, model: Link | None = None, **inputs: Any) -> Any:
-        settings = {"seed": 1, "steps": 3, "cfg": 2.0, "sampler_name": "dpmpp_2m", "scheduler": "normal", "denoise": 1.0, **inputs}
-        return self.add("KSampler", model=model or self.model, positive=positive, negative=negative, latent_image=latent, **settings)
+        settings = {
+            "seed": 1,
+            "steps": 3,
+            "cfg": 2.0,
+            "sampler_name": "dpmpp_2m",
+            "scheduler": "normal",
+            "denoise": 1.0,
+            **inputs,
+        }
+        return self.add(
+            "KSampler", model=model or self.model, positive=positive, negative=negative, latent_image=latent, **settings
+        )
 
     def empty(self, width: int = 128, height: int = 128, batch_size: int = 1) -> Link:
         return self.add("EmptyLatentImage", width=width, height=height, batch_size=batch_size)()
@@ -49,8 +60,10 @@ class Graph:
     def encoded(self, image: Link | None = None) -> tuple[Link, Link]:
         """(LATENT, CLIP_VISION_OUTPUT) of a picture."""
         image = image or self.picture()
-        return (self.add("VAEEncode", pixels=image, vae=self.vae)(),
-                self.add("CLIPVisionEncode", clip_vision=self.clip_vision, image=image, crop="center")())
+        return (
+            self.add("VAEEncode", pixels=image, vae=self.vae)(),
+            self.add("CLIPVisionEncode", clip_vision=self.clip_vision, image=image, crop="center")(),
+        )
 
     def caption(self, text: Link, **inputs: Any) -> Any:
         settings = {"method": "beam", "candidates": 1, "beams": 3, "top_p": 0.8, "temperature": 1.0, "seed": 0, **inputs}

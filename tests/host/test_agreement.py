@@ -1,4 +1,5 @@
 """The same sample through KSampler, through the UniDiffuser Sampler and through the library without a host."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -32,15 +33,25 @@ def by_ksampler(server: HostServer, lora: str | None = None, sampler: str = "dpm
     guider = graph.add("CFGGuider", model=model, positive=graph.text(prompt), negative=graph.text(""), cfg=GUIDANCE)()
     noise = graph.add("RandomNoise", noise_seed=SEED)()
     solver = graph.add("KSamplerSelect", sampler_name=sampler)()
-    out = graph.add("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=solver, sigmas=sigmas, latent_image=graph.empty())
+    out = graph.add(
+        "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=solver, sigmas=sigmas, latent_image=graph.empty()
+    )
     graph.save(out(), "ksampler")
     return saved(server, graph, "ksampler")
 
 
 def by_node(server: HostServer, lora: str | None = None, method: str = "dpmpp_2m") -> torch.Tensor:
     graph = Graph()
-    out = graph.sampler(graph.path("text to image", STEPS)(), SEED, with_lora(graph, lora), image_guidance=GUIDANCE,
-                        method=method, latent_image=graph.empty(), text=graph.text(PROMPT), negative=graph.text(""))
+    out = graph.sampler(
+        graph.path("text to image", STEPS)(),
+        SEED,
+        with_lora(graph, lora),
+        image_guidance=GUIDANCE,
+        method=method,
+        latent_image=graph.empty(),
+        text=graph.text(PROMPT),
+        negative=graph.text(""),
+    )
     graph.save(out(), "node")
     return saved(server, graph, "node")
 
@@ -55,8 +66,16 @@ def by_library(file: Path, method: str = "dpmpp_2m") -> torch.Tensor:
     checkpoint = load_checkpoint(file)
     net = checkpoint.load_into(UViT(checkpoint.config.uvit), "uvit")
     encode = TextEncoder.from_checkpoint(checkpoint)
-    out = sample(net, NoisePath.text_to_image(STEPS), Streams(text=encode([PROMPT])), guidance=GUIDANCE, method=method,
-                 generator=item_generators(SEED, 1), unconditional="empty_prompt", empty_text=encode([""]))
+    out = sample(
+        net,
+        NoisePath.text_to_image(STEPS),
+        Streams(text=encode([PROMPT])),
+        guidance=GUIDANCE,
+        method=method,
+        generator=item_generators(SEED, 1),
+        unconditional="empty_prompt",
+        empty_text=encode([""]),
+    )
     return out.need("img")
 
 
@@ -93,3 +112,34 @@ def test_a_lora_changes_both_equally_and_unloads_exactly(server: HostServer, sty
     assert (node - before).abs().max() > 1e-2
     torch.testing.assert_close(ksampler, node, rtol=0, atol=1e-3)
     assert torch.equal(by_node(server), before)
+
+
+def test_a_model_that_the_host_has_saved_loads_again(server: HostServer) -> None:
+    write_lora(server.base / "models/loras/kohya.safetensors", "kohya")
+    graph = Graph()
+    graph.add("ModelSave", model=with_lora(graph, "kohya.safetensors"), filename_prefix="checkpoints/merged")
+    server.run(graph.prompt)
+    (file,) = (server.base / "output/checkpoints").glob("merged_*.safetensors")
+    (server.base / "models/unidiffuser/merged.safetensors").write_bytes(file.read_bytes())
+    server.get("/object_info/UniDiffuserLoader")
+    graph = Graph("merged.safetensors")
+    out = graph.sampler(
+        graph.path("text to image", STEPS)(),
+        SEED,
+        image_guidance=GUIDANCE,
+        latent_image=graph.empty(),
+        text=graph.text(PROMPT),
+        negative=graph.text(""),
+    )
+    graph.save(out(), "merged")
+    torch.testing.assert_close(saved(server, graph, "merged"), by_node(server, "kohya.safetensors"), rtol=0, atol=1e-3)
+
+
+def test_merging_and_replacing_the_schedule(server: HostServer) -> None:
+    graph = Graph()
+    lora = graph.add("LoraLoaderModelOnly", model=graph.model, lora_name="kohya.safetensors", strength_model=1.0)()
+    merged = graph.add("ModelMergeSimple", model1=graph.model, model2=lora, ratio=0.5)()
+    other = graph.add("ModelSamplingDiscrete", model=merged, sampling="eps", zsnr=False)()
+    out = graph.ksampler(graph.text(PROMPT), graph.text(""), graph.empty(), other)
+    graph.save(out(), "other")
+    assert torch.isfinite(saved(server, graph, "other")).all()

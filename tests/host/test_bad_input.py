@@ -1,4 +1,5 @@
 """Wrong input says in its node what is wrong and what to do; the server goes on and the next prompt runs."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,7 +16,6 @@ def sixteen_channels(graph: Graph) -> None:
 
 def not_a_multiple_of_the_patch(graph: Graph) -> None:
     graph.show(graph.ksampler(graph.text("red"), graph.text(""), graph.empty(136, 128))())
-
 
 
 def foreign_text(graph: Graph) -> None:
@@ -58,8 +58,17 @@ def painting_without_a_text(graph: Graph) -> None:
 
 
 def a_path_that_ends_nowhere(graph: Graph) -> None:
-    graph.sampler(graph.path("through a corner", image_start=1000, image_corner=800, image_end=500, text_start=1000,
-                             text_corner=800, text_end=500)())
+    graph.sampler(
+        graph.path(
+            "through a corner",
+            image_start=1000,
+            image_corner=800,
+            image_end=500,
+            text_start=1000,
+            text_corner=800,
+            text_end=500,
+        )()
+    )
     graph.show([list(graph.prompt)[-1], 0])
 
 
@@ -74,27 +83,38 @@ def a_word_that_is_not_there(graph: Graph) -> None:
 
 def no_captions(graph: Graph) -> None:
     latent, token = graph.encoded()
-    graph.add("UniDiffuserScoreCaptions", model=graph.model, clip=graph.clip, latent_image=latent, clip_vision_output=token,
-              captions="  \n", levels=2, seed=0)
+    graph.add(
+        "UniDiffuserScoreCaptions",
+        model=graph.model,
+        clip=graph.clip,
+        latent_image=latent,
+        clip_vision_output=token,
+        captions="  \n",
+        levels=2,
+        seed=0,
+    )
 
 
-@pytest.mark.parametrize(("build", "words"), [
-    (sixteen_channels, ["16", "4 channels", "Empty Latent Image"]),
-    (not_a_multiple_of_the_patch, ["multiples of 32 pixels"]),
-    (foreign_text, ["77 x 2048", "CLIP output of 'Load UniDiffuser'"]),
-    (foreign_text_in_our_sampler, ["77 x 2048", "Load UniDiffuser"]),
-    (foreign_text_to_decode, ["77 x 2048", "UniDiffuser Sampler"]),
-    (foreign_model, ["not a UniDiffuser", "Load UniDiffuser"]),
-    (no_memory, ["memory"]),
-    (no_device_memory, ["memory"]),
-    (captioning_without_a_picture, ["latent_image", "clip_vision_output"]),
-    (captioning_without_the_token, ["clip_vision_output"]),
-    (painting_without_a_text, ["'text'"]),
-    (a_path_that_ends_nowhere, ["path must end", "500"]),
-    (more_candidates_than_beams, ["beams"]),
-    (a_word_that_is_not_there, ["blue"]),
-    (no_captions, ["captions"]),
-])
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (sixteen_channels, ["16", "4 channels", "Empty Latent Image"]),
+        (not_a_multiple_of_the_patch, ["multiples of 32 pixels"]),
+        (foreign_text, ["77 x 2048", "CLIP output of 'Load UniDiffuser'"]),
+        (foreign_text_in_our_sampler, ["77 x 2048", "Load UniDiffuser"]),
+        (foreign_text_to_decode, ["77 x 2048", "UniDiffuser Sampler"]),
+        (foreign_model, ["not a UniDiffuser", "Load UniDiffuser"]),
+        (no_memory, ["memory"]),
+        (no_device_memory, ["memory"]),
+        (captioning_without_a_picture, ["latent_image", "clip_vision_output"]),
+        (captioning_without_the_token, ["clip_vision_output"]),
+        (painting_without_a_text, ["'text'"]),
+        (a_path_that_ends_nowhere, ["path must end", "500"]),
+        (more_candidates_than_beams, ["beams"]),
+        (a_word_that_is_not_there, ["blue"]),
+        (no_captions, ["captions"]),
+    ],
+)
 def test_the_node_says_what_to_do(server: HostServer, build: Callable[[Graph], None], words: list[str]) -> None:
     graph = Graph()
     build(graph)

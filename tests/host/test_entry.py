@@ -1,4 +1,5 @@
 """The entry point, without a host."""
+
 from __future__ import annotations
 
 import subprocess
@@ -26,8 +27,11 @@ def test_the_library_never_reaches_for_itself_by_name() -> None:
     """Inside ComfyUI the package is a part of custom_nodes and not on sys.path, so imports must be relative."""
     for path in (ROOT / "unidiffuser").glob("*.py"):
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        named = [line for line in lines if line.startswith(("from unidiffuser", 'files("unidiffuser'))
-                 or 'files("unidiffuser")' in line]
+        named = [
+            line
+            for line in lines
+            if line.startswith(("from unidiffuser", 'files("unidiffuser')) or 'files("unidiffuser")' in line
+        ]
         assert not named, (path.name, named)
 
 

@@ -1,4 +1,5 @@
 """Every node in a real server: what comes out, what is cached, what is refused."""
+
 from __future__ import annotations
 
 import io
@@ -38,7 +39,9 @@ def test_img2img_inpainting_and_odd_sizes(server: HostServer) -> None:
     latent, _ = graph.encoded(graph.picture(160))
     mask = graph.add("SolidMask", value=1.0, width=50, height=70)()
     masked = graph.add("SetLatentNoiseMask", samples=latent, mask=mask)()
-    previews = [graph.show(graph.ksampler(graph.text("red"), graph.text(""), image, denoise=0.6)()) for image in (latent, masked)]
+    previews = [
+        graph.show(graph.ksampler(graph.text("red"), graph.text(""), image, denoise=0.6)()) for image in (latent, masked)
+    ]
     shown = server.run(graph.prompt)
     assert all(pictures(server, shown[preview])[0].size == (160, 160) for preview in previews)
 
@@ -47,8 +50,9 @@ def test_a_clip_token_in_the_conditioning_is_followed(server: HostServer) -> Non
     def picture(red: int) -> bytes:
         graph = Graph()
         _, token = graph.encoded(graph.picture(red=red))
-        cond = graph.add("unCLIPConditioning", conditioning=graph.text("cat"), clip_vision_output=token, strength=1.0,
-                         noise_augmentation=0.0)()
+        cond = graph.add(
+            "unCLIPConditioning", conditioning=graph.text("cat"), clip_vision_output=token, strength=1.0, noise_augmentation=0.0
+        )()
         preview = graph.show(graph.ksampler(cond, graph.text(""), graph.empty())())
         return pictures(server, server.run(graph.prompt)[preview])[0].tobytes()
 
@@ -98,7 +102,9 @@ def test_a_path_can_be_walked_in_two_samplers(server: HostServer) -> None:
     corner = {"text_start": 1000, "text_corner": 1000, "text_end": 1000, "image_end": 0}
     whole = graph.path("through a corner", image_start=1000, image_corner=500, **corner)
     assert server.run({**graph.prompt, "p": {"class_type": "PreviewAny", "inputs": {"source": whole(1)}}})
-    first = graph.path("through a corner", 2, image_start=1000, image_corner=600, **(corner | {"image_end": 500, "text_end": 0}))
+    first = graph.path(
+        "through a corner", 2, image_start=1000, image_corner=600, **(corner | {"image_end": 500, "text_end": 0})
+    )
     half = graph.sampler(first(), latent_image=graph.empty())
     rest = graph.path("joint", 2, image_start=500, text_start=0)
     out = graph.sampler(rest(), latent_image=half(0), clip_vision_output=half(1), text=half(2))
@@ -119,9 +125,17 @@ def test_invert_leads_back(server: HostServer) -> None:
     graph = Graph()
     latent, token = graph.encoded()
     text = graph.text("red")
-    noise = graph.add("UniDiffuserInvert", model=graph.model, latent_image=latent, clip_vision_output=token, text=text, steps=30, seed=0)
-    back = graph.sampler(graph.path("text to image", 30)(), method="ddim", image_guidance=1.0, latent_image=noise(0),
-                         clip_vision_output=noise(1), text=text)
+    noise = graph.add(
+        "UniDiffuserInvert", model=graph.model, latent_image=latent, clip_vision_output=token, text=text, steps=30, seed=0
+    )
+    back = graph.sampler(
+        graph.path("text to image", 30)(),
+        method="ddim",
+        image_guidance=1.0,
+        latent_image=noise(0),
+        clip_vision_output=noise(1),
+        text=text,
+    )
     previews = graph.show(latent), graph.show(back())
     shown = server.run(graph.prompt)
     before, after = (pictures(server, shown[preview])[0].convert("L").resize((8, 8)) for preview in previews)
@@ -130,12 +144,30 @@ def test_invert_leads_back(server: HostServer) -> None:
 
 def test_interpolate_and_score(server: HostServer) -> None:
     graph = Graph()
-    frames = graph.add("UniDiffuserInterpolate", model=graph.model, clip_vision=graph.clip_vision, vae=graph.vae,
-                       image_a=graph.picture(), image_b=graph.picture(96, 0x20C020), frames=3, steps=3, text_guidance=2.0, seed=0)
+    frames = graph.add(
+        "UniDiffuserInterpolate",
+        model=graph.model,
+        clip_vision=graph.clip_vision,
+        vae=graph.vae,
+        image_a=graph.picture(),
+        image_b=graph.picture(96, 0x20C020),
+        frames=3,
+        steps=3,
+        text_guidance=2.0,
+        seed=0,
+    )
     preview = graph.add("PreviewImage", images=frames())()[0]
     latent, token = graph.encoded()
-    ranked = graph.add("UniDiffuserScoreCaptions", model=graph.model, clip=graph.clip, latent_image=latent,
-                       clip_vision_output=token, captions="a\nbb\ncat", levels=3, seed=0)
+    ranked = graph.add(
+        "UniDiffuserScoreCaptions",
+        model=graph.model,
+        clip=graph.clip,
+        latent_image=latent,
+        clip_vision_output=token,
+        captions="a\nbb\ncat",
+        levels=3,
+        seed=0,
+    )
     text = graph.add("PreviewAny", source=ranked(1))()[0]
     shown = server.run(graph.prompt)
     assert len(shown[preview]["images"]) == 3
@@ -146,8 +178,19 @@ def gibbs(rounds: int, node: str = "UniDiffuserGibbsChain", steps: int = 2) -> G
     graph = Graph()
     latent, token = graph.encoded()
     parts = {"vae": graph.vae, "caption_decoder": graph.decoder} if node == "UniDiffuserGibbsChain" else {}
-    chain = graph.add(node, model=graph.model, rounds=rounds, steps=steps, seed=11, method="dpmpp_2m",
-                      image_guidance=2.0, text_guidance=2.0, latent_image=latent, clip_vision_output=token, **parts)
+    chain = graph.add(
+        node,
+        model=graph.model,
+        rounds=rounds,
+        steps=steps,
+        seed=11,
+        method="dpmpp_2m",
+        image_guidance=2.0,
+        text_guidance=2.0,
+        latent_image=latent,
+        clip_vision_output=token,
+        **parts,
+    )
     if parts:
         graph.add("PreviewImage", images=chain(0))
         graph.add("PreviewAny", source=chain(1))
@@ -209,5 +252,7 @@ def test_schemas_have_texts_and_locales_match_them(server: HostServer) -> None:
 
 def test_unknown_checkpoints_are_not_queued(server: HostServer) -> None:
     with pytest.raises(InvalidPrompt) as error:
-        server.queue(Graph("not there.safetensors").prompt | {"p": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}})
+        server.queue(
+            Graph("not there.safetensors").prompt | {"p": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}}
+        )
     assert "not there.safetensors" in str(error.value)

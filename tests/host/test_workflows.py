@@ -1,4 +1,5 @@
 """Every template, in its API form, through the real server."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """A checkpoint with every part at toy size and random weights, for tests of the wiring."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -19,28 +20,81 @@ def tokenizer_specs() -> dict[str, dict[str, object]]:
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     clip = [*letters, *(c + "</w>" for c in letters), START, END]
     gpt2 = [*letters, "Ġ", END, STOP]
-    return {name: {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": []}
-            for name, tokens in (("clip_tokenizer", clip), ("gpt2_tokenizer", gpt2))}
+    return {
+        name: {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": []}
+        for name, tokens in (("clip_tokenizer", clip), ("gpt2_tokenizer", gpt2))
+    }
 
 
 def tiny_config() -> ModelConfig:
     specs = tokenizer_specs()
     clip_vocab, gpt2_vocab = specs["clip_tokenizer"]["vocab"], specs["gpt2_tokenizer"]["vocab"]
-    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-    ddconfig = {"in_channels": 48, "out_ch": 48, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "z_channels": 4,
-                "double_z": True, "resolution": 32, "attn_resolutions": [], "dropout": 0.0}
+    tower = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    }
+    ddconfig = {
+        "in_channels": 48,
+        "out_ch": 48,
+        "ch": 32,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "z_channels": 4,
+        "double_z": True,
+        "resolution": 32,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
     return ModelConfig(
-        uvit=UViTConfig(img_size=16, in_chans=4, patch_size=4, embed_dim=48, depth=4, num_heads=2, text_dim=TEXT_DIM,
-                        num_text_tokens=LENGTH, clip_img_dim=TOKEN_DIM, data_types=2),
+        uvit=UViTConfig(
+            img_size=16,
+            in_chans=4,
+            patch_size=4,
+            embed_dim=48,
+            depth=4,
+            num_heads=2,
+            text_dim=TEXT_DIM,
+            num_text_tokens=LENGTH,
+            clip_img_dim=TOKEN_DIM,
+            data_types=2,
+        ),
         vae=VAEConfig(ddconfig, patch_size=4),
-        clip_text={**tower, "vocab_size": len(clip_vocab), "max_position_embeddings": LENGTH,
-                   "bos_token_id": clip_vocab[START], "eos_token_id": clip_vocab[END], "pad_token_id": clip_vocab[END]},
-        clip_image={**tower, "image_size": 32, "patch_size": 8, "num_channels": 3, "projection_dim": TOKEN_DIM,
-                    "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
-        caption=CaptionConfig({"vocab_size": len(gpt2_vocab), "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2,
-                               "activation_function": "gelu_new"}, prefix_length=LENGTH, prefix_dim=WIDTH,
-                              hidden_dim=TEXT_DIM, stop_token_id=gpt2_vocab[STOP], max_new_tokens=10),
+        clip_text={
+            **tower,
+            "vocab_size": len(clip_vocab),
+            "max_position_embeddings": LENGTH,
+            "bos_token_id": clip_vocab[START],
+            "eos_token_id": clip_vocab[END],
+            "pad_token_id": clip_vocab[END],
+        },
+        clip_image={
+            **tower,
+            "image_size": 32,
+            "patch_size": 8,
+            "num_channels": 3,
+            "projection_dim": TOKEN_DIM,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        },
+        caption=CaptionConfig(
+            {
+                "vocab_size": len(gpt2_vocab),
+                "n_positions": 32,
+                "n_embd": 32,
+                "n_layer": 2,
+                "n_head": 2,
+                "activation_function": "gelu_new",
+            },
+            prefix_length=LENGTH,
+            prefix_dim=WIDTH,
+            hidden_dim=TEXT_DIM,
+            stop_token_id=gpt2_vocab[STOP],
+            max_new_tokens=10,
+        ),
         image_size=128,
         defaults={"steps": 4, "guidance": 2.0},
     )
@@ -55,8 +109,13 @@ def write_tiny_checkpoint(path: Path, seed: int = 0) -> None:
         for parameter in net.parameters():  # fresh biases and position tables are zero, which would hide a lost one
             if parameter.ndim == 1 or parameter.shape[0] == 1:
                 parameter.data += 0.05 * torch.randn_like(parameter)
-        parts = {"uvit": net, "vae": autoencoder_kl(config.vae), "clip_text": clip_text_model(config.clip_text),
-                 "clip_image": clip_image_model(config.clip_image), "caption": CaptionDecoder(config.caption)}
+        parts = {
+            "uvit": net,
+            "vae": autoencoder_kl(config.vae),
+            "clip_text": clip_text_model(config.clip_text),
+            "clip_image": clip_image_model(config.clip_image),
+            "caption": CaptionDecoder(config.caption),
+        }
     save_checkpoint(path, config, {name: part.state_dict() for name, part in parts.items()}, tokenizer_specs())
 
 

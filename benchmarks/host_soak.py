@@ -1,0 +1,157 @@
+"""200 prompts in a row on one ComfyUI: all tasks mixed, every tenth interrupted, every twentieth invalid.
+
+    python benchmarks/host_soak.py [--count 200]
+
+Prints what became of the prompts, and the server's resident memory after the tenth prompt and after the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests/host")]
+from conftest import find_comfyui
+from host_server import HostServer, InvalidPrompt, error_of
+from prompts import Graph
+from tiny import write_tiny_checkpoint
+
+logger = logging.getLogger("host_soak")
+
+
+def text_to_image(graph: Graph, seed: int) -> None:
+    graph.show(graph.ksampler(graph.text("red cat"), graph.text(""), graph.empty(batch_size=1 + seed % 3), seed=seed)())
+
+
+def image_to_text(graph: Graph, seed: int) -> None:
+    latent, token = graph.encoded(graph.picture(red=seed * 1001 % 0xFFFFFF))
+    graph.caption(graph.sampler(graph.path("image to text")(), seed, latent_image=latent, clip_vision_output=token)(2))
+
+
+def out_of_nothing(graph: Graph, seed: int) -> None:
+    out = graph.sampler(graph.path(("joint", "image", "text")[seed % 3])(), seed, caption_decoder=graph.decoder)
+    graph.show(out(0))
+    graph.caption(out(2), candidates=2)
+
+
+def chain(graph: Graph, seed: int) -> None:
+    latent, token = graph.encoded()
+    made = graph.add(
+        "UniDiffuserGibbsChain",
+        model=graph.model,
+        vae=graph.vae,
+        caption_decoder=graph.decoder,
+        rounds=2,
+        steps=2,
+        seed=seed,
+        method="dpmpp_2m",
+        image_guidance=2.0,
+        text_guidance=2.0,
+        latent_image=latent,
+        clip_vision_output=token,
+    )
+    graph.add("PreviewImage", images=made(0))
+
+
+def interpolate(graph: Graph, seed: int) -> None:
+    frames = graph.add(
+        "UniDiffuserInterpolate",
+        model=graph.model,
+        clip_vision=graph.clip_vision,
+        vae=graph.vae,
+        frames=3,
+        steps=2,
+        image_a=graph.picture(),
+        image_b=graph.picture(red=0x20C020),
+        text_guidance=2.0,
+        seed=seed,
+    )
+    graph.add("PreviewImage", images=frames())
+
+
+def score(graph: Graph, seed: int) -> None:
+    latent, token = graph.encoded()
+    graph.add(
+        "UniDiffuserScoreCaptions",
+        model=graph.model,
+        clip=graph.clip,
+        latent_image=latent,
+        clip_vision_output=token,
+        captions="cat\ndog",
+        levels=2,
+        seed=seed,
+    )
+
+
+def endless(graph: Graph, seed: int) -> None:
+    graph.show(graph.sampler(graph.path("joint", 1000)(), seed)())
+
+
+def invalid(graph: Graph, seed: int) -> None:
+    graph.caption(graph.sampler(graph.path("image to text")(), seed)(2))
+
+
+TASKS: list[Callable[[Graph, int], None]] = [text_to_image, image_to_text, out_of_nothing, chain, interpolate, score]
+
+
+def one(server: HostServer, number: int) -> str:
+    """Run prompt `number`; what became of it."""
+    task = invalid if number % 20 == 0 else endless if number % 10 == 0 else TASKS[number % len(TASKS)]
+    graph = Graph()
+    task(graph, number)
+    try:
+        running = server.queue(graph.prompt)
+    except InvalidPrompt:
+        return "not queued"
+    if task is endless:
+        while not server.get("/queue")["queue_running"]:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        server.request("/interrupt", {})
+    entry = server.wait(running)
+    if entry["status"]["status_str"] == "success":
+        return "success"
+    return "interrupted" if error_of(entry) == "interrupted" else "refused in the node"
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200)
+    count = parser.parse_args().count
+    found = find_comfyui()
+    if found is None:
+        raise SystemExit("No ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON.")
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        write_tiny_checkpoint(base / "models/unidiffuser/tiny.safetensors")
+        server = HostServer(*found, base)
+        try:
+            process, results, after_ten = psutil.Process(server.process.pid), Counter[str](), 0
+            for number in range(1, count + 1):
+                results[one(server, number)] += 1
+                if number == 10:
+                    after_ten = process.memory_info().rss
+            last = process.memory_info().rss
+            logger.info("%d prompts: %s", count, dict(results))
+            logger.info(
+                "resident after 10: %.0f MB, after %d: %.0f MB (%+.1f %%)",
+                after_ten / 2**20,
+                count,
+                last / 2**20,
+                100 * (last / after_ten - 1),
+            )
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -77,12 +77,8 @@ def ldm_autoencoder(seed: int = 0) -> dict[str, Tensor]:
         module, leaf = name.rsplit(".", 1)
         level = ".".join(module.split(".")[:3])
         into, out = ends.get(module) or width.get(level) or (64, 64)
-        if (
-            "downsample" in name
-            or "upsample" in name
-            or ".block.1." in name
-            or (".block." in name and module.endswith(("norm2", "conv2")))
-        ):
+        second = ".block.1." in name or (".block." in name and module.endswith(("norm2", "conv2")))
+        if second or "sample" in name:  # all but the first layer of a level
             into = out
         norm = "norm" in module
         side = 1 if "quant" in module or "attn" in module or "nin" in module else 3
@@ -196,6 +192,9 @@ def write_diffusers(folder: Path, config: ModelConfig = CONFIG, **save: Any) -> 
         caption.prefix_length, caption.prefix_dim, caption.hidden_dim, gpt2["vocab_size"], gpt2["n_positions"],
         gpt2["n_embd"], gpt2["n_layer"], gpt2["n_head"], activation_function="gelu",
     )  # fmt: skip
+    randomise(decoder)
+    if save.get("safe_serialization", True):  # diffusers cannot write tied weights as safetensors
+        decoder.transformer.lm_head.weight = nn.Parameter(decoder.transformer.transformer.wte.weight.data.clone())
     clip, words = clip_spec(), gpt2_spec()
     text_tokenizer = GPT2Tokenizer(
         vocab={token: i for token, i in words["vocab"].items() if token != STOP},
@@ -211,7 +210,7 @@ def write_diffusers(folder: Path, config: ModelConfig = CONFIG, **save: Any) -> 
             crop_size={"height": side, "width": side}, size={"shortest_edge": side}, image_mean=[0.4, 0.5, 0.6]
         ),
         clip_tokenizer=CLIPTokenizer(vocab=clip["vocab"], merges=[tuple(m.split(" ")) for m in clip["merges"]]),
-        text_decoder=randomise(decoder),
+        text_decoder=decoder,
         text_tokenizer=text_tokenizer,
         unet=diffusers_network(config.uvit),
         scheduler=DPMSolverMultistepScheduler(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from .files import atomic_write
 _MASKED = -1e4  # what GPT-2's attention put in masked places when the published decoder was trained
 
 
-def export_original(checkpoint: Checkpoint, folder: str | Path) -> list[Path]:
+def export_original(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> list[Path]:
     """Write uvit_v1.pth (v0 without data types), autoencoder_kl.pth and caption_decoder.pth, of the parts that are there.
 
     Bit by bit what `convert` read from such files: names get their "module." back, GPT-2 its tied output matrix, and each

@@ -130,6 +130,9 @@ def uvit_to_diffusers(names: Iterable[str]) -> Recipes:
 
 
 def _concatenate(*tensors: Tensor) -> Tensor:
+    if tensors[0].is_meta:  # of which torch.cat would import torch's compiler
+        rows = sum(tensor.shape[0] for tensor in tensors)
+        return torch.empty(rows, *tensors[0].shape[1:], dtype=tensors[0].dtype, device="meta")
     return torch.cat(tensors)
 
 
@@ -230,7 +233,7 @@ _OPENAI_IMAGE = {
 def clip_text_recipes(keys: Iterable[str]) -> Recipes:
     """HF's text-tower names from HF's (any version, with or without the image tower) or OpenAI's."""
     keys = list(keys)
-    if "token_embedding.weight" in keys:
+    if "ln_final.weight" in keys:
         return _openai_tower(keys, "", "text_model.", _OPENAI_TEXT)
     prefixed = any(key.startswith("text_model.") for key in keys)
     # NOTE: transformers 5 dropped the prefix text_model in CLIPTextModel's own files.

@@ -19,7 +19,7 @@ from . import model_config as mc
 from .checkpoint_keys import PARTS, RECIPES, Recipe, Recipes, apply
 from .model_config import ModelConfig
 from .tokenizers import Spec, read_spec
-from .weights import WeightFiles, find_weights, read_json, windows
+from .weights import WeightFiles, find_weights, read_json, shape_of, windows
 
 FORMAT = "unidiffuser"
 TOKENIZERS = ("clip_tokenizer", "gpt2_tokenizer")
@@ -46,8 +46,7 @@ class Part:
 
     def __init__(self, source: WeightFiles | InMemory, recipes: Recipes):
         self.source, self.recipes = source, recipes
-        stored = {key: torch.empty_like(t, device="meta") for key, t in source.shapes.items()}
-        self.shapes = apply(recipes, stored)
+        self.shapes = apply(recipes, {key: shape_of(tensor) for key, tensor in source.shapes.items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, memory-mapped where the source is a file."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -38,6 +39,7 @@ __all__ = ["CaptionConfig", "Checkpoint", "ModelConfig", "VAEConfig", "convert",
 
 logger = logging.getLogger(__name__)
 
+ASSETS = Path(__file__).with_name("assets")
 BUNDLED = ("emoji",)
 _PUBLISHED = "from huggingface.co/thu-ml/unidiffuser-v1 (published under AGPL-3.0, whose terms then apply)"
 _WHAT_TO_GET = {
@@ -151,7 +153,7 @@ class Checkpoint:
         return self._parts[name]
 
 
-def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
+def load_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
     """Open a checkpoint: "emoji" (bundled), a file, or a folder. Only headers are read.
 
     Parts may be absent; an error then arises where one is needed.
@@ -162,7 +164,7 @@ def load_checkpoint(path_or_name: str | Path) -> Checkpoint:
     """
     path = Path(path_or_name)
     if str(path_or_name) in BUNDLED:
-        path = Path(__file__).with_name("assets") / f"{path_or_name}.safetensors"
+        path = ASSETS / f"{path_or_name}.safetensors"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: this installation has no bundled model {str(path_or_name)!r}.")
     if path.is_dir():
@@ -192,7 +194,7 @@ def _read_folder(path: Path) -> Contents:
 
 
 def save_checkpoint(
-    path: str | Path,
+    path: str | os.PathLike[str],
     config: ModelConfig,
     state_dicts: Mapping[str, Mapping[str, Tensor]],
     tokenizers: Mapping[str, Spec] | None = None,
@@ -218,7 +220,7 @@ def save_checkpoint(
     _write(Path(path), config, parts, dict(tokenizers or {}), dtype)
 
 
-def convert(src: str | Path, dst: str | Path, dtype: torch.dtype | None = None) -> None:
+def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
     """Convert a checkpoint of any layout into one self-contained safetensors file, tensor by tensor.
 
     Args:

@@ -96,7 +96,7 @@ class TextEncoder:
         """CLIP's last hidden state, after its final layer norm: (B, L, width)."""
         if isinstance(texts, str):
             raise ValueError(f"give a list of texts, not the one text {texts!r}.")
-        ids = self.tokenizer(texts, self.length).to(self.encode_prefix.weight.device)
+        ids = self.tokenizer(texts, self.length).to(self.clip.device)
         return self.clip(input_ids=ids).last_hidden_state
 
     @torch.inference_mode()

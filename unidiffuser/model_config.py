@@ -107,6 +107,8 @@ class ModelConfig:
         Raises:
             ValueError: a section is not an object or sizes contradict each other.
         """
+        if not isinstance(data, Mapping):
+            raise ValueError("the configuration must be an object.")
         for name in ("uvit", "vae", "clip_text", "clip_image", "caption", "defaults"):
             if not isinstance(data.get(name, {}), Mapping):
                 raise ValueError(f"the configuration's {name!r} must be an object, not {data[name]!r}.")

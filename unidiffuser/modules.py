@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,19 +11,24 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _WEIGHT_FACTORIES = {torch.empty, torch.zeros, torch.rand, torch.randn}
+_FILL = re.compile(r"(?!requires_grad_)\w*[a-z]_")  # normal_, zeros_, copy_, ...
 
 
 class skeleton(TorchFunctionMode):  # in lower case: used like a function
     """`with skeleton():` modules are made with weights on "meta" and with real constant tables.
 
     Weights come from torch.empty, zeros, rand and randn; tables of positions or masks from arange, ones and the like, and
-    no checkpoint holds those. `torch.device("meta")` would leave them without values.
+    no checkpoint holds those. `torch.device("meta")` would leave them without values. Filling a weight does nothing: random
+    numbers for "meta" would make torch import its compiler, which takes a second and 80 MB.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in _WEIGHT_FACTORIES:
             kwargs["device"] = "meta"
+        target = args[0] if args else kwargs.get("tensor")  # the name in torch.nn.init
+        if isinstance(target, Tensor) and target.is_meta and _FILL.fullmatch(getattr(func, "__name__", "")):
+            return target
         return func(*args, **kwargs)
 
 
@@ -34,7 +40,7 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], where: str, help_text:
     Raises:
         ValueError: names or shapes differ; names the first of each kind.
     """
-    members = dict(module.named_parameters(remove_duplicate=False))
+    members: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     stored = set(module.state_dict())
     members |= {name: buffer for name, buffer in module.named_buffers() if name in stored}
     given = {id(members[name]): tensor for name, tensor in tensors.items() if name in members}

@@ -23,7 +23,7 @@ from torch import Tensor
 from .files import atomic_write
 
 # Pages of a mapped file count as resident until the mapping goes, so long copies are made through one mapping per window.
-WINDOW_BYTES = 64 << 20
+WINDOW_BYTES = 32 << 20
 
 _SAFETENSORS_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -44,7 +44,7 @@ class WeightFiles:
 
     def __init__(self, *paths: Path):
         self.paths = paths
-        self.shapes: dict[str, Tensor] = {name: torch.empty_like(t, device="meta") for name, t in self.open().items()}
+        self.shapes = {name: shape_of(tensor) for name, tensor in self.open().items()}
 
     @property
     def name(self) -> str:
@@ -64,6 +64,11 @@ class WeightFiles:
             return {}
         with safe_open(self.paths[0], framework="pt") as file:
             return dict(file.metadata() or {})
+
+
+def shape_of(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape and dtype on "meta"."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
 def is_safetensors(path: Path) -> bool:
@@ -123,7 +128,7 @@ def _open(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
-            raise ValueError(f"{path} is damaged or no weights file; download it again.") from error
+            raise ValueError(f"{path} is refused: it is damaged, or a pickle of something other than tensors.") from error
         raise ValueError(
             f"{path} is refused: its pickle asks for {code[1]}, and what is not a plain tensor could run code when loaded. "
             "Use a safetensors version, or a file that holds a plain state dict."

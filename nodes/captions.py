@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..unidiffuser.streams import item_generators
 from .parts import HostCaptionDecoder
-from .types import CATEGORY, CaptionDecoderType
+from .types import CATEGORY, CaptionDecoderType, show_text
 
 
 class DecodeCaption(io.ComfyNode):
@@ -64,6 +64,7 @@ class DecodeCaption(io.ComfyNode):
                     tooltip="nucleus only: item k of the batch draws with seed + k.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.String.Output(display_name="captions", is_output_list=True, tooltip="The best caption of each item."),
                 io.String.Output(
@@ -102,6 +103,7 @@ class DecodeCaption(io.ComfyNode):
         best = [item[0].text for item in found]
         every = [caption for item in found for caption in item]
         shown = "\n".join(f"{c.text}  ({c.score:.2f})" if candidates > 1 else c.text for c in every)
+        show_text(shown, cls.hidden.unique_id)
         return io.NodeOutput(best, [c.text for c in every], [c.score for c in every], ui=ui.PreviewText(shown))
 
 

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import GraphBuilder
-from server import PromptServer
 
 from ..unidiffuser.path import NoisePath
 from ..unidiffuser.streams import Streams
 from . import sampling
 from .sampler import SAMPLING_METHODS, draft_writer, guidance_input, host_outputs, sample_streams, seed_input
-from .types import CATEGORY, CaptionDecoderType
+from .types import CATEGORY, CaptionDecoderType, show_text
 
 SEED_STRIDE = 1000  # between the halves of the rounds, so that the items of a batch do not share seeds with them
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -192,7 +191,7 @@ class GibbsRound(io.ComfyNode):
         captions_before: list[str] | None = None,
     ) -> io.NodeOutput:
         lines = "\n".join([*(captions_before or []), *captions])
-        PromptServer.instance.send_progress_text(lines, show_in[0])
+        show_text(lines, show_in[0])
         shown = ui.PreviewImage(pictures[0], cls=cls).as_dict() | ui.PreviewText("\n".join(captions)).as_dict()
         return io.NodeOutput(torch.cat([*(pictures_before or []), pictures[0]]), lines, ui=shown)
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..unidiffuser.checkpoints import Checkpoint
 from ..unidiffuser.tokenizers import END, START, BytePairTokenizer
-from .model import LatentFormat, host_keys, make_patcher
+from .folders import BUNDLED
+from .model import EmojiLatentFormat, LatentFormat, host_keys, make_patcher
 from .saved import Origin, read_network
 
 if TYPE_CHECKING:
@@ -61,16 +62,19 @@ def load_saved_model(path: str, origin: Origin, disable_dynamic: bool = False) -
 
 def _model(origin: Origin, weights: dict[str, Tensor], disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
     config = origin.config
-    colours = config.defaults.get("latent_rgb", {})
-    latent_format = LatentFormat(config.vae.scale_factor, colours.get("factors"), colours.get("bias"))
-    patcher = make_patcher(config.uvit, config.caption.prefix_dim, weights, latent_format, disable_dynamic=disable_dynamic)
+    latent_format = EmojiLatentFormat() if origin.name == BUNDLED else LatentFormat()
+    latent_format.scale_factor = config.vae.scale_factor
+    clip_width = config.caption.prefix_dim
+    patcher = make_patcher(config.uvit, clip_width, weights, latent_format, disable_dynamic=disable_dynamic)
     patcher.model.origin = origin
     return patcher
 
 
 def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
     """CLIP with the checkpoint's own vocabulary; `embeddings` are the host's folders of textual inversions."""
-    config, tokenizer = checkpoint.config.clip_text, checkpoint.clip_tokenizer()
+    from transformers import CLIPTextConfig
+
+    config, tokenizer = CLIPTextConfig(**checkpoint.config.clip_text).to_dict(), checkpoint.clip_tokenizer()
     length = checkpoint.config.uvit.num_text_tokens
 
     class Tokens(comfy.sd1_clip.SDTokenizer):
@@ -151,9 +155,11 @@ def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
 
 def load_clip_vision(checkpoint: Checkpoint) -> comfy.clip_vision.ClipVisionModel:
     """CLIP_VISION; the host's own loader does not know a ViT of 12 layers."""
+    from transformers import CLIPVisionConfig
+
     with tempfile.TemporaryDirectory() as folder:  # ComfyUI 0.18 takes the sizes only from a file
         sizes = Path(folder) / "config.json"
-        sizes.write_text(json.dumps({**checkpoint.config.clip_image, "model_type": "clip_vision_model"}))
+        sizes.write_text(json.dumps({**CLIPVisionConfig().to_dict(), **checkpoint.config.clip_image}))
         vision = comfy.clip_vision.ClipVisionModel(str(sizes))
     vision.load_sd(checkpoint.state_dict("clip_image"))
     return vision

@@ -9,13 +9,12 @@ from typing import Any
 import comfy.clip_vision
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
-from server import PromptServer
 
 from ..unidiffuser.path import LEAST, NoisePath
 from ..unidiffuser.samplers import METHODS
 from ..unidiffuser.streams import MODALITIES, Streams, item_generators
 from . import sampling
-from .types import CATEGORY, CaptionDecoderType, NoisePathType
+from .types import CATEGORY, CaptionDecoderType, NoisePathType, show_text
 
 DATA_TYPES = ["web", "curated"]  # in the order of the network's data-type tokens
 SAMPLING_METHODS = [name for name, method in METHODS.items() if not method.implicit]
@@ -195,7 +194,7 @@ def draft_writer(caption_decoder: Any, node_id: str) -> Any:
     """Shows the first words of a text latent in the node; None without a decoder."""
     if caption_decoder is None:
         return None
-    return lambda text: PromptServer.instance.send_progress_text(caption_decoder.draft(text), node_id)
+    return lambda text: show_text(caption_decoder.draft(text), node_id)
 
 
 NODES = [UniDiffuserSampler]

@@ -12,7 +12,7 @@ from ..unidiffuser.scoring import caption_fit
 from ..unidiffuser.streams import Streams
 from . import sampling
 from .sampler import seed_input
-from .types import CATEGORY
+from .types import CATEGORY, show_text
 
 
 class ScoreCaptions(io.ComfyNode):
@@ -27,6 +27,7 @@ class ScoreCaptions(io.ComfyNode):
             search_aliases=["rank", "clip score", "caption", "similarity", "classify", "zero-shot"],
             is_input_list=True,
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="From Load UniDiffuser."),
                 io.Clip.Input("clip", tooltip="From Load UniDiffuser."),
@@ -67,6 +68,7 @@ class ScoreCaptions(io.ComfyNode):
         order = sorted(range(len(texts)), key=lambda i: -scores[i])
         ranked, best_first = [texts[i] for i in order], [scores[i] for i in order]
         shown = "\n".join(f"{value:+.4f}  {text}" for text, value in zip(ranked, best_first, strict=True))
+        show_text(shown, cls.hidden.unique_id)
         return io.NodeOutput(ranked[0], ranked, best_first, ui=ui.PreviewText(shown))
 
 

@@ -1,4 +1,4 @@
-"""The two socket types of this pack; everything else travels in the host's own types.
+"""What the nodes share towards the front end, and the two socket types of this pack; everything else travels in the host's own types.
 
 UNIDIFFUSER_CAPTION_DECODER: a `parts.HostCaptionDecoder`.
 UNIDIFFUSER_NOISE_PATH: a `unidiffuser.path.NoisePath`, steps + 1 labels (t_img, t_text) in 0..1000.
@@ -11,8 +11,14 @@ CLIP_VISION_OUTPUT with `image_embeds` (B, clip_img_dim).
 from __future__ import annotations
 
 from comfy_api.latest import io
+from server import PromptServer
 
 CaptionDecoderType = io.Custom("UNIDIFFUSER_CAPTION_DECODER")
 NoisePathType = io.Custom("UNIDIFFUSER_NOISE_PATH")
 
 CATEGORY = "UniDiffuser"
+
+
+def show_text(text: str, node_id: str) -> None:
+    """Show a text in a node, which keeps it until the node runs again."""
+    PromptServer.instance.send_progress_text(text, node_id)

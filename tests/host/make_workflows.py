@@ -381,7 +381,7 @@ def text_to_image(info: Info) -> Flow:
         "KSampler",
         2,
         model=p.model,
-        positive=p.text("red apple"),
+        positive=p.text("red apple, noto"),
         negative=p.text(""),
         latent_image=p.empty(4),
         steps=20,
@@ -424,7 +424,7 @@ def image_variation(info: Info) -> Flow:
 
 def text_variation(info: Info) -> Flow:
     p = Parts(info, "**Text variation**: the text becomes a picture latent, that becomes a text. No pixels in between.")
-    painted = p.sampler(p.path("text to image", **HOLD), text=p.text("red apple"), latent_image=p.empty(4))
+    painted = p.sampler(p.path("text to image", **HOLD), text=p.text("red apple, noto"), latent_image=p.empty(4))
     made = p.sampler(p.path("image to text", 2, **HOLD), 3, latent_image=painted[0], clip_vision_output=painted[1])
     p.caption(made[2], 4)
     p.show(painted[0])
@@ -468,7 +468,9 @@ def inpainting(info: Info) -> Flow:
     right = p.add("SolidMask", 1, value=1.0, width=64, height=128)[0]
     mask = p.add("MaskComposite", 1, destination=left, source=right, x=64, y=0, operation="add")[0]
     masked = p.add("SetLatentNoiseMask", 1, samples=latent, mask=mask)[0]
-    made = p.sampler(p.path("text to image", 1.98, **HOLD), text=p.text("fox"), latent_image=masked, clip_vision_output=token)
+    made = p.sampler(
+        p.path("text to image", 1.98, **HOLD), text=p.text("fox, noto"), latent_image=masked, clip_vision_output=token
+    )
     p.show(made[0])
     return p.flow
 
@@ -476,7 +478,7 @@ def inpainting(info: Info) -> Flow:
 def partial_caption(info: Info) -> Flow:
     p = Parts(info, "**Partial caption rewriting**: the marked words are found anew to fit the picture, the others stay.")
     latent, token = p.encoded(p.picture("red apple"))
-    text = p.add("UniDiffuserRewriteWords", 1, clip=p.clip, text="green apple", words="green", rest=False)[0]
+    text = p.add("UniDiffuserRewriteWords", 1, clip=p.clip, text="green apple, noto", words="green", rest=False)[0]
     made = p.sampler(p.path("image to text", **HOLD), latent_image=latent, clip_vision_output=token, text=text)
     p.caption(made[2], candidates=3)
     return p.flow

@@ -3,6 +3,7 @@
 python benchmarks/host_samplers.py [--steps 4] > table.md
 """
 
+# ruff: noqa: E402 (the path of the test helpers comes first)
 from __future__ import annotations
 
 import argparse

@@ -5,6 +5,7 @@
 Prints what became of the prompts, and the server's resident memory after the tenth prompt and after the last.
 """
 
+# ruff: noqa: E402 (the path of the test helpers comes first)
 from __future__ import annotations
 
 import argparse

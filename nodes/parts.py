@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from .model import EmojiLatentFormat, LatentFormat, host_keys, make_patcher
 from .saved import Origin, read_network
 
 if TYPE_CHECKING:
-    from ..unidiffuser.captions import Caption
+    from ..unidiffuser.captions import Caption, CaptionDecoder
 
 DRAFT_TOKENS = 12
 
@@ -169,14 +170,22 @@ class HostCaptionDecoder:
     """The library's caption decoder, loaded and freed by the host's memory management."""
 
     def __init__(self, checkpoint: Checkpoint):
-        # NOTE: imported here, as it imports transformers' GPT-2: nobody should wait for that when the pack is loaded.
+        self.checkpoint, self.config = checkpoint, checkpoint.config.caption
+
+    @cached_property
+    def decoder(self) -> CaptionDecoder:
+        # NOTE: made when first used, and imported here: transformers' GPT-2 takes seconds that painting needs not wait for.
         from ..unidiffuser.captions import CaptionDecoder
 
+        return CaptionDecoder.from_checkpoint(self.checkpoint)
+
+    @cached_property
+    def patcher(self) -> comfy.model_patcher.ModelPatcher:
         management = comfy.model_management
-        self.config = checkpoint.config.caption
-        self.decoder = CaptionDecoder.from_checkpoint(checkpoint)
-        self.patcher = comfy.model_patcher.ModelPatcher(
-            self.decoder, load_device=management.text_encoder_device(), offload_device=management.text_encoder_offload_device()
+        return comfy.model_patcher.ModelPatcher(
+            self.decoder,
+            load_device=management.text_encoder_device(),
+            offload_device=management.text_encoder_offload_device(),
         )
 
     def decode(self, text: Tensor, **settings: Any) -> list[list[Caption]]:

@@ -1,4 +1,6 @@
-"""What the nodes share towards the front end, and the two socket types of this pack; everything else travels in the host's own types.
+"""What the nodes share towards the front end, and the two socket types of this pack.
+
+Everything else travels in the host's own types.
 
 UNIDIFFUSER_CAPTION_DECODER: a `parts.HostCaptionDecoder`.
 UNIDIFFUSER_NOISE_PATH: a `unidiffuser.path.NoisePath`, steps + 1 labels (t_img, t_text) in 0..1000.

@@ -5,6 +5,7 @@
 writes workflows/<title>.jpg and the pictures in web/docs. Run it again when the bundled model has changed.
 """
 
+# ruff: noqa: E402 (the path of the test helpers comes first)
 from __future__ import annotations
 
 import argparse

@@ -30,9 +30,7 @@ SD15 = {
     "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
 }
 RUN, MUTED, BYPASSED = 0, 2, 4
-NOTE = (
-    "For the published 1 B model (512 x 512), see the help of **Load UniDiffuser**, choose its file there and set sizes to 512."
-)
+NOTE = "For the published 1 B model (512 x 512), see the help of **Load UniDiffuser**, choose its file and set sizes to 512."
 Info = dict[str, Any]
 
 

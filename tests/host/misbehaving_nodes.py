@@ -1,4 +1,6 @@
-"""Nodes that hand over what a person may hand over by mistake. The tests copy this file into the server's custom_nodes."""
+"""Nodes that hand over what a person may hand over by mistake, and one that looks inside.
+
+The tests copy this file into the server's custom_nodes."""
 
 from __future__ import annotations
 
@@ -47,7 +49,19 @@ class OutOfMemory:
         return (patched,)
 
 
+class DumpToken:
+    """Writes the embedding of a CLIP_VISION_OUTPUT to a file."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"output": ("CLIP_VISION_OUTPUT",), "file": ("STRING",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "tests", True
+
+    def run(self, output: Any, file: str) -> tuple[()]:
+        torch.save(output["image_embeds"], file)
+        return ()
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestDumpToken": DumpToken,
     "TestForeignConditioning": ForeignConditioning,
     "TestForeignModel": ForeignModel,
     "TestOutOfMemory": OutOfMemory,

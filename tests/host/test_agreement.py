@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from host_server import HostServer
+from PIL import Image
 from prompts import Graph
 from safetensors.torch import load_file, save_file
 
+from unidiffuser.captions import CaptionDecoder
 from unidiffuser.checkpoints import load_checkpoint
-from unidiffuser.encoders import TextEncoder
+from unidiffuser.encoders import Autoencoder, ImageTokenEncoder, TextEncoder
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, item_generators, sample
 from unidiffuser.uvit import UViT
 
+ROOT = Path(__file__).resolve().parents[2]
 SEED, STEPS, GUIDANCE, PROMPT, SCALE = 5, 6, 3.0, "red cat", 0.18215
 
 
@@ -143,3 +148,40 @@ def test_merging_and_replacing_the_schedule(server: HostServer) -> None:
     out = graph.ksampler(graph.text(PROMPT), graph.text(""), graph.empty(), other)
     graph.save(out(), "other")
     assert torch.isfinite(saved(server, graph, "other")).all()
+
+
+def test_the_vae_agrees(server: HostServer, tiny_file: Path) -> None:
+    graph = Graph()
+    made = graph.sampler(graph.path("joint")(), SEED)
+    preview = graph.show(made())
+    graph.save(made(), "vae")
+    shown = server.run(graph.prompt)[preview]["images"][0]
+    picture = np.asarray(Image.open(io.BytesIO(server.file(shown))), dtype=np.float32)
+    newest = max((server.base / "output").rglob("vae_*.latent"), key=lambda path: path.stat().st_mtime_ns)
+    pixels = Autoencoder.from_checkpoint(load_checkpoint(tiny_file)).decode(load_file(newest)["latent_tensor"] * SCALE)
+    ours = ((pixels[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).numpy()
+    assert np.abs(picture - ours).max() < 2
+    assert picture.std() > 1
+
+
+def test_the_clip_image_token_agrees(server: HostServer, tiny_file: Path) -> None:
+    graph = Graph()
+    _, token = graph.encoded(graph.add("UniDiffuserExamplePicture", picture="red apple")())
+    file = server.base / "token.pt"
+    graph.add("TestDumpToken", output=token, file=str(file))
+    server.run(graph.prompt)
+    with Image.open(ROOT / "nodes/pictures/red apple.png") as picture:
+        ours = ImageTokenEncoder.from_checkpoint(load_checkpoint(tiny_file))([picture.convert("RGB")])
+    theirs = torch.load(file, weights_only=True)
+    assert torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.999  # two bicubic filters
+
+
+def test_captions_agree(server: HostServer, tiny_file: Path) -> None:
+    graph = Graph()
+    words = graph.caption(graph.sampler(graph.path("text", STEPS)(), SEED, text_guidance=1.0)(2), candidates=3)()[0]
+    shown = server.run(graph.prompt)[words]["text"][0]
+    checkpoint = load_checkpoint(tiny_file)
+    net = checkpoint.load_into(UViT(checkpoint.config.uvit), "uvit")
+    out = sample(net, NoisePath.text(STEPS), Streams(), generator=item_generators(SEED, 1))
+    found = CaptionDecoder.from_checkpoint(checkpoint).decode(out.need("text"), beams=3, count=3)[0]
+    assert shown == "\n".join(f"{caption.text}  ({caption.score:.2f})" for caption in found)

@@ -20,7 +20,8 @@ import typer
 if TYPE_CHECKING:
     import torch
 
-    from .pipeline import Options, UniDiffuser
+    from .options import Options
+    from .pipeline import UniDiffuser
     from .results import Result
 
 app = typer.Typer(

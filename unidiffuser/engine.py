@@ -165,7 +165,14 @@ def _reporter(progress: bool | Progress, total: int) -> Iterator[Callable[[int],
         yield lambda done: lambda step, _, x0, x: call(done + step, total, x0, x)
     elif progress:
         with tqdm(total=total, unit="step", leave=False) as bar:
-            yield lambda done: lambda step, _, x0, x: bar.update(done + step - bar.n)
+
+            def counting_from(done: int) -> Progress:
+                def advance(step: int, _: int, x0: Streams, x: Streams) -> None:
+                    bar.update(done + step + 1 - bar.n)
+
+                return advance
+
+            yield counting_from
     else:
         yield lambda done: None
 

@@ -52,7 +52,7 @@ class UniDiffuser(Engine):
         `negative` describes what to move away from: guidance then starts at this prompt instead of at no prompt.
         """
         plan = Plan.of(options, self.config)
-        prompts = _listed(prompt)
+        prompts = _prompts(prompt)
         generators = _generators(plan.seed, len(prompts), count)
         text = self.encode_texts(prompts).repeat_interleave(count, 0)
         avoid = None if negative is None else self.encode_texts([negative])
@@ -64,7 +64,7 @@ class UniDiffuser(Engine):
     ) -> list[str]:
         """Captions of one picture or of each of several, `count` for each."""
         plan = Plan.of(options, self.config)
-        pictures = _listed(image)
+        pictures = _pictures(image)
         generators = _generators(plan.seed, len(pictures), count)
         given = self.encode_images(pictures, count, plan, generators)
         return self.decode_texts(self._to_text(given, plan, generators), plan)
@@ -92,7 +92,7 @@ class UniDiffuser(Engine):
     ) -> list[Image.Image]:
         """Pictures of the same subject: picture -> text latent -> picture, without words in between."""
         plan = Plan.of(options, self.config)
-        pictures = _listed(image)
+        pictures = _pictures(image)
         generators = _generators(plan.seed, len(pictures), count)
         given = self.encode_images(pictures, count, plan, generators)
         return self.decode_images(self._to_image(self._to_text(given, plan, generators), plan, generators), plan)
@@ -100,7 +100,7 @@ class UniDiffuser(Engine):
     def vary_text(self, prompt: str | Sequence[str], *, count: int = 1, **options: Unpack[Options]) -> list[str]:
         """Other words for a prompt: text -> image latent -> text, without pixels in between."""
         plan = Plan.of(options, self.config)
-        prompts = _listed(prompt)
+        prompts = _prompts(prompt)
         generators = _generators(plan.seed, len(prompts), count)
         given = Streams(text=self.encode_texts(prompts).repeat_interleave(count, 0))
         return self.decode_texts(self._to_text(self._to_image(given, plan, generators), plan, generators), plan)
@@ -182,7 +182,7 @@ def load(
     Raises:
         FileNotFoundError, ValueError: no such model, or not one; the text says which file and what to do.
     """
-    return UniDiffuser(load_checkpoint(name_or_path), device, dtype)
+    return UniDiffuser(load_checkpoint(os.fspath(name_or_path)), device, dtype)
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
@@ -197,8 +197,16 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 T = TypeVar("T")
 
 
-def _listed(given: T | Sequence[T]) -> list[T]:
-    items = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+def _prompts(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else _some(given)
+
+
+def _pictures(given: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    return [given] if isinstance(given, (str, os.PathLike, Image.Image)) else _some(given)
+
+
+def _some(given: Sequence[T]) -> list[T]:
+    items = list(given)
     if not items:
         raise ValueError("give at least one prompt or picture, got an empty list")
     return items

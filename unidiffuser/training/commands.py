@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -45,4 +46,4 @@ def assemble(
     typer.echo(f"wrote {run(runs, out)}")
 
 
-COMMANDS = {"prepare-emoji": prepare_emoji, "train": train, "assemble": assemble}
+COMMANDS: dict[str, Callable[..., None]] = {"prepare-emoji": prepare_emoji, "train": train, "assemble": assemble}

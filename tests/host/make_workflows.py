@@ -87,7 +87,9 @@ class Flow:
             "PreviewAny": 60,
             "CLIPTextEncode": 60,
         }.get(node.kind, 0)
-        rows = len(self.slots(node.kind)) + sum("." in name for name in node.inputs)
+        slots, outputs = self.slots(node.kind), len(self.info[node.kind]["output"])
+        widgets = sum(map(is_widget, slots.values()))
+        rows = max(len(slots) - widgets, outputs) + widgets + sum("." in name for name in node.inputs)
         return 330, 60 + 26 * rows + picture
 
     # The front end's form

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from layouts import CONFIG, V0, metadata, write_diffusers, write_openai_clip, write_original
 from safetensors.torch import load_file, save_file
 
-from unidiffuser.checkpoint_export import export_original
+from unidiffuser.layout_original import export_original
 from unidiffuser.checkpoints import ModelConfig, convert, load_checkpoint, save_checkpoint
 from unidiffuser.model_config import V1
 from unidiffuser.modules import fit, skeleton
@@ -237,7 +237,7 @@ def test_interrupt_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unidiffuser.checkpoints._cast", interrupt)
+    monkeypatch.setattr("unidiffuser.layout_own._cast", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path / "x.safetensors", CONFIG, {"uvit": {"a": torch.zeros(2)}})
     assert not list(tmp_path.iterdir())

@@ -1,17 +1,14 @@
 """Checkpoints: three layouts in, one safetensors file out.
 
 `load_checkpoint` reads this project's single file, the original uvit_v0/v1.pth with its neighbours, or a diffusers folder.
-The single file has keys `<part>.<canonical name>` (checkpoint_keys.py) and in its metadata, all texts: "format" =
-"unidiffuser", "version" = "1", "config" = ModelConfig as JSON, "clip_tokenizer" and "gpt2_tokenizer" =
-{"vocab": {...}, "merges": [...]} as JSON (absent: the bundled ones of the published models).
+Each has a file of its own (layout_*.py).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,21 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint_keys import PARTS, Recipes, apply
-from .checkpoint_layouts import (
-    FORMAT,
-    TOKENIZERS,
-    Contents,
-    InMemory,
-    Part,
-    make_part,
-    read_diffusers,
-    read_original,
-    read_own,
-)
+from .checkpoint_parts import Contents, InMemory, Part, make_part
+from .layout_diffusers import read_diffusers
+from .layout_original import read_original
+from .layout_own import FORMAT, TOKENIZERS, read_own, target_dtype, write_own
 from .model_config import CaptionConfig, ModelConfig, VAEConfig
 from .modules import fit
 from .tokenizers import BytePairTokenizer, Spec, clip_spec, gpt2_spec
-from .weights import WeightFiles, write_safetensors
+from .weights import WeightFiles
 
 __all__ = ["CaptionConfig", "Checkpoint", "ModelConfig", "VAEConfig", "convert", "load_checkpoint", "save_checkpoint"]
 
@@ -99,12 +89,12 @@ class Checkpoint:
         """
         found = self._part(part)
         names = [name for name in found.shapes if name.startswith(prefix)]
-        same_dtype = dtype is None or all(_target(found.shapes[name], dtype) == found.shapes[name].dtype for name in names)
+        same_dtype = dtype is None or all(target_dtype(found.shapes[name], dtype) == found.shapes[name].dtype for name in names)
         if same_dtype and torch.device(device or "cpu").type == "cpu":
             tensors = found.tensors()
             return {name.removeprefix(prefix): tensors[name] for name in names}
         return {
-            name.removeprefix(prefix): tensor.to(device=device, dtype=_target(tensor, dtype), copy=True)
+            name.removeprefix(prefix): tensor.to(device=device, dtype=target_dtype(tensor, dtype), copy=True)
             for name, tensor in found.stream(names)
         }
 
@@ -217,7 +207,7 @@ def save_checkpoint(
     if unknown:
         raise ValueError(f"{unknown[0]!r} is neither a part ({', '.join(PARTS)}) nor a tokenizer ({', '.join(TOKENIZERS)}).")
     parts = {name: make_part(name, InMemory(dict(tensors))) for name, tensors in state_dicts.items()}
-    _write(Path(path), config, parts, dict(tokenizers or {}), dtype)
+    write_own(Path(path), config, parts, dict(tokenizers or {}), dtype)
 
 
 def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
@@ -236,36 +226,4 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], dtype: tor
     if absent:
         logger.warning("%s has no %s; neither will %s.", checkpoint.path, " and no ".join(absent), dst)
     tokenizers = {"clip_tokenizer": checkpoint.clip_tokenizer().spec, "gpt2_tokenizer": checkpoint.gpt2_tokenizer().spec}
-    _write(dst, checkpoint.config, checkpoint._parts, tokenizers, dtype)
-
-
-def _write(
-    path: Path, config: ModelConfig, parts: Mapping[str, Part], tokenizers: dict[str, Spec], dtype: torch.dtype | None
-) -> None:
-    if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"dtype must be float32, float16 or bfloat16, not {dtype}.")
-    shapes = {
-        f"{part}.{name}": tensor.to(_target(tensor, dtype))
-        for part, found in parts.items()
-        for name, tensor in found.shapes.items()
-    }
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for part, found in parts.items():
-            for name, tensor in found.stream(found.shapes):
-                yield f"{part}.{name}", _cast(tensor, dtype, f"{part}.{name}")
-
-    metadata = {"format": FORMAT, "version": "1", "config": json.dumps(config.to_dict())}
-    metadata |= {name: json.dumps(spec, ensure_ascii=False) for name, spec in tokenizers.items()}
-    write_safetensors(path, shapes, tensors, metadata)
-
-
-def _target(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:
-    cast = tensor.to(_target(tensor, dtype))
-    if cast.dtype != tensor.dtype and torch.isinf(cast).any() and not torch.isinf(tensor).any():
-        raise ValueError(f"{name} has values that {dtype} cannot hold; use bfloat16 or float32.")
-    return cast
+    write_own(dst, checkpoint.config, checkpoint._parts, tokenizers, dtype)

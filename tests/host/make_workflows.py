@@ -532,8 +532,8 @@ def caption_then_sd15(info: Info) -> Flow:
 def latent_to_sd15(info: Info) -> Flow:
     p = Parts(
         info,
-        "**Hand-over to Stable Diffusion 1.5**: the 1 B model's LATENT is Stable Diffusion's, so another model refines it. Choose "
-        "the 1 B model, put the SD 1.5 checkpoint into models/checkpoints and enable the bypassed nodes.",
+        "**Hand-over to Stable Diffusion 1.5**: the 1 B model's LATENT is Stable Diffusion's, so another model refines it. "
+        "Choose the 1 B model, put the SD 1.5 checkpoint into models/checkpoints and enable the bypassed nodes.",
     )
     made = p.sampler(p.path("joint", **BOTH), latent_image=p.empty(1))
     words = p.caption(made[2])

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from layouts import CONFIG, V0, metadata, write_diffusers, write_openai_clip, write_original
 from safetensors.torch import load_file, save_file
 
-from unidiffuser.layout_original import export_original
 from unidiffuser.checkpoints import ModelConfig, convert, load_checkpoint, save_checkpoint
+from unidiffuser.encoders import ImageTokenEncoder, TextEncoder
+from unidiffuser.layout_original import export_original
 from unidiffuser.model_config import V1
 from unidiffuser.modules import fit, skeleton
 from unidiffuser.uvit import UViT
@@ -121,6 +122,35 @@ def test_openai_names_of_clip_are_understood(tmp_path: Path) -> None:
                   for name, t in model.state_dict().items()}  # fmt: skip
         assert state.keys() == theirs.keys()
         assert all(torch.equal(state[name], theirs[name]) for name in theirs)
+
+
+def test_whole_clip_models_give_the_tower_that_fits(tmp_path: Path) -> None:
+    """HF's own repositories hold both towers; only the text of one and the picture of the other are wanted."""
+    from transformers import CLIPConfig, CLIPModel
+
+    write_original(tmp_path, clip=False)
+    other = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    picture = {name: value for name, value in CONFIG.clip_image.items() if not name.startswith("image_m")} | {"image_size": 32}
+    for name, text, image, width in (
+        ("a", CONFIG.clip_text | {"num_attention_heads": 4}, other, 24),
+        ("b", other, picture, 16),
+    ):
+        config = CLIPConfig(text_config=text, vision_config=image, projection_dim=width)
+        CLIPModel(config).save_pretrained(tmp_path / name)
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint.parts() == ALL
+    assert checkpoint.config.clip_text == words  # config.json's, not the usual width
+    assert checkpoint.config.clip_image == CONFIG.clip_image
+    TextEncoder.from_checkpoint(checkpoint)
+    ImageTokenEncoder.from_checkpoint(checkpoint)
+
+
+def test_another_clip_of_the_same_projection_is_not_taken(tmp_path: Path) -> None:
+    write_original(tmp_path, clip=False)
+    b16 = replace(CONFIG, clip_image=CONFIG.clip_image | {"patch_size": 16})
+    write_openai_clip(tmp_path / "ViT-B-16.safetensors", b16)
+    with pytest.raises(FileNotFoundError, match="clip-vit-base-patch32"):
+        load_checkpoint(tmp_path).state_dict("clip_image")
 
 
 def test_partial_checkpoint_fails_only_where_a_part_is_needed(tmp_path: Path) -> None:

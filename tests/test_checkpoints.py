@@ -130,11 +130,9 @@ def test_whole_clip_models_give_the_tower_that_fits(tmp_path: Path) -> None:
 
     write_original(tmp_path, clip=False)
     other = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    picture = {name: value for name, value in CONFIG.clip_image.items() if not name.startswith("image_m")} | {"image_size": 32}
-    for name, text, image, width in (
-        ("a", CONFIG.clip_text | {"num_attention_heads": 4}, other, 24),
-        ("b", other, picture, 16),
-    ):
+    picture = {name: value for name, value in CONFIG.clip_image.items() if not name.startswith("image_m")}
+    words = CONFIG.clip_text | {"num_attention_heads": 4}
+    for name, text, image, width in (("a", words, other, 24), ("b", other, picture, 16)):
         config = CLIPConfig(text_config=text, vision_config=image, projection_dim=width)
         CLIPModel(config).save_pretrained(tmp_path / name)
     checkpoint = load_checkpoint(tmp_path)

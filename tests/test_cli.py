@@ -48,7 +48,8 @@ def test_text_to_image_files_know_how_they_were_made(run: Any, tmp_path: Path, t
     assert names(tmp_path / "out") == [f"{stem}-00.png", f"{stem}-01.png", f"{stem}-sheet.png"]
     with Image.open(tmp_path / "out" / f"{stem}-01.png") as image:
         assert image.size == (128, 128)
-        assert image.text["prompt"] == "Red apple, 红!"
+        assert image.text["Description"] == "Red apple, 红!"
+        assert "prompt" not in image.text  # where ComfyUI expects JSON
         assert image.text["seed"] == "8"
         settings = json.loads(image.text["settings"])
     expected = {"task": "text-to-image", "steps": 2, "guidance": [3.0, 1.0], "negative": "blue", "width": 128}

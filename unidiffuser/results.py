@@ -86,8 +86,11 @@ def save_results(
 
 
 def _metadata(result: Result, task: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    origin = _origin(result)
+    if "prompt" in origin:  # ComfyUI takes a PNG's "prompt" for a graph in JSON and fails on words
+        origin["Description"] = origin.pop("prompt")
     made = {"seed": str(result.seed), "settings": _json({"task": task, **settings})}
-    return {**_origin(result), **made, "Software": f"UniDiffuser {__version__}"}
+    return {**origin, **made, "Software": f"UniDiffuser {__version__}"}
 
 
 def _origin(result: Result) -> dict[str, str]:

@@ -33,8 +33,7 @@ class Net:
         given = dict(zip(SHAPES, (img, clip_img, text), strict=True))
         mood = sum(value.flatten(1).mean(1) for value in given.values()) + t_img / 1000 - t_text / 3000 + data_type
         return tuple(
-            torch.sin(given[name] + mood.reshape(-1, *[1] * len(SHAPES[name]))) if name in heads else None
-            for name in SHAPES
+            torch.sin(given[name] + mood.reshape(-1, *[1] * len(SHAPES[name]))) if name in heads else None for name in SHAPES
         )
 
 

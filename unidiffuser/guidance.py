@@ -9,6 +9,7 @@ unconditional prediction is the same network with the other modality at label 10
 
 One rule: with u = 0 it is the paper's conditional guidance, with both moving its joint guidance of three evaluations.
 """
+
 from __future__ import annotations
 
 import math
@@ -122,18 +123,14 @@ def needed_evaluations(
     return needed
 
 
-def _unconditional(
-    point: Evaluation, modality: str, guidance: Guidance, noise: Callable[[str], Tensor]
-) -> Evaluation:
+def _unconditional(point: Evaluation, modality: str, guidance: Guidance, noise: Callable[[str], Tensor]) -> Evaluation:
     if modality == "img" and guidance.empty_text is not None and point.x.text is not None:
         empty = guidance.empty_text.to(point.x.text).expand_as(point.x.text)
         return Evaluation(point.x.replace(text=empty), point.t_img, CLEAN)
     return point.without(OTHER[modality], noise)
 
 
-def evaluate(
-    net: Net, evaluations: dict[str, Evaluation], heads: Sequence[str], data_type: int | Tensor
-) -> dict[str, Streams]:
+def evaluate(net: Net, evaluations: dict[str, Evaluation], heads: Sequence[str], data_type: int | Tensor) -> dict[str, Streams]:
     """All evaluations in one forward, batched along B. Returns the noise predictions of `heads` under the same names.
 
     Every stream must be there; `data_type` is one number or (B,).

@@ -11,6 +11,7 @@ that tells captioning from illustration is the curve a sample follows:
 and every other monotone curve is a sampler too. A path holds no mode: what a stream does in an interval (moves, or is
 held clean, noisy or marginalised) is read off its two levels there.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -126,9 +127,7 @@ class NoisePath:
         return cls._shared(corners, lengths, steps, spacing)
 
     @classmethod
-    def _shared(
-        cls, corners: Sequence[tuple[float, float]], lengths: Sequence[float], steps: int, spacing: str
-    ) -> NoisePath:
+    def _shared(cls, corners: Sequence[tuple[float, float]], lengths: Sequence[float], steps: int, spacing: str) -> NoisePath:
         """The path through `corners` whose lines get steps in proportion to `lengths`, at least one each."""
         _check_steps(steps, len(lengths))
         bounds = [0]  # index of each corner: where its share ends, leaving a step for every later line
@@ -144,16 +143,12 @@ class NoisePath:
         return cls(t_img, t_text)
 
     @classmethod
-    def text_to_image(
-        cls, steps: int, *, start: float = MARGINAL, hold: float = CLEAN, spacing: str = "uniform"
-    ) -> NoisePath:
+    def text_to_image(cls, steps: int, *, start: float = MARGINAL, hold: float = CLEAN, spacing: str = "uniform") -> NoisePath:
         """p(img | text). `start` < 1000 begins at an image noised to that label; `hold` > 0 loosens the condition."""
         return cls.through((start, hold), (CLEAN, hold), steps=steps, spacing=spacing)
 
     @classmethod
-    def image_to_text(
-        cls, steps: int, *, start: float = MARGINAL, hold: float = CLEAN, spacing: str = "uniform"
-    ) -> NoisePath:
+    def image_to_text(cls, steps: int, *, start: float = MARGINAL, hold: float = CLEAN, spacing: str = "uniform") -> NoisePath:
         """p(text | img). `start` and `hold` as in `text_to_image`, with the modalities exchanged."""
         return cls.through((hold, start), (hold, CLEAN), steps=steps, spacing=spacing)
 

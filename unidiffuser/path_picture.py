@@ -1,4 +1,5 @@
 """The picture that a NoisePath draws of itself."""
+
 from __future__ import annotations
 
 import math

@@ -4,6 +4,7 @@
 
 Captioning, illustration, joint generation, variation, inversion and inpainting differ in path and start, never here.
 """
+
 from __future__ import annotations
 
 import inspect

@@ -7,6 +7,7 @@ label 0 is exactly alpha = 1, so between 0 and 1 the same rule holds.
 
 Tensor functions keep float64 as it is and compute everything else in float32, on the device of their input.
 """
+
 from __future__ import annotations
 
 from functools import lru_cache

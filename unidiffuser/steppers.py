@@ -8,6 +8,7 @@ Notation of DPM-Solver++ (Lu et al., arXiv 2211.01095): x_t = alpha_t x_0 + sigm
 h = lambda_next - lambda. Each of its updates is sigma_next / sigma * x plus alpha_next times a combination of x_0
 predictions.
 """
+
 from __future__ import annotations
 
 import itertools

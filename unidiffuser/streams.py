@@ -3,6 +3,7 @@
 Also the random numbers of a batch: every item has a generator of its own, so that what an item becomes does not depend
 on which others are sampled beside it. The global generators are never used.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -6,6 +6,7 @@ two-timestep form of Bao et al., "One Transformer Fits All Distributions in Mult
 
 Tokens, in order: t_img, t_text, [data type], text (L), CLIP image (1), image patches (H/p * W/p).
 """
+
 from __future__ import annotations
 
 import math

@@ -80,8 +80,9 @@ class NoisePath:
     t_text: tuple[float, ...]
 
     def __init__(self, t_img: Sequence[float] | Tensor, t_text: Sequence[float] | Tensor):
-        object.__setattr__(self, "t_img", tuple(float(t) for t in t_img))
-        object.__setattr__(self, "t_text", tuple(float(t) for t in t_text))
+        # NOTE: finer than a millionth of a label, two noise levels are one in floating point, and a step between them is 0 / 0.
+        object.__setattr__(self, "t_img", tuple(round(float(t), 6) for t in t_img))
+        object.__setattr__(self, "t_text", tuple(round(float(t), 6) for t in t_text))
         if len(self.t_img) != len(self.t_text):
             raise ValueError(f"t_img and t_text must be of one length, not {len(self.t_img)} and {len(self.t_text)}.")
         if len(self.t_img) < 2:

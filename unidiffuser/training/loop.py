@@ -167,12 +167,14 @@ def train(stage: Stage, config: TrainConfig, *, progress: bool = True) -> nn.Mod
         FloatingPointError: the loss is not finite; the last checkpoint is kept, and the message names the step.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from diffusers.training_utils import EMAModel
     from tqdm import tqdm
 
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
+    AcceleratorState._reset_state()  # a process may train several stages; accelerate otherwise insists on one precision
     accelerator = Accelerator(mixed_precision=config.precision)
     model = stage.model
     optimizer = torch.optim.AdamW(

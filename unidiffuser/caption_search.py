@@ -23,9 +23,11 @@ class _Reader:
     def __init__(self, gpt: GPT2LMHeadModel) -> None:
         self.gpt = gpt
         self.cache = DynamicCache()
+        self.rows = 0
 
     def read(self, embeds: Tensor) -> Tensor:
         """embeds: (rows, T, n_embd). Returns float32 logits (rows, V) of the token after the last one."""
+        self.rows = len(embeds)
         out = self.gpt.transformer(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True)
         return self.gpt.lm_head(out.last_hidden_state[:, -1]).float()
 
@@ -35,7 +37,9 @@ class _Reader:
 
     def keep(self, rows: Tensor) -> None:
         """Let row i of the next call continue the present row `rows[i]`; spreads, reorders and drops rows alike."""
-        self.cache.batch_select_indices(rows)
+        if len(rows) != self.rows or not torch.equal(rows, torch.arange(self.rows, device=rows.device)):
+            self.cache.batch_select_indices(rows)  # copies the whole cache, so not when nothing changes
+            self.rows = len(rows)
 
 
 def beam_search(
@@ -73,9 +77,11 @@ def beam_search(
         log_probs[stopped] = -torch.inf
         log_probs[..., 0].masked_fill_(stopped, 0.0)
         lengths = lengths + (~stopped)
+        # The best K of K * V continuations are among the best K of each beam, which are found in parallel.
+        log_probs, token = log_probs.topk(beams, -1)  # (N, K, K)
         average = (scores[..., None] + log_probs) / lengths[..., None]
-        average, best = average.flatten(1).topk(beams, -1)  # (N, K) over K * V continuations
-        source, token = best // log_probs.shape[-1], best % log_probs.shape[-1]
+        average, best = average.flatten(1).topk(beams, -1)  # (N, K)
+        source, token = best // beams, token.flatten(1).gather(1, best)
         lengths, stopped = lengths.gather(1, source), stopped.gather(1, source)
         scores = average * lengths
         tokens = torch.cat((tokens.gather(1, source[..., None].expand_as(tokens)), token[..., None]), dim=2)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..images import to_images
 from .data import ImageFolder, training_set
 from .loop import Stage, TrainConfig, seeded_init
 
@@ -109,8 +110,6 @@ class AutoencoderStage(Stage):
         }
 
     def sample(self, model: Any) -> Any:
-        from PIL import Image
-
         order = torch.randperm(len(self.test_set), generator=torch.Generator().manual_seed(1))[:192]
         scores, rows = [], []
         for chunk in order.split(32):
@@ -122,7 +121,7 @@ class AutoencoderStage(Stage):
         with (self.out / "psnr.txt").open("a") as file:
             file.write(f"{torch.cat(scores).mean():.2f}\n")
         grid = torch.cat([torch.cat(list(r[:8]), dim=2) for r in rows[:4]], dim=1)
-        return Image.fromarray(((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+        return to_images(grid[None])[0]
 
     @torch.no_grad()
     def export(self, model: Any) -> None:

@@ -97,12 +97,3 @@ class CaptionerStage(Stage):
         decoded = model.decode(model.encode_prefix(self.hidden[:512]), beams=3)
         exact = sum(c[0].text == t for c, t in zip(decoded, self.texts[:512], strict=True)) / min(512, self.size)
         (self.out / "result.json").write_text(json.dumps({"exact": exact, "texts": self.size}), encoding="utf-8")
-
-
-def load_captioner(folder: Path) -> CaptionDecoder:
-    """The caption decoder of a run, with its tokenizer."""
-    sizes = json.loads((folder / "caption.json").read_text(encoding="utf-8"))
-    tokenizer = BytePairTokenizer.from_spec(sizes.pop("tokenizer"))
-    decoder = CaptionDecoder(CaptionConfig(**sizes), tokenizer)
-    decoder.load_state_dict(torch.load(folder / "caption.pt", weights_only=True))
-    return decoder.eval().requires_grad_(False)

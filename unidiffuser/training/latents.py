@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints import Checkpoint
 from ..encoders import Autoencoder, ImageTokenEncoder, TextEncoder
+from ..images import to_images
 from ..streams import Streams
 from .data import ImageFolder
-
-
-def to_pil(pixels: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] -> a picture."""
-    return Image.fromarray(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 class Latents:
@@ -41,7 +36,7 @@ class Latents:
                 posterior = self.autoencoder.vae.encode(unshuffled).latent_dist
                 means.append(posterior.mean.cpu() * checkpoint.config.vae.scale_factor)
                 stds.append(posterior.std.cpu() * checkpoint.config.vae.scale_factor)
-                clip_imgs.append(tokens([to_pil(p) for p in pixels]).cpu())
+                clip_imgs.append(tokens(to_images(pixels)).cpu())
             texts = sorted({text for record in images.records for text in record["text"]})
             self.text = torch.cat([self.encode_text(texts[i : i + 256]).cpu() for i in range(0, len(texts), 256)])
         # clone: what inference mode made may not take part in a training step

@@ -10,13 +10,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from ..images import to_images
 from ..model_config import ModelConfig
 from ..path import NoisePath
 from ..samplers import sample
 from ..streams import Streams, item_generators
 from ..uvit import UViT, UViTConfig, default_attention
 from .data import training_set
-from .latents import Latents, to_pil
+from .latents import Latents
 from .loop import Stage, TrainConfig, seeded_init
 from .objective import PAPER, diffusion_loss
 
@@ -84,7 +85,8 @@ class UViTStage(Stage):
         out = sample(model, NoisePath.text_to_image(20), Streams(text=text), guidance=3.0, generator=generators)
         pixels = self.latents.autoencoder.decode(out.need("img")).cpu()
         pixels = torch.cat([pixels, torch.ones_like(pixels[: -len(pixels) % 8])])
-        return to_pil(torch.cat([torch.cat(list(row), dim=2) for row in pixels.split(8)], dim=1))
+        grid = torch.cat([torch.cat(list(row), dim=2) for row in pixels.split(8)], dim=1)
+        return to_images(grid[None])[0]
 
     def export(self, model: Any) -> None:
         """``model.safetensors``: the checkpoint with this network, complete in one file."""

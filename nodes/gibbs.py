@@ -14,7 +14,7 @@ from comfy_execution.graph_utils import GraphBuilder
 
 from ..unidiffuser.path import NoisePath
 from ..unidiffuser.streams import Streams
-from . import sampling
+from . import inputs, sampling
 from .sampler import SAMPLING_METHODS, draft_writer, guidance_input, host_outputs, sample_streams, seed_input
 from .types import CATEGORY, CaptionDecoderType, show_text
 
@@ -235,7 +235,7 @@ class GibbsLoop(io.ComfyNode):
         text: Any = None,
         caption_decoder: Any = None,
     ) -> io.NodeOutput:
-        clean, mask = sampling.given_streams(model, latent_image, clip_vision_output, text)
+        clean, mask = inputs.given_streams(model, latent_image, clip_vision_output, text)
         tasks = _tasks(rounds, clean.clip_img is not None, clean.text is not None)
         total = steps * sum(map(len, tasks))
         made, half = [], 0

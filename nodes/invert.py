@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..unidiffuser.path import MARGINAL, NoisePath
 from ..unidiffuser.streams import Streams
-from . import sampling
+from . import inputs, sampling
 from .sampler import guidance_input, host_outputs, sample_streams, seed_input
 from .types import CATEGORY
 
@@ -48,11 +48,11 @@ class Invert(io.ComfyNode):
     def execute(
         cls, model: Any, latent_image: Any, clip_vision_output: Any, steps: int, seed: int, text: Any = None
     ) -> io.NodeOutput:
-        clean, _ = sampling.given_streams(model, latent_image, clip_vision_output, text)
+        given, mask = inputs.given_streams(model, latent_image, clip_vision_output, text)
         path = NoisePath.image(steps) if text is None else NoisePath.text_to_image(steps)
         watch = sampling.watcher(model, steps, None)
-        noise = sample_streams(model, path.reversed(), clean, Streams(), seed, method=INVERSE, callback=watch)
-        outputs = host_outputs(model, noise, path.reversed(), latent_image)
+        noise = sample_streams(model, path.reversed(), given, Streams(), seed, method=INVERSE, callback=watch)
+        outputs = host_outputs(model, noise, path.reversed(), latent_image, given, mask)
         return io.NodeOutput(outputs[0], outputs[1])
 
 
@@ -99,7 +99,7 @@ class Interpolate(io.ComfyNode):
         from ..unidiffuser.pipeline import slerp
 
         pictures = torch.cat([centre_square(model, image) for image in (image_a[:1], image_b[:1])])
-        clean, _ = sampling.given_streams(model, {"samples": vae.encode(pictures)}, clip_vision.encode_image(pictures), None)
+        clean, _ = inputs.given_streams(model, {"samples": vae.encode(pictures)}, clip_vision.encode_image(pictures), None)
         watch = sampling.watcher(model, 3 * steps, None)
 
         def part(number: int, path: NoisePath, streams: Streams, method: str, **settings: Any) -> Streams:
@@ -124,7 +124,7 @@ class Interpolate(io.ComfyNode):
 
 def centre_square(model: Any, image: Tensor) -> Tensor:
     """The centre square of an IMAGE (B, H, W, 3) at the size the model was trained for."""
-    side = sampling.require_model(model).origin.config.image_size
+    side = inputs.require_model(model).origin.config.image_size
     return comfy.utils.common_upscale(image[..., :3].movedim(-1, 1), side, side, "lanczos", "center").movedim(1, -1)
 
 

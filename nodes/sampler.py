@@ -13,7 +13,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..unidiffuser.path import LEAST, NoisePath
 from ..unidiffuser.samplers import METHODS
 from ..unidiffuser.streams import MODALITIES, Streams, item_generators
-from . import sampling
+from . import inputs, sampling
 from .types import CATEGORY, CaptionDecoderType, NoisePathType, show_text
 
 DATA_TYPES = ["web", "curated"]  # in the order of the network's data-type tokens
@@ -120,30 +120,30 @@ class UniDiffuserSampler(io.ComfyNode):
         negative: Any = None,
         caption_decoder: Any = None,
     ) -> io.NodeOutput:
-        clean, mask = sampling.given_streams(model, latent_image, clip_vision_output, text)
-        empty = None if negative is None else sampling.text_latent(model, negative)
+        given, mask = inputs.given_streams(model, latent_image, clip_vision_output, text)
+        empty = None if negative is None else inputs.text_latent(model, negative)
         watch = sampling.watcher(model, path.steps, draft_writer(caption_decoder, cls.hidden.unique_id))
         out = sample_streams(
             model,
             path,
-            clean,
+            given,
             mask,
             seed,
             callback=watch,
             method=method,
-            levels=sampling.given_levels(latent_image, clip_vision_output, text),
+            levels=inputs.given_levels(latent_image, clip_vision_output, text),
             guidance=(image_guidance, text_guidance),
             data_type=DATA_TYPES.index(data_type),
             unconditional="marginal" if empty is None else "empty_prompt",
             empty_text=empty,
         )
-        return host_outputs(model, out, path, latent_image)
+        return host_outputs(model, out, path, latent_image, given, mask)
 
 
 def sample_streams(
     model: Any,
     path: NoisePath,
-    clean: Streams,
+    given: Streams,
     mask: Streams,
     seed: int,
     *,
@@ -151,12 +151,11 @@ def sample_streams(
     data_type: int = 1,
     **settings: Any,
 ) -> Streams:
-    """Sample along `path` from what is given: see `sampling.start_streams`; `settings` as `unidiffuser.samplers.sample`."""
-    config = sampling.require_model(model).diffusion_model.config
-    count = max(1, clean.batch)
+    """Sample along `path` from what is given: see `inputs.start_streams`; `settings` as `unidiffuser.samplers.sample`."""
+    config = inputs.require_model(model).diffusion_model.config
+    count = max(1, given.batch)
     generators = item_generators(seed, count)
-    start = sampling.start_streams(path, clean, mask, generators, config.item_shapes, levels)
-    kept = Streams(**{name: value for name, value in mask.items() if start[name] is not None and name not in levels})
+    start = inputs.start_streams(path, given, mask, generators, config.item_shapes, levels)
     return sampling.run(
         model,
         path,
@@ -164,29 +163,40 @@ def sample_streams(
         count,
         seed,
         generator=generators,
-        mask=kept,
+        mask=Streams(**{name: value for name, value in mask.items() if start[name] is not None}),
         data_type=min(data_type, max(config.data_types - 1, 0)),
         **settings,
     )
 
 
-def host_outputs(model: Any, out: Streams, path: NoisePath, latent_image: dict[str, Any] | None = None) -> io.NodeOutput:
+def host_outputs(
+    model: Any,
+    out: Streams,
+    path: NoisePath,
+    latent_image: dict[str, Any] | None = None,
+    given: Streams | None = None,
+    mask: Streams | None = None,
+) -> io.NodeOutput:
     """LATENT, CLIP_VISION_OUTPUT and CONDITIONING of sampled streams; what the path leaves out stops its own branch.
 
-    What the path leaves noisy is marked with its level, so that another path can go on from there.
+    What the path leaves noisy is marked with its level, so that another path can go on from there, and brings along what
+    was `given` where a `mask` keeps a part of it.
     """
-    level = {name: {sampling.LEVEL: path.labels(name)[-1]} if path.labels(name)[-1] > LEAST else {} for name in MODALITIES}
+    given, mask = given or Streams(), mask or Streams()
+    level = {name: {inputs.LEVEL: path.labels(name)[-1]} if path.labels(name)[-1] > LEAST else {} for name in MODALITIES}
     latent = vision = cond = ExecutionBlocker(None)
     if out.img is not None:
-        latent = {**(latent_image or {}), "samples": model.model.process_latent_out(out.img)}
-        latent.pop(sampling.LEVEL, None)
-        latent |= level["img"]
+        latent = {k: v for k, v in (latent_image or {}).items() if k not in (inputs.LEVEL, inputs.KEPT)}
+        latent |= {"samples": model.model.process_latent_out(out.img), **level["img"]}
+        if level["img"] and mask.img is not None:
+            latent[inputs.KEPT] = model.model.process_latent_out(given.need("img"))
     if out.clip_img is not None:
         vision = comfy.clip_vision.Output()
         for name, value in {"image_embeds": out.clip_img[:, 0], **level["img"]}.items():
             vision[name] = value
     if out.text is not None:
-        cond = [[out.text, level["text"]]]
+        kept = {inputs.TOKEN_MASK: mask.text, inputs.KEPT: given.text} if level["text"] and mask.text is not None else {}
+        cond = [[out.text, level["text"] | kept]]
     return io.NodeOutput(latent, vision, cond)
 
 

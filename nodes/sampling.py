@@ -15,18 +15,15 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..unidiffuser.path import CLEAN, MARGINAL, NoisePath
+from ..unidiffuser.path import NoisePath
 from ..unidiffuser.samplers import sample
-from ..unidiffuser.schedule import add_noise, sigma_of_label
-from ..unidiffuser.streams import MODALITIES, Streams, draw_noise
+from ..unidiffuser.schedule import sigma_of_label
+from ..unidiffuser.streams import Streams
+from .inputs import require_model
 from .model import UniDiffuserModel
-from .streams import WRAPPER_KEY, Request, SampledStreams, check_image_latent, clip_vision_token, pack, unpack
+from .streams import WRAPPER_KEY, Request, SampledStreams, pack, unpack
 
 STREAMS = ("img", "clip_img", "text")
-WORDS = {"img": "picture", "text": "text"}
-INPUT_OF = {"img": "latent_image", "clip_img": "clip_vision_output", "text": "text"}  # of the UniDiffuser Sampler
-TOKEN_MASK = "unidiffuser_token_mask"  # in a CONDITIONING: (1, L, 1), 1 = rewrite this token
-LEVEL = "unidiffuser_level"  # in what a path left noisy: its label; a path that begins there takes it as it is
 SIGMA_MAX = 14.6  # of Stable Diffusion's schedule, for what the host wants to know of a run
 DRAFTS = 5  # draft captions in one run
 Watch = Callable[[int, int, Streams, Streams], None]
@@ -97,21 +94,6 @@ class _Borrowed(comfy.samplers.Sampler):
         return noise  # the host needs a tensor of the shape it gave
 
 
-def require_model(patcher: Any) -> UniDiffuserModel:
-    """The network's host model behind a MODEL.
-
-    Raises:
-        ValueError: it is another architecture.
-    """
-    model = patcher.model
-    if not isinstance(model, UniDiffuserModel):
-        raise ValueError(
-            f"The MODEL is a {type(model).__name__}, not a UniDiffuser. Connect the MODEL output of 'Load "
-            f"UniDiffuser' (LoRA and model patches may lie in between)."
-        )
-    return model
-
-
 def in_host(
     patcher: comfy.model_patcher.ModelPatcher,
     count: int,
@@ -141,107 +123,6 @@ def run(
     shapes = {name: tuple(value.shape[1:]) for name, value in start.items()}
     out: Streams = in_host(patcher, count, seed, lambda net, device: sample(net, path, start.to(device), **settings), shapes)
     return out.to(comfy.model_management.intermediate_device())
-
-
-def given_streams(
-    patcher: comfy.model_patcher.ModelPatcher,
-    latent: dict[str, Any] | None,
-    clip_vision_output: Any,
-    text: Sequence[Any] | None,
-) -> tuple[Streams, Streams]:
-    """Clean streams and masks (1 = generate) of the inputs of a node, in the model's units, all of one batch.
-
-    Raises:
-        ValueError: an input does not fit the model; the text names it.
-    """
-    model = require_model(patcher)
-    net = model.diffusion_model.config
-    samples = None if latent is None else latent["samples"]
-    if samples is not None:
-        check_image_latent(samples, net.in_chans, net.patch_size)
-    cond = None if text is None else text_latent(patcher, text)
-    embeds = None if clip_vision_output is None else clip_vision_output["image_embeds"]
-    batch = max((len(given) for given in (samples, cond, embeds) if given is not None), default=1)
-
-    repeat = comfy.utils.repeat_to_batch_size
-    streams = Streams(
-        img=None if samples is None else repeat(model.process_latent_in(samples.float()), batch),
-        clip_img=None if embeds is None else clip_vision_token(clip_vision_output, batch, net.clip_img_dim),
-        text=None if cond is None else repeat(cond, batch),
-    )
-    mask = None if latent is None else latent.get("noise_mask")
-    if mask is not None and samples is not None:
-        mask = repeat(comfy.utils.reshape_mask(mask, samples.shape)[:, :1].round(), batch)
-    return streams, Streams(img=mask, text=None if text is None else text[0][1].get(TOKEN_MASK))
-
-
-def given_levels(latent: dict[str, Any] | None, clip_vision_output: Any, text: Sequence[Any] | None) -> dict[str, float]:
-    """Labels of those inputs that an earlier path, or an inversion, has left noisy."""
-    tags = {
-        "img": (latent or {}).get(LEVEL),
-        "clip_img": getattr(clip_vision_output, LEVEL, None),
-        "text": None if text is None else text[0][1].get(LEVEL),
-    }
-    return {name: level for name, level in tags.items() if level is not None}
-
-
-def text_latent(patcher: comfy.model_patcher.ModelPatcher, conditioning: Sequence[Any]) -> Tensor:
-    """The text latent (B, L, text_dim) of a CONDITIONING, on the CPU; loads the model, which holds the compressing Linear."""
-    comfy.model_management.load_models_gpu([patcher])
-    return require_model(patcher).text_latent(conditioning[0][0], patcher.load_device).cpu()
-
-
-def start_streams(
-    path: NoisePath,
-    clean: Streams,
-    mask: Streams,
-    generators: Sequence[torch.Generator],
-    shapes: dict[str, tuple[int, ...]],
-    levels: Mapping[str, float],
-) -> Streams:
-    """What the library's sampler starts from: each clean stream at the noise level of the path's first point.
-
-    Args:
-        clean: what the artist gave; a stream that starts as pure noise needs none.
-        mask: 1 = generate, 0 = keep, for the streams of which a part is kept.
-        generators: one per item.
-        shapes: of one item of each stream that is not given.
-        levels: labels of the streams in `clean` that are noisy already; they are taken as they are.
-
-    Raises:
-        ValueError: the path needs a stream that was not given, or begins one at another level than it has.
-    """
-    start = Streams()
-    for modality, names in MODALITIES.items():
-        labels = path.labels(modality)
-        for name in names:
-            given = clean[name]
-            if name in levels:
-                if not math.isclose(levels[name], labels[0], abs_tol=1e-3):
-                    raise ValueError(
-                        f"'{INPUT_OF[name]}' is at noise level {levels[name]:g}, but this noise path begins the "
-                        f"{WORDS[modality]} at {labels[0]:g}. Choose a path that goes on where it is."
-                    )
-                start = start.replace(**{name: given})
-                continue
-            if labels[0] == MARGINAL:
-                if given is not None and mask[name] is not None:
-                    noise = draw_noise(given.shape[1:], generators, "cpu")
-                    start = start.replace(**{name: torch.where(mask[name] > 0, noise, given)})
-                elif given is not None and labels[-1] < MARGINAL:
-                    start = start.replace(**{name: draw_noise(given.shape[1:], generators, "cpu")})
-                continue
-            if given is None and name == "clip_img" and labels[0] > CLEAN:
-                given = torch.zeros(len(generators), *shapes[name])  # nothing is known of the token: made with the picture
-            if given is None or (name == "img" and not torch.count_nonzero(given)):
-                raise ValueError(
-                    f"This noise path begins with the {WORDS[modality]} at level {labels[0]:g}, not from nothing: connect "
-                    f"'{INPUT_OF[name]}'" + (" and 'clip_vision_output'." if name == "img" else ".")
-                )
-            if labels[0] > CLEAN:
-                given = add_noise(given, draw_noise(given.shape[1:], generators, "cpu"), labels[0])
-            start = start.replace(**{name: given})
-    return start
 
 
 def watcher(patcher: comfy.model_patcher.ModelPatcher, steps: int, draft: Callable[[Tensor], None] | None) -> Watch:

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..unidiffuser.scoring import caption_fit
 from ..unidiffuser.streams import Streams
-from . import sampling
+from . import inputs, sampling
 from .sampler import seed_input
 from .types import CATEGORY, show_text
 
@@ -76,8 +76,8 @@ def score(
     model: Any, clip: Any, latent_image: Any, clip_vision_output: Any, texts: list[str], levels: int, seed: int
 ) -> list[float]:
     """`caption_fit` of texts for the first picture of a LATENT, in the host."""
-    conds = [sampling.text_latent(model, clip.encode_from_tokens_scheduled(clip.tokenize(text))) for text in texts]
-    clean, _ = sampling.given_streams(model, latent_image, clip_vision_output, None)
+    conds = [inputs.text_latent(model, clip.encode_from_tokens_scheduled(clip.tokenize(text))) for text in texts]
+    clean, _ = inputs.given_streams(model, latent_image, clip_vision_output, None)
     image = Streams(img=clean.need("img")[:1], clip_img=clean.need("clip_img")[:1])
     bar = comfy.utils.ProgressBar(levels)
     return sampling.in_host(

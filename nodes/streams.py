@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from ..unidiffuser.streams import draw_noise, item_generators
+from ..unidiffuser.uvit import UViTConfig
 
+PIXELS = 8  # along a side, for one of the latent
+LARGEST = 3  # area of a latent, in that of the trained one
 WRAPPER_KEY = "unidiffuser"  # of the wrapper, and in transformer_options of the SampledStreams
 Shape = tuple[int, ...]
 
@@ -83,7 +86,7 @@ def sample_with_clip_stream(
 
     model = guider.model_patcher.model
     net = model.diffusion_model.config
-    check_image_latent(latent_image, net.in_chans, net.patch_size)
+    check_image_latent(latent_image, net)
     batch, image_shape, clip_shape = latent_image.shape[0], tuple(latent_image.shape[1:]), (1, net.clip_img_dim)
     shapes = [image_shape, clip_shape]
     generators = item_generators(seed or 0, batch)
@@ -118,17 +121,25 @@ def image_callback(callback: Callable[..., None] | None, shapes: Sequence[Shape]
     return lambda step, x0, x, total: callback(step, unpack(x0, shapes)[0], unpack(x, shapes)[0], total)
 
 
-def check_image_latent(latent: Tensor, channels: int, patch: int) -> None:
-    """Raise ValueError, in the artist's words, for a LATENT that the network cannot take."""
-    if latent.ndim != 4 or latent.shape[1] != channels:
+def check_image_latent(latent: Tensor, config: UViTConfig) -> None:
+    """Raise ValueError, in the artist's words, for a LATENT that the network cannot take or makes nothing of."""
+    patch, (rows, columns) = config.patch_size, config.latent_size
+    if latent.ndim != 4 or latent.shape[1] != config.in_chans:
         raise ValueError(
-            f"The LATENT is {tuple(latent.shape)}, but UniDiffuser works on {channels} channels (Stable Diffusion 1.x). "
-            f"Use 'Empty Latent Image', or VAE Encode with the VAE output of 'Load UniDiffuser'."
+            f"The LATENT is {tuple(latent.shape)}, but UniDiffuser works on {config.in_chans} channels (Stable Diffusion "
+            f"1.x). Use 'Empty Latent Image', or VAE Encode with the VAE output of 'Load UniDiffuser'."
         )
-    if latent.shape[2] % patch or latent.shape[3] % patch:
+    height, width = latent.shape[2:]
+    if height * width > LARGEST * rows * columns:
         raise ValueError(
-            f"The LATENT is {latent.shape[3]} x {latent.shape[2]}; this model needs sides that are multiples of "
-            f"{patch}, so a picture whose sides are multiples of {patch * 8} pixels."
+            f"The LATENT is one of {width * PIXELS} x {height * PIXELS} pixels; this model was trained on "
+            f"{columns * PIXELS} x {rows * PIXELS} and makes nothing sensible of more than {LARGEST} times that area. Choose "
+            f"a smaller 'Empty Latent Image', or scale the picture down before VAE Encode."
+        )
+    if height % patch or width % patch:
+        raise ValueError(
+            f"The LATENT is {width} x {height}; this model needs sides that are multiples of {patch}, so a picture whose "
+            f"sides are multiples of {patch * PIXELS} pixels."
         )
 
 

@@ -69,7 +69,7 @@ _BLOCK_LEAVES = {
 _SKIP_LEAVES = {"skip_linear": "skip.skip_linear", "norm1": "skip.norm"}
 
 
-def _uvit_diffusers_names(name: str) -> tuple[str, ...]:
+def uvit_diffusers_names(name: str) -> tuple[str, ...]:
     """What an original U-ViT tensor is called in diffusers: one name, or three for a qkv."""
     if name in _UVIT_TABLES:
         return (_UVIT_TABLES[name],)
@@ -108,7 +108,7 @@ def uvit_recipes(keys: Iterable[str]) -> Recipes:
     blocks = 1 + max((int(m[1]) for m in found if m), default=-1)
     bias = "transformer.transformer_mid_block.attn1.to_q.bias" in keys
     names = uvit_names(blocks, "data_type_token_embedding.weight" in keys, bias)
-    recipes = {name: Recipe(_uvit_diffusers_names(name)) for name in names}
+    recipes = {name: Recipe(uvit_diffusers_names(name)) for name in names}
     recipes = {name: Recipe(r.keys, _concatenate) if len(r.keys) > 1 else r for name, r in recipes.items()}
     # NOTE: transformer.pos_embed.proj is a second patch embedding that diffusers makes, saves and never uses.
     used = {key for recipe in recipes.values() for key in recipe.keys}
@@ -121,7 +121,7 @@ def uvit_to_diffusers(names: Iterable[str]) -> Recipes:
     """diffusers' UniDiffuserModel names from the original ones; its unused patch embedding is filled with the used one."""
     recipes: Recipes = {}
     for name in names:
-        targets = _uvit_diffusers_names(name)
+        targets = uvit_diffusers_names(name)
         for i, target in enumerate(targets):
             recipes[target] = Recipe((name,), _same if len(targets) == 1 else _third(i))
     for leaf in ("weight", "bias"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import captions, examples, folders, gibbs, invert, loader, path, sampler, score, words
+from . import captions, examples, folders, gibbs, invert, loader, lora, path, sampler, score, words
 
 
 class UniDiffuserExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register()
+        lora.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         modules = (loader, path, sampler, captions, words, invert, gibbs, score, examples)

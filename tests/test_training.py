@@ -21,6 +21,7 @@ from torch import nn
 
 from unidiffuser.schedule import add_noise
 from unidiffuser.streams import Streams
+from unidiffuser.training.augment import augmented
 from unidiffuser.training.autoencoder import PatchedAutoencoder, psnr
 from unidiffuser.training.data import ImageFolder
 from unidiffuser.training.loop import Stage, TrainConfig, save_atomically, step_indices, train
@@ -97,7 +98,8 @@ def test_loss_is_the_plain_mean_over_noised_elements():
     labels = draw_labels(6, {"clean_text": 1}, generator)
     noise = clean.map(lambda x: torch.randn(x.shape, generator=generator))
     expected = torch.cat([noise.img.flatten(), noise.clip_img.flatten()]).square().mean()
-    got = diffusion_loss(zero, clean, torch.Generator().manual_seed(3), mix={"clean_text": 1})
+    drawing = torch.Generator().manual_seed(3)
+    got = diffusion_loss(zero, clean, drawing, labels=draw_labels(6, {"clean_text": 1}, drawing))
     assert torch.isclose(got["loss"], expected)
     assert got["text"] == 0  # a clean stream has no noise to predict
     assert (labels["text"] == 0).all()
@@ -147,6 +149,17 @@ def test_image_folder_crops_to_a_square(tmp_path):
     image.save(tmp_path / "wide.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "wide.png", "text": "a"}\n')
     assert ImageFolder(tmp_path, 8).pixels(torch.tensor([0])).max() == -1  # only the black middle
+
+
+def test_augmentation_keeps_white_and_repeats():
+    pixels = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    same = augmented(pixels, torch.Generator().manual_seed(1), place=0.0, colour=0.0)
+    assert torch.allclose(same, pixels, atol=1e-5)
+    first, second = (augmented(pixels, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.abs().max() <= 1
+    assert ((first - pixels).flatten(1).abs().mean(1) > 0.05).all()  # each picture is changed
+    assert torch.allclose(augmented(torch.ones(3, 3, 8, 8), torch.Generator()), torch.ones(3, 3, 8, 8), atol=1e-5)
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------
@@ -306,6 +319,16 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     train(make_stage(encoders), encoders, progress=False)
     assert fell(runs / "encoders") < 0.8
 
+    image_encoder = config(
+        "image_encoder", runs / "image_encoder", precision=precision, steps=60,
+        options=data | {"encoders": str(runs / "encoders"), "place": 0.3},
+    )  # fmt: skip
+    train(make_stage(image_encoder), image_encoder, progress=False)
+    assert fell(runs / "image_encoder") < 1.0  # it goes on from an encoder that is nearly done
+    frozen, goes_on = (torch.load(runs / name / "clip.pt", weights_only=True) for name in ("encoders", "image_encoder"))
+    changed = {name.split(".")[0] for name, value in frozen.items() if not torch.equal(value, goes_on[name])}
+    assert changed == {"vision_model", "visual_projection", "text_projection", "logit_scale"}
+
     captioner = config(
         "captioner", runs / "captioner", precision=precision, batch_size=24, steps=80, learning_rate=4e-3,
         options=data | {"encoders": str(runs / "encoders"), "vocabulary_size": 300, "hidden_dim": 16, "width": 64, "layers": 1,
@@ -314,13 +337,15 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     train(make_stage(captioner), captioner, progress=False)
     assert fell(runs / "captioner") < 0.5
 
+    mix = {"mix": {"independent": 2, "clean_image": 1}, "where": {"split": "train"},
+           "captioning": {"where": {}, "versions": 2, "place": 0.3}}  # fmt: skip
     parts = assemble(runs, runs / "encoders.safetensors")
     sizes = {"img_size": 4, "patch_size": 2, "embed_dim": 64, "depth": 3, "num_heads": 2, "text_dim": 16, "num_text_tokens": 8,
              "clip_img_dim": 16, "data_types": 2}  # fmt: skip
     network = config(
         "uvit", runs / "uvit", precision=precision, batch_size=48, steps=100,
-        options=data | {"checkpoint": str(parts), "uvit": sizes, "sample_prompts": ["red circle"],
-                        "defaults": {"steps": 5, "guidance": 2.0}},
+        options=data | mix | {"checkpoint": str(parts), "uvit": sizes, "sample_prompts": ["red circle"],
+                              "defaults": {"steps": 5, "guidance": 2.0}},
     )  # fmt: skip
     train(make_stage(network), network, progress=False)
     assert fell(runs / "uvit") < 0.9
@@ -337,7 +362,7 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     # The same trainer goes on from a complete model: it starts where the network stands, not from scratch.
     tuned = config(
         "uvit", runs / "tuned", precision=precision, batch_size=48, steps=20, learning_rate=5e-4,
-        options=data | {"checkpoint": str(runs / "uvit/model.safetensors")},
+        options=data | mix | {"checkpoint": str(runs / "uvit/model.safetensors")},
     )  # fmt: skip
     train(make_stage(tuned), tuned, progress=False)
     first = np.mean(losses_of(runs / "tuned")[:10])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,7 @@ from ..checkpoints import Checkpoint
 from ..encoders import Autoencoder, ImageTokenEncoder, TextEncoder
 from ..images import to_images
 from ..streams import Streams
+from .augment import augmented
 from .data import ImageFolder
 
 
@@ -18,20 +21,36 @@ class Latents:
     """The latents of an image folder.
 
     Attributes:
-        mean, std: (N, C, H/8, W/8) of the autoencoder's posterior, scaled; an image latent is drawn anew at every visit.
-        clip_img: (N, 1, D) CLIP image tokens.
+        mean, std: (N * V, C, H/8, W/8) of the autoencoder's posterior, scaled; an image latent is drawn anew at every visit.
+        clip_img: (N * V, 1, D) CLIP image tokens.
+        versions: V; rows i * V ... of the three are picture i as it is, then as :func:`.augment.augmented` changes it.
         text: (T, L, text_dim), one text latent for each different caption.
         captions: (N, forms) rows of ``text`` for the captions of each picture; a picture with fewer repeats its last.
     """
 
-    def __init__(self, checkpoint: Checkpoint, images: ImageFolder, batch_size: int = 32, device: str = "cpu"):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        images: ImageFolder,
+        *,
+        versions: int = 1,
+        strength: Mapping[str, float] | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+        device: str = "cpu",
+    ):
+        """versions, strength ("place", "colour"), seed: of the changes; the rest is obvious."""
+        self.versions = versions
+        generator = torch.Generator().manual_seed(seed)
         self.autoencoder = Autoencoder.from_checkpoint(checkpoint, device=device, dtype=torch.float32)
         tokens = ImageTokenEncoder.from_checkpoint(checkpoint, device=device, dtype=torch.float32)
         self.encode_text = TextEncoder.from_checkpoint(checkpoint, device=device, dtype=torch.float32)
         means, stds, clip_imgs = [], [], []
         with torch.no_grad():
             for chunk in tqdm(torch.arange(len(images)).split(batch_size), desc="encode", leave=False):
-                pixels = images.pixels(chunk)
+                given = images.pixels(chunk)
+                changed = [augmented(given, generator, **(strength or {})) for _ in range(versions - 1)]
+                pixels = torch.stack([given, *changed], dim=1).flatten(0, 1)
                 unshuffled = F.pixel_unshuffle(pixels.to(device), checkpoint.config.vae.patch_size)
                 posterior = self.autoencoder.vae.encode(unshuffled).latent_dist
                 means.append(posterior.mean.cpu() * checkpoint.config.vae.scale_factor)
@@ -49,8 +68,10 @@ class Latents:
         )
 
     def draw(self, index: Tensor, shares: Tensor, generator: torch.Generator) -> Streams:
-        """Latents of the pairs ``index`` (B,): a sample of the posterior, and a caption form by ``shares`` (forms,)."""
+        """Latents of the pairs ``index`` (B,): any version, its posterior sampled, a caption form by ``shares`` (forms,)."""
         form = torch.multinomial(shares, len(index), replacement=True, generator=generator)
-        mean = self.mean[index]
-        img = mean + self.std[index] * torch.randn(mean.shape, generator=generator)
-        return Streams(img, self.clip_img[index], self.text[self.captions[index].gather(1, form[:, None])[:, 0]])
+        text = self.text[self.captions[index].gather(1, form[:, None])[:, 0]]
+        row = index * self.versions + torch.randint(self.versions, index.shape, generator=generator)
+        mean = self.mean[row]
+        img = mean + self.std[row] * torch.randn(mean.shape, generator=generator)
+        return Streams(img, self.clip_img[row], text)

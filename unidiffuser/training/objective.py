@@ -50,7 +50,7 @@ def diffusion_loss(
     clean: Streams,
     generator: torch.Generator,
     *,
-    mix: Mapping[str, float] = PAPER,
+    labels: Mapping[str, Tensor] | None = None,
     data_type: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Mean squared error of the predicted noise over all elements that were noised.
@@ -59,13 +59,15 @@ def diffusion_loss(
         net: a UViT.
         clean: latents of pairs, one batch: img (B, C, H, W), clip_img (B, 1, D), text (B, L, D).
         generator: on the CPU; the only source of randomness.
+        labels: of each modality, "img" and "text" (B,), see :func:`draw_labels`; None draws them by the paper's objective.
         data_type: (B,) labels of a v1 network; 1 = curated.
 
     Returns:
         "loss" and the error of each stream, scalars. A stream that is given clean (label 0) has no noise to predict and
         does not count.
     """
-    labels = {k: v.to(clean.need("img").device) for k, v in draw_labels(clean.batch, mix, generator).items()}
+    labels = draw_labels(clean.batch, PAPER, generator) if labels is None else labels
+    labels = {modality: value.to(clean.need("img").device) for modality, value in labels.items()}
     noise = clean.map(lambda x: torch.randn(x.shape, generator=generator).to(x))
     noised = {name: add_noise(x, noise.need(name), labels[MODALITY_OF[name]].float()) for name, x in clean.items()}
     if data_type is None:

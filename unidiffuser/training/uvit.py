@@ -19,7 +19,7 @@ from ..uvit import UViT, UViTConfig, default_attention
 from .data import training_set
 from .latents import Latents
 from .loop import Stage, TrainConfig, seeded_init
-from .objective import PAPER, diffusion_loss
+from .objective import PAPER, diffusion_loss, draw_labels
 
 SHORT = 128  # tokens up to which attention is faster written out, on a CPU
 
@@ -38,6 +38,9 @@ class UViTStage(Stage):
     checkpoint: a model, or its encoders alone (`unidiffuser train assemble`), in any layout.
     uvit: sizes of a new network (fields of UViTConfig), for a checkpoint that has none.
     mix: shares of the timestep mix, see :func:`.objective.draw_labels`; the paper's objective when absent.
+    captioning: what the share "clean_image" of the mix learns from instead: "where" (a filter of its own), "versions" (copies
+        of each picture, all but the first changed by :func:`.augment.augmented`), "place" and "colour" (how much).
+        Captions then become those of more pictures than the network draws; nothing changes for what it draws.
     caption_shares: probability of each caption form of a picture; equal when absent.
     defaults: "steps" and "guidance" that the exported file suggests.
     dtype: of the exported file, "float16" when absent.
@@ -54,6 +57,7 @@ class UViTStage(Stage):
         self.size = len(images)
         self.latents = Latents(self.checkpoint, images)
         self.mix = options.get("mix", PAPER)
+        self.captioning = self._captioning(options)
         self.dtype = getattr(torch, options.get("dtype", "float16"))
         self.defaults = options.get("defaults", self.checkpoint.config.defaults)
         forms = self.latents.captions.shape[1]
@@ -68,13 +72,30 @@ class UViTStage(Stage):
             self.model.load_state_dict(self.checkpoint.state_dict("uvit", dtype=torch.float32))
         self.prompts: list[str] = options.get("sample_prompts", [])
 
+    def _captioning(self, options: dict[str, Any]) -> Latents | None:
+        if "captioning" not in options:
+            return None
+        chosen = dict(options["captioning"])
+        where, versions = chosen.pop("where", options.get("where", {})), chosen.pop("versions", 1)
+        images = training_set(options | {"where": where})
+        latents = Latents(self.checkpoint, images, versions=versions, strength=chosen)
+        if latents.captions.shape[1] != self.latents.captions.shape[1]:
+            raise ValueError("the pictures of `captioning` must have as many captions each as the others")
+        return latents
+
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         return {"index": indices}
 
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        device = batch["index"].device
-        clean = self.latents.draw(batch["index"].cpu(), self.shares, generator).to(device)
-        return diffusion_loss(model, clean, generator, mix=self.mix)
+        index = batch["index"].cpu()
+        labels = draw_labels(len(index), self.mix, generator)
+        clean = self.latents.draw(index, self.shares, generator)
+        if self.captioning is not None:
+            others = torch.randint(len(self.captioning.captions), index.shape, generator=generator)
+            shown = self.captioning.draw(others, self.shares, generator)
+            given = labels["img"] == 0
+            clean = clean.zip(shown, lambda own, other: torch.where(given.view(-1, *[1] * (own.ndim - 1)), other, own))
+        return diffusion_loss(model, clean.to(batch["index"].device), generator, labels=labels)
 
     def sample(self, model: Any) -> Image.Image | None:
         """Pictures of the sample prompts, 8 in a row, 20 steps at guidance 3."""

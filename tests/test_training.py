@@ -311,6 +311,15 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     train(make_stage(autoencoder), autoencoder, progress=False)
     assert fell(runs / "autoencoder") < 0.6
 
+    decoder = config(
+        "autoencoder", runs / "decoder", precision=precision, steps=10,
+        options=autoencoder.options | {"decoder_of": str(runs / "autoencoder")},
+    )  # fmt: skip
+    train(make_stage(decoder), decoder, progress=False)
+    before, after = (torch.load(runs / name / "autoencoder.pt", weights_only=True) for name in ("autoencoder", "decoder"))
+    changed = {name.split(".")[1] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"post_quant_conv", "decoder"}
+
     encoders = config(
         "encoders", runs / "encoders", precision=precision, steps=60,
         options=data | {"vocabulary_size": 560, "text_tokens": 8, "width": 64, "layers": 1, "image_patch": 16,

@@ -72,12 +72,22 @@ def psnr(decoded: Tensor, pixels: Tensor) -> Tensor:
 
 
 class AutoencoderStage(Stage):
-    """Options: data, image_size, patch_size, channels, layers, kl_weight, edge_weight."""
+    """Options: data, image_size, patch_size, channels, layers, kl_weight, edge_weight.
+
+    decoder_of: an earlier run, of the same sizes, whose decoder alone goes on learning. Its latents stay as they are, and
+        with them all that was trained on them.
+    """
 
     def __init__(self, config: TrainConfig):
         options = config.options
         with seeded_init(config.seed):
             self.model = PatchedAutoencoder(options["patch_size"], tuple(options["channels"]), options["layers"])
+        self.keeps_latents = "decoder_of" in options
+        if self.keeps_latents:
+            state = torch.load(Path(options["decoder_of"]) / "autoencoder.pt", map_location="cpu", weights_only=True)
+            self.model.load_state_dict(state)
+            self.model.kl.encoder.requires_grad_(False)
+            self.model.kl.quant_conv.requires_grad_(False)
         self.train_set = training_set(options)
         try:
             unseen = {"split": ["validation", "heldout_concept"]}
@@ -126,6 +136,9 @@ class AutoencoderStage(Stage):
     @torch.no_grad()
     def export(self, model: Any) -> None:
         """Normalise the latents to SD's convention (unit variance after x 0.18215) and save the weights."""
+        if self.keeps_latents:
+            torch.save(model.state_dict(), self.out / "autoencoder.pt")
+            return
         means = []
         for chunk in torch.arange(min(self.size, 4096)).split(64):
             mean, logvar = model.moments(self.train_set.pixels(chunk))

@@ -38,7 +38,8 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
 
     Args:
         runs: folder of the three run folders, all finished.
-            A fourth, ``image_encoder``, gives the image tower where it is there.
+            Where they are there, ``decoder`` (an autoencoder run that went on with the decoder) and ``image_encoder`` take
+            the place of what they improve.
         out: the ``.safetensors`` file, which the ``uvit`` stage takes as its checkpoint.
         dtype: of the weights in the file; the network is then trained on the latents of exactly these encoders.
     """
@@ -55,7 +56,7 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
 
     clip, kl, caption = (
         weights("encoders/clip.pt"),
-        weights("autoencoder/autoencoder.pt"),
+        weights("decoder/autoencoder.pt" if (runs / "decoder").is_dir() else "autoencoder/autoencoder.pt"),
         weights("captioner/caption.pt"),
     )
     if (runs / "image_encoder").is_dir():

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+
+from ..images import fit, open_image
 
 
 class ImageFolder:
@@ -18,12 +19,13 @@ class ImageFolder:
     Args:
         folder: holds ``metadata.jsonl``; every line has ``file_name`` (relative) and ``text`` (a caption or a list of them),
             and may have ``split`` and any other field.
-        size: side of the pictures in pixels; others are centre-cropped and resized (Lanczos).
+        size: side of the pictures in pixels; others are turned upright, centre-cropped and resized
+            (Lanczos); what is transparent becomes white.
         where: field -> accepted values; keeps only the records that match all.
 
     Raises:
         FileNotFoundError: no ``metadata.jsonl``, or a picture that it names is missing.
-        ValueError: a line that is no record, or no record left.
+        ValueError: a line that is no record, no record left, or (when first used) a picture that is damaged.
     """
 
     def __init__(self, folder: str | Path, size: int, where: dict[str, Any] | None = None):
@@ -67,13 +69,8 @@ class ImageFolder:
         path = self.folder / record["file_name"]
         if not path.is_file():
             raise FileNotFoundError(f"{path} is named in metadata.jsonl but is not there")
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-        if image.size != (self.size, self.size):
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side)).resize((self.size,) * 2, Image.Resampling.LANCZOS)
-        return np.asarray(image)
+        image = open_image(path)
+        return np.asarray(image if image.size == (self.size,) * 2 else fit(image, self.size, self.size))
 
 
 def training_set(options: dict[str, Any]) -> ImageFolder:

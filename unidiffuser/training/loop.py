@@ -1,136 +1,36 @@
-"""One training loop for every stage: accelerate, bf16, EMA, warm-up and decay, clipping, exact resume.
+"""One training loop for every stage, one process or many: bf16, accumulation, EMA, warm-up and decay, exact resume.
 
-Which pictures a step sees, and every random number it draws, are functions of (seed, step) alone. A checkpoint therefore
-needs only the weights, the optimizer, the EMA and the step, and a run that was killed continues with the losses of an
-unbroken one. A checkpoint is one file, written to a temporary name and renamed.
+Which examples a step sees, and every random number it draws, are functions of (seed, step, place in the batch) alone. So a
+checkpoint needs only the weights, the optimizer, the average and the step: the step *is* the position in the data and in the
+random numbers. A run that was killed continues with the losses of an unbroken one, also with another number of processes.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
-import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..files import replacing, write_text
+from .average import Average
+from .config import TrainConfig
+from .parallel import World, autocast, distribute, is_sharded, joined, synchronised, unwrapped, whole
+from .record import Board, LossLog, Speed, peak_of
+from .saving import checkpoints, load_average, resume, save, whole_weights
+from .stage import Stage, Work, seeded_init, step_indices
+
+__all__ = ["Stage", "TrainConfig", "Work", "load_average", "seeded_init", "step_indices", "train"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class TrainConfig:
-    """Settings of one run; read from and kept beside the run as YAML.
-
-    Attributes:
-        stage: name of the stage, see :data:`unidiffuser.training.stages.STAGES`.
-        out: folder of the run: ``config.yaml``, ``checkpoint.pt``, ``losses.jsonl``, ``losses.png``, ``samples/``.
-        steps: optimizer steps in all.
-        batch_size: of one step, shared among the processes of `accelerate launch`.
-        learning_rate: peak; reached after ``warmup_steps``, kept, and brought linearly to 0 over the last ``decay`` share.
-        ema_decay: horizon of the averaged weights, which are what a stage exports.
-        precision: "bf16" (autocast), "fp16" or "no".
-        options: what the stage itself needs (sizes, data, mix).
-    """
-
-    stage: str
-    out: str
-    steps: int = 1000
-    batch_size: int = 64
-    learning_rate: float = 2e-4
-    warmup_steps: int = 100
-    decay: float = 0.3
-    betas: tuple[float, float] = (0.9, 0.9)
-    weight_decay: float = 0.03
-    ema_decay: float = 0.999
-    max_grad_norm: float = 1.0
-    precision: str = "bf16"
-    seed: int = 0
-    save_every: int = 500
-    sample_every: int = 1000
-    log_every: int = 10
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_file(cls, path: str | Path, **overrides: Any) -> TrainConfig:
-        """Read YAML; ``overrides`` that are not None win. Unknown or impossible settings raise ValueError."""
-        import yaml
-
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no training config at {path}")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} is not a YAML mapping of training settings")
-        values |= {k: v for k, v in overrides.items() if v is not None}
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"{path}: unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        if missing := [name for name in ("stage", "out") if name not in values]:
-            raise ValueError(f"{path}: missing {' and '.join(missing)}")
-        config = cls(**values)
-        config.betas = (float(config.betas[0]), float(config.betas[1]))
-        for name in ("steps", "batch_size", "save_every", "sample_every", "log_every"):
-            if getattr(config, name) < 1:
-                raise ValueError(f"{path}: {name} must be at least 1, got {getattr(config, name)}")
-        return config
-
-    def rate(self, step: int) -> float:
-        """Learning rate of 0-based ``step``."""
-        up = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        down = min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
-        return self.learning_rate * min(up, down)
-
-
-@contextmanager
-def seeded_init(seed: int) -> Iterator[None]:
-    """Module initialisers know only the global generator: seed it for the time of building, then give its state back."""
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.random.set_rng_state(state)
-
-
-class Stage(ABC):
-    """What a stage adds to the loop: a model, data and a loss. ``size`` is the number of examples in an epoch."""
-
-    model: nn.Module
-    size: int
-
-    @abstractmethod
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """The examples of these indices, on the CPU."""
-
-    @abstractmethod
-    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Scalars by name; "loss" is the one that is minimised. All randomness comes from ``generator`` (CPU)."""
-
-    def sample(self, model: Any) -> Any:
-        """A PIL picture of where training stands, or None."""
-        return None
-
-    @abstractmethod
-    def export(self, model: Any) -> None:
-        """Write what the next stage reads; called with the averaged weights when the run ends."""
-
-
-def step_indices(size: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Indices of one step's batch: epochs are seeded permutations laid end to end, so any step can be computed alone."""
-    first = step * batch_size
-    out: list[int] = []
-    while len(out) < batch_size:
-        epoch, offset = divmod(first + len(out), size)
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        out += order[offset : offset + batch_size - len(out)].tolist()
-    return torch.tensor(out)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -144,178 +44,185 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """``torch.save`` to a temporary name, flushed to disk, then renamed: the file is complete or it is the old one."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def train(stage: Stage, config: TrainConfig, *, progress: bool = True) -> nn.Module:
+def train(stage: Stage, config: TrainConfig, *, progress: bool = True, device: str | None = None) -> nn.Module:
     """Run (or resume) a stage to ``config.steps`` and export it.
 
+    Args:
+        device: None is the GPU of this process where there is one, else the CPU.
+
     Returns:
-        the model with the averaged weights.
+        the model with the averaged weights; with FSDP2, whole in the first process only.
 
     Raises:
-        FloatingPointError: the loss is not finite; the last checkpoint is kept, and the message names the step.
+        FloatingPointError: a loss or gradient is not finite. The message names the step and the examples; weights and
+            checkpoints are those before it.
+        ValueError: the run's checkpoint belongs to another config.
+        OSError: a checkpoint cannot be written; the last good one is kept.
     """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from diffusers.training_utils import EMAModel
+    with joined(device) as world:
+        return _train(stage, config, world, progress)
+
+
+def _train(stage: Stage, config: TrainConfig, world: World, progress: bool) -> nn.Module:
     from tqdm import tqdm
 
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "checkpoint.pt"
-    AcceleratorState._reset_state()  # a process may train several stages; accelerate otherwise insists on one precision
-    accelerator = Accelerator(mixed_precision=config.precision)
-    model = stage.model
+    # With FSDP2 no process holds the whole model; the first one keeps a copy on its CPU to export.
+    twin = copy.deepcopy(stage.model) if world.main and world.size > 1 and config.strategy == "fsdp" else None
+    net = distribute(stage.model, stage.blocks, config, world)
+    model = unwrapped(net)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas, eps=1e-8
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.8, foreach=True)
-    ema.to(accelerator.device)
-    start = 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        accelerator.unwrap_model(model).load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
-        ema.to(accelerator.device)
-        start = state["step"]
-        log.info("resuming %s at step %d", out, start)
-    rank, ranks, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
-    if main:  # one process keeps the log and the checkpoints; all hold the same weights
-        losses = _LossLog(out, start)
-        (out / "config.json").write_text(json.dumps(asdict(config), indent=1), encoding="utf-8")
+    average = Average(model, config.ema_decay)
+    run = {"stage": config.stage, "batch_size": config.batch_size, "seed": config.seed, "data": stage.fingerprint()}
+    start = resume(out, net, optimizer, average, run, world)
+    work = stage.work()
+    speed = Speed(out, config.batch_size, work, config.peak_tflops or peak_of(world.device), world.size)
+    if world.main:  # one process keeps the log
+        losses = LossLog(out, start)
+        write_text(out / "config.json", json.dumps(asdict(config), indent=1))
+    board = Board(out, config.tensorboard and world.main, start)
 
-    steps = range(start, config.steps)
-    bar = tqdm(steps, initial=start, total=config.steps, disable=not (progress and main), desc=config.stage)
-    model.train()
-    for step in bar:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    loader = _loader(stage, config, world, start)
+    bar = tqdm(loader, initial=start, total=config.steps, disable=not (progress and world.main), desc=config.stage)
+    net.train()
+    for step, passes in zip(range(start, config.steps), bar, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
-        batch = stage.batch(step_indices(stage.size, config.batch_size, config.seed, step)[rank::ranks])
-        batch = {k: v.to(accelerator.device) for k, v in batch.items()}
-        generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 1_009 + rank)
-        with accelerator.autocast():
-            terms = stage.loss(model, batch, generator)
-        loss = terms["loss"]
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(
-                f"{config.stage}: the loss is {loss.item()} at step {step}; the last good checkpoint is {checkpoint}. "
-                "Lower learning_rate, or use precision: 'no'."
-            )
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+        terms = _gradients(stage, net, config, world, step, passes)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(_not_finite(config, "gradient", norm, step, "the batch as a whole"))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        ema.step(parameters)
+        average.update(step)
+        speed.tick()
         done = step + 1
-        if not main:
-            continue
-        losses.add(step, {k: v.item() for k, v in terms.items()})
-        if done % config.log_every == 0:
-            bar.set_postfix({k: f"{v:.4f}" for k, v in losses.recent().items()})
+        if world.main:
+            losses.add(step, terms)
+            if done % config.log_every == 0:
+                rates = speed.rates(config.log_every)
+                bar.set_postfix({k: f"{v:.4g}" for k, v in (losses.recent() | rates).items() if k != "tflops"})
+                board.add("loss", losses.recent(config.log_every), done)
+                board.add("speed", rates | {"learning_rate": config.rate(step), "gradient_norm": norm}, done)
         if done % config.sample_every == 0 or done == config.steps:
-            ema.store(parameters)
-            ema.copy_to(parameters)
-            _write_sample(stage, accelerator.unwrap_model(model), out / "samples" / f"{done:07d}.png")
-            ema.restore(parameters)
-            losses.draw()
+            with average.in_place():
+                _write_sample(stage, model, out / "samples" / f"{done:07d}.png", board, done, world)
+            if world.main:
+                losses.draw()
         if done % config.save_every == 0 or done == config.steps:
-            losses.flush()
-            state = {
-                "model": accelerator.unwrap_model(model).state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "ema": ema.state_dict(),
-                "step": done,
-            }
-            save_atomically(state, checkpoint)
-    ema.copy_to(parameters)
-    trained: nn.Module = accelerator.unwrap_model(model).eval()
-    if main:
-        stage.export(trained)
-    accelerator.wait_for_everyone()
-    return trained
+            if world.main:
+                losses.flush()
+                speed.write()
+            save(out, done, net, optimizer, average, run, config.keep, world)
+    board.close()
+    return _export(stage, model, average, twin, world)
 
 
-def averaged_weights(model: nn.Module, checkpoint: Path) -> nn.Module:
-    """Load the averaged weights of a (possibly unfinished) run into ``model``."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    model.load_state_dict(state["model"])
-    shadow = iter(state["ema"]["shadow_params"])
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data.copy_(next(shadow))
-    return model.eval()
+def _gradients(
+    stage: Stage, net: nn.Module, config: TrainConfig, world: World, step: int, passes: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Forward and backward of this process's share; the mean of each term over the whole batch."""
+    total: dict[str, Tensor] = {}
+    bad: list[str] = []
+    for number, part in enumerate(passes):
+        batch = {k: v.to(world.device, non_blocking=True) for k, v in part["batch"].items()}
+        generator = torch.Generator().manual_seed(part["seed"])
+        share = len(part["indices"]) / config.batch_size
+        with synchronised(net, last=number == len(passes) - 1):
+            with autocast(net, config.precision, world.device):
+                terms = stage.loss(net, batch, generator)
+            # Gradients are averaged over the processes afterwards, hence the factor.
+            (terms["loss"] * (share * world.size)).backward()
+        if not torch.isfinite(terms["loss"]):
+            names = [stage.name_of(i) for i in part["indices"][:4].tolist()]
+            bad.append(f"process {world.rank}, pass {number}: {len(part['indices'])} examples, {', '.join(names)} ...")
+        for name, value in terms.items():
+            total[name] = total.get(name, 0) + value.detach().float() * share
+    means = world.sum(torch.stack(list(total.values()))).tolist()
+    values = dict(zip(total, means, strict=True))
+    if not math.isfinite(values["loss"]):  # the same in every process, so all stop
+        where = [line for lines in world.gather(bad) for line in lines]
+        raise FloatingPointError(_not_finite(config, "loss", values["loss"], step, "; ".join(where)))
+    return values
 
 
-def _write_sample(stage: Stage, model: nn.Module, path: Path) -> None:
+def _not_finite(config: TrainConfig, what: str, value: float, step: int, where: str) -> str:
+    last = (checkpoints(Path(config.out)) or ["none yet"])[-1]
+    return (
+        f"{config.stage}: the {what} is {value} at step {step} ({where}); nothing was changed by it, the last good checkpoint "
+        f"is {last}. Look at these examples, lower learning_rate, or use precision: 'no'."
+    )
+
+
+class _Steps(Dataset):
+    """The share of one process of every step, cut into passes."""
+
+    def __init__(self, stage: Stage, config: TrainConfig, world: World):
+        self.stage, self.config, self.rank, self.size = stage, config, world.rank, world.size
+        largest = math.ceil(config.batch_size / world.size)
+        self.passes = math.ceil(largest / (config.micro_batch or largest))
+        if config.batch_size < world.size * self.passes:
+            raise ValueError(f"batch_size {config.batch_size} is too small for {world.size} processes of {self.passes} passes")
+
+    def __getitem__(self, step: int) -> list[dict[str, Any]]:
+        config = self.config
+        indices = self.stage.order(config.batch_size, config.seed, step)
+        places = torch.arange(config.batch_size).tensor_split(self.size)[self.rank]
+        out = []
+        for part in places.tensor_split(self.passes):
+            seeds = [example_seed(config.seed, step, place) for place in part.tolist()]
+            batch = self.stage.draw(self.stage.batch(indices[part]), seeds)
+            out.append({"indices": indices[part], "batch": batch, "seed": seeds[0]})
+        return out
+
+
+def example_seed(seed: int, step: int, place: int) -> int:
+    """Of the example in this place of this step's batch. Torch's CPU generator keeps 32 bits of a seed, so they are mixed."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + place * 0x94D049BB133111EB) & (2**64 - 1)
+    mixed = ((mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93) & (2**64 - 1)
+    return mixed >> 32
+
+
+def _loader(stage: Stage, config: TrainConfig, world: World, start: int) -> Iterator[list[dict[str, Any]]]:
+    loader: Any = DataLoader(
+        _Steps(stage, config, world),
+        batch_size=None,
+        sampler=range(start, config.steps),  # type: ignore[arg-type]
+        num_workers=config.workers,
+        pin_memory=world.device.type == "cuda",
+        generator=torch.Generator(),  # else it draws from the global one
+    )
+    return iter(loader)
+
+
+def _write_sample(stage: Stage, model: nn.Module, path: Path, board: Board, step: int, world: World) -> None:
+    if not (world.main or is_sharded(model)):  # a sharded model needs all processes to run at all
+        return
     model.eval()
     with torch.no_grad():
         picture = stage.sample(model)
     model.train()
-    if picture is not None:
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(path.stem + ".partial.png")
-        picture.save(partial)
-        partial.replace(path)
+    if picture is not None and world.main:
+        with replacing(path) as partial:
+            picture.save(partial)
+        board.picture(picture, step)
 
 
-class _LossLog:
-    """``losses.jsonl`` (one line a step) and its curve; lines after the step that is resumed are dropped."""
-
-    def __init__(self, out: Path, start: int):
-        self.path = out / "losses.jsonl"
-        self.rows: list[dict[str, float]] = []
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                if row["step"] < start:
-                    self.rows.append(row)
-        self._write(self.rows)
-        self.pending: list[dict[str, float]] = []
-
-    def _write(self, rows: list[dict[str, float]]) -> None:
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        partial.replace(self.path)
-
-    def add(self, step: int, terms: dict[str, float]) -> None:
-        row = {"step": step, **terms}
-        self.rows.append(row)
-        self.pending.append(row)
-
-    def flush(self) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.pending)
-        self.pending = []
-
-    def recent(self, window: int = 50) -> dict[str, float]:
-        rows = self.rows[-window:]
-        return {k: sum(r[k] for r in rows) / len(rows) for k in rows[-1] if k != "step"}
-
-    def draw(self) -> None:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        width = max(1, len(self.rows) // 200)
-        for key in [k for k in self.rows[-1] if k != "step"]:
-            points = [self.rows[i : i + width] for i in range(0, len(self.rows), width)]
-            axes.plot([p[-1]["step"] for p in points], [sum(r[key] for r in p) / len(p) for p in points], label=key)
-        axes.set(xlabel="step", ylabel="loss", yscale="log")
-        axes.legend()
-        partial = self.path.with_name("losses.partial.png")
-        figure.savefig(partial, dpi=110)
-        partial.replace(self.path.with_name("losses.png"))
+def _export(stage: Stage, model: nn.Module, average: Average, twin: nn.Module | None, world: World) -> nn.Module:
+    with average.in_place():
+        if is_sharded(model):
+            weights = whole_weights(model)
+            if twin is not None:
+                twin.load_state_dict(weights)
+                model = twin
+        else:
+            model = copy.deepcopy(model) if world.size > 1 and world.main else model
+            average.shadow = average.weights  # the run is over: the averaged weights stay in place
+    if world.main:
+        stage.export(model.eval())
+    world.barrier()
+    return model

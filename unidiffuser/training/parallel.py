@@ -72,7 +72,9 @@ def joined(device: str | None = None, patience: timedelta = timedelta(minutes=30
         return
     if chosen.type == "cuda":
         if local >= torch.cuda.device_count():
-            raise ValueError(f"process {local} of this machine has no GPU of its own: start {torch.cuda.device_count()} of them")
+            raise ValueError(
+                f"process {local} of this machine has no GPU of its own: start {torch.cuda.device_count()} of them"
+            )
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
     try:

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..unidiffuser.streams import item_generators
+from .controls import seed_input
 from .parts import HostCaptionDecoder
 from .types import CATEGORY, CaptionDecoderType, show_text
 
@@ -55,14 +56,7 @@ class DecodeCaption(io.ComfyNode):
                     step=0.05,
                     tooltip="Above 1 flattens the choice of words, below 1 sharpens it.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="nucleus only: item k of the batch draws with seed + k.",
-                ),
+                seed_input("nucleus only: item k of the batch draws with seed + k."),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[

@@ -15,21 +15,18 @@ from comfy_execution.graph_utils import GraphBuilder
 from ..unidiffuser.path import NoisePath
 from ..unidiffuser.streams import Streams
 from . import inputs, sampling
-from .sampler import SAMPLING_METHODS, draft_writer, guidance_input, host_outputs, sample_streams, seed_input
+from .controls import MAX_SEED, sampling_inputs, steps_input
+from .sampler import draft_writer, host_outputs, sample_streams
 from .types import CATEGORY, CaptionDecoderType, show_text
 
 SEED_STRIDE = 1000  # between the halves of the rounds, so that the items of a batch do not share seeds with them
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
 def _chain_inputs() -> list[Any]:
     return [
         io.Int.Input("rounds", default=4, min=1, max=100, tooltip="Pairs of a text and a picture, each made from the last."),
-        io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Network steps of each half of a round."),
-        seed_input(),
-        io.Combo.Input("method", options=SAMPLING_METHODS, default="dpmpp_2m", tooltip="The solver of both halves."),
-        guidance_input("image_guidance", "picture"),
-        guidance_input("text_guidance", "text"),
+        steps_input("Network steps of each half of a round."),
+        *sampling_inputs(),
     ]
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..unidiffuser.path import MARGINAL, NoisePath
 from ..unidiffuser.streams import Streams
 from . import inputs, sampling
-from .sampler import guidance_input, host_outputs, sample_streams, seed_input
+from .controls import guidance_input, seed_input, steps_input
+from .sampler import host_outputs, sample_streams
 from .types import CATEGORY
 
 INVERSE, FORWARD = "ddim_inverse", "ddim"  # the deterministic pair: one undoes the other
@@ -35,7 +36,7 @@ class Invert(io.ComfyNode):
                 io.Conditioning.Input(
                     "text", optional=True, tooltip="What the picture shows; without it the text is left open."
                 ),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="More steps lead back more exactly."),
+                steps_input("More steps lead back more exactly.", default=50),
                 seed_input(),
             ],
             outputs=[
@@ -73,7 +74,7 @@ class Interpolate(io.ComfyNode):
                 io.Image.Input("image_a", tooltip="The first picture; its centre square is used."),
                 io.Image.Input("image_b", tooltip="The last picture; its centre square is used."),
                 io.Int.Input("frames", default=8, min=2, max=1000, tooltip="Pictures in all, with both ends."),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Network steps for each of the three parts."),
+                steps_input("Network steps for each of the three parts.", default=50),
                 guidance_input("text_guidance", "text that describes each picture"),
                 seed_input(),
             ],

@@ -20,11 +20,11 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..unidiffuser.schedule import NUM_LABELS, label_of_sigma, sigma_of_label
-from ..unidiffuser.uvit import UViT, UViTConfig
+from ..unidiffuser.uvit import UViTConfig
+from .network import HostUViT
 from .saved import KEY, Origin
 from .streams import WRAPPER_KEY, SampledStreams, pack, sample_with_clip_stream, unpack
 
@@ -32,48 +32,6 @@ logger = logging.getLogger(__name__)
 
 TEXT = "unidiffuser_text"  # names of the conditions that extra_conds hands to _apply_model
 NO_TEXT = "unidiffuser_no_text"
-
-
-def host_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The attention that the host was started with; q, k, v (B, heads, L, d) -> (B, L, heads * d)."""
-    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True)
-
-
-class HostUViT(UViT):
-    """The U-ViT on the host's operations, with what the host can only patch or offload in a leaf module held in one.
-
-    `position` and `position_token` replace the root parameters `pos_embed` and `pos_embed_token`; patches on those would
-    be accepted and silently do nothing. `text_prefix` is the caption decoder's Linear from CLIP text to the text latent.
-    """
-
-    def __init__(self, config: UViTConfig, clip_width: int, operations: Any, device: Any = None, dtype: Any = None):
-        super().__init__(config, operations, host_attention, device=device, dtype=dtype)
-        tokens = self.pos_embed.shape[1]
-        del self.pos_embed
-        self.position = operations.Embedding(tokens, config.embed_dim, device=device, dtype=dtype)
-        if config.data_types:
-            del self.pos_embed_token
-            self.position_token = operations.Embedding(1, config.embed_dim, device=device, dtype=dtype)
-        self.text_prefix = operations.Linear(clip_width, config.text_dim, device=device, dtype=dtype)
-        self.clip_width = clip_width
-        self.dtype = dtype
-
-    def position_tables(self) -> tuple[Tensor, Tensor | None]:
-        table = self._rows(self.position)
-        return table, self._rows(self.position_token) if self.config.data_types else None
-
-    @staticmethod
-    def _rows(embedding: torch.nn.Embedding) -> Tensor:
-        # NOTE: looked up, not read: only a call lets the host move, cast and patch the weight.
-        index = torch.arange(embedding.num_embeddings, device=comfy.model_management.get_torch_device())
-        return embedding(index, out_dtype=torch.float32)[None]  # (1, tokens, D)
-
-
-def host_keys(weights: dict[str, Tensor], prefix_weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of a `HostUViT`: original U-ViT keys in `weights`, encode_prefix "weight" and "bias" in `prefix_weights`."""
-    renamed = {"pos_embed": "position.weight", "pos_embed_token": "position_token.weight"}
-    out = {renamed.get(k, k): v[0] if k in renamed else v for k, v in weights.items()}
-    return out | {f"text_prefix.{k}": v for k, v in prefix_weights.items()}
 
 
 class LatentFormat(comfy.latent_formats.SD15):
@@ -232,7 +190,6 @@ def make_patcher(
     clip_width: int,
     weights: dict[str, Tensor],
     latent_format: LatentFormat | None = None,
-    dtype: torch.dtype | None = None,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """The MODEL of a network, sized and placed by the host's memory management.
@@ -240,9 +197,8 @@ def make_patcher(
     Args:
         config: sizes of the U-ViT.
         clip_width: width of the CLIP text that conditions it.
-        weights: state dict of a `HostUViT` (see `host_keys`); emptied while loading.
+        weights: state dict of a `HostUViT` (see `host_keys`), in any of the host's ways of quantising; emptied while loading.
         latent_format: None means Stable Diffusion's.
-        dtype: of the weights; None lets the host choose.
         disable_dynamic: the host's own request for a patcher that loads everything at once.
     """
     management = comfy.model_management
@@ -250,14 +206,15 @@ def make_patcher(
     host_config = ModelConfig({"config": config, "clip_width": clip_width})
     if latent_format is not None:
         host_config.latent_format = latent_format
-    supported = host_config.supported_inference_dtypes
-    if dtype is None:
-        dtype = management.unet_dtype(
-            model_params=comfy.utils.calculate_parameters(weights),
-            supported_dtypes=list(supported),
-            weight_dtype=comfy.utils.weight_dtype(weights),
-        )
-    host_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, load_device, supported))
+    supported = list(host_config.supported_inference_dtypes)
+    host_config.quant_config = comfy.utils.detect_layer_quantization(weights, "")
+    dtype = management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights),
+        supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(weights) if host_config.quant_config is None else None,
+    )
+    computed_in = dtype if host_config.quant_config is None else None  # quantised weights name their own
+    host_config.set_inference_dtype(dtype, management.unet_manual_cast(computed_in, load_device, supported))
 
     model = host_config.get_model(weights)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher

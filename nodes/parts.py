@@ -23,7 +23,9 @@ from torch import Tensor
 from ..unidiffuser.checkpoints import Checkpoint
 from ..unidiffuser.tokenizers import END, START, BytePairTokenizer
 from .folders import BUNDLED
-from .model import EmojiLatentFormat, LatentFormat, host_keys, make_patcher
+from .memory import say_what_to_do
+from .model import EmojiLatentFormat, LatentFormat, make_patcher
+from .network import host_keys
 from .saved import Origin, read_network
 
 if TYPE_CHECKING:
@@ -204,7 +206,7 @@ class HostCaptionDecoder:
         device = self.patcher.load_device
         text = text[:, :length].to(device, torch.float32)
         latents = text if text.shape[-1] == widths[0] else self.decoder.encode_prefix(text)
-        with torch.inference_mode():
+        with torch.inference_mode(), say_what_to_do():
             return self.decoder.decode(latents, **settings)
 
     def draft(self, latents: Tensor) -> str:

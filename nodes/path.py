@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..unidiffuser.path import SPACINGS, NoisePath
 from ..unidiffuser.schedule import NUM_LABELS, sigma_of_label
+from .controls import steps_input
 from .types import CATEGORY, NoisePathType
 
 CORNERS = "through a corner"
@@ -90,7 +91,7 @@ class NoisePathNode(io.ComfyNode):
                         ),
                     ],
                 ),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Network steps along the way."),
+                steps_input("Network steps along the way."),
                 io.Combo.Input(
                     "spacing",
                     options=list(SPACINGS),

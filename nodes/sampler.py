@@ -11,35 +11,12 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..unidiffuser.path import LEAST, NoisePath
-from ..unidiffuser.samplers import METHODS
 from ..unidiffuser.streams import MODALITIES, Streams, item_generators
 from . import inputs, sampling
+from .controls import sampling_inputs
 from .types import CATEGORY, CaptionDecoderType, NoisePathType, show_text
 
 DATA_TYPES = ["web", "curated"]  # in the order of the network's data-type tokens
-SAMPLING_METHODS = [name for name, method in METHODS.items() if not method.implicit]
-
-
-def guidance_input(name: str, what: str, default: float = 4) -> io.Float.Input:
-    return io.Float.Input(
-        name,
-        default=default,
-        min=0,
-        max=30,
-        step=0.1,
-        tooltip=f"How closely the {what} follows its counterpart: 1 is off, more is closer. The authors' scale plus 1.",
-    )
-
-
-def seed_input() -> io.Int.Input:
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=0xFFFFFFFFFFFFFFFF,
-        control_after_generate=True,
-        tooltip="Item k of a batch is made with seed + k.",
-    )
 
 
 class UniDiffuserSampler(io.ComfyNode):
@@ -55,15 +32,7 @@ class UniDiffuserSampler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="From Load UniDiffuser; LoRA and other patches may lie in between."),
                 NoisePathType.Input("path", tooltip="From UniDiffuser Noise Path: what is made, and from what."),
-                seed_input(),
-                io.Combo.Input(
-                    "method",
-                    options=SAMPLING_METHODS,
-                    default="dpmpp_2m",
-                    tooltip="The solver; 'reference' is the authors' own.",
-                ),
-                guidance_input("image_guidance", "picture"),
-                guidance_input("text_guidance", "text"),
+                *sampling_inputs(),
                 io.Combo.Input(
                     "data_type",
                     options=DATA_TYPES,

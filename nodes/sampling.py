@@ -20,6 +20,7 @@ from ..unidiffuser.samplers import sample
 from ..unidiffuser.schedule import sigma_of_label
 from ..unidiffuser.streams import Streams
 from .inputs import require_model
+from .memory import say_what_to_do
 from .model import UniDiffuserModel
 from .streams import WRAPPER_KEY, Request, SampledStreams, pack, unpack
 
@@ -112,7 +113,8 @@ def in_host(
     guider.model_options.setdefault("transformer_options", {})[WRAPPER_KEY] = SampledStreams([])
     placeholder = torch.zeros(count, 1, numbers)
     sampler = _Borrowed(function)
-    guider.sample(placeholder, placeholder, sampler, torch.tensor([SIGMA_MAX, 0.0]), disable_pbar=True, seed=seed)
+    with say_what_to_do():
+        guider.sample(placeholder, placeholder, sampler, torch.tensor([SIGMA_MAX, 0.0]), disable_pbar=True, seed=seed)
     return sampler.result
 
 

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from ..unidiffuser.scoring import caption_fit
 from ..unidiffuser.streams import Streams
 from . import inputs, sampling
-from .sampler import seed_input
+from .controls import seed_input
 from .types import CATEGORY, show_text
 
 

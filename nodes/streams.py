@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..unidiffuser.streams import draw_noise, item_generators
 from ..unidiffuser.uvit import UViTConfig
+from .memory import say_what_to_do
 
 PIXELS = 8  # along a side, for one of the latent
 LARGEST = 3  # area of a latent, in that of the trained one
@@ -106,9 +107,9 @@ def sample_with_clip_stream(
     if "latent_shapes" in kwargs:
         kwargs["latent_shapes"] = [packed.shape]
     try:
-        out = executor(
-            packed_noise, packed, sampler, sigmas, denoise_mask, image_callback(callback, shapes), disable_pbar, seed, **kwargs
-        )
+        with say_what_to_do():
+            show = image_callback(callback, shapes)
+            out = executor(packed_noise, packed, sampler, sigmas, denoise_mask, show, disable_pbar, seed, **kwargs)
     finally:
         del options[WRAPPER_KEY]
     return model.process_latent_out(unpack(out, shapes)[0])

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_management
+import comfy.model_patcher
 import torch
 
 
@@ -20,16 +22,14 @@ class ForeignConditioning:
 
 
 class ForeignModel:
-    """A MODEL of another architecture, as far as our nodes look."""
+    """A MODEL of another architecture, in the host's own patcher."""
 
     INPUT_TYPES = classmethod(lambda cls: {"required": {}})
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
 
     def run(self) -> tuple[Any]:
-        class Patcher:
-            model = torch.nn.Linear(1, 1)
-
-        return (Patcher(),)
+        device = comfy.model_management.get_torch_device()
+        return (comfy.model_patcher.ModelPatcher(torch.nn.Linear(1, 1), device, device),)
 
 
 class OutOfMemory:
@@ -60,7 +60,19 @@ class DumpToken:
         return ()
 
 
+class DumpText:
+    """Writes the tensor of a CONDITIONING to a file."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("CONDITIONING",), "file": ("STRING",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "tests", True
+
+    def run(self, text: Any, file: str) -> tuple[()]:
+        torch.save(text[0][0], file)
+        return ()
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestDumpText": DumpText,
     "TestDumpToken": DumpToken,
     "TestForeignConditioning": ForeignConditioning,
     "TestForeignModel": ForeignModel,

@@ -1,0 +1,54 @@
+"""The U-ViT built with the host's operations, so that the host can move, cast, patch and quantise each of its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ..unidiffuser.uvit import UViT, UViTConfig
+
+
+def host_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The attention that the host was started with; q, k, v (B, heads, L, d) -> (B, L, heads * d)."""
+    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True)
+
+
+class HostUViT(UViT):
+    """The U-ViT on the host's operations, with what the host can only patch or offload in a leaf module held in one.
+
+    `position` and `position_token` replace the root parameters `pos_embed` and `pos_embed_token`; patches on those would
+    be accepted and silently do nothing. `text_prefix` is the caption decoder's Linear from CLIP text to the text latent.
+    """
+
+    def __init__(self, config: UViTConfig, clip_width: int, operations: Any, device: Any = None, dtype: Any = None):
+        super().__init__(config, operations, host_attention, device=device, dtype=dtype)
+        tokens = self.pos_embed.shape[1]
+        del self.pos_embed
+        self.position = operations.Embedding(tokens, config.embed_dim, device=device, dtype=dtype)
+        if config.data_types:
+            del self.pos_embed_token
+            self.position_token = operations.Embedding(1, config.embed_dim, device=device, dtype=dtype)
+        self.text_prefix = operations.Linear(clip_width, config.text_dim, device=device, dtype=dtype)
+        self.clip_width = clip_width
+        self.dtype = dtype
+
+    def position_tables(self) -> tuple[Tensor, Tensor | None]:
+        table = self._rows(self.position)
+        return table, self._rows(self.position_token) if self.config.data_types else None
+
+    @staticmethod
+    def _rows(embedding: torch.nn.Embedding) -> Tensor:
+        # NOTE: looked up, not read: only a call lets the host move, cast and patch the weight.
+        index = torch.arange(embedding.num_embeddings, device=comfy.model_management.get_torch_device())
+        return embedding(index, out_dtype=torch.float32)[None]  # (1, tokens, D)
+
+
+def host_keys(weights: dict[str, Tensor], prefix_weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of a `HostUViT`: original U-ViT keys in `weights`, encode_prefix "weight" and "bias" in `prefix_weights`."""
+    renamed = {"pos_embed": "position.weight", "pos_embed_token": "position_token.weight"}
+    out = {renamed.get(k, k): v[0] if k in renamed else v for k, v in weights.items()}
+    return out | {f"text_prefix.{k}": v for k, v in prefix_weights.items()}

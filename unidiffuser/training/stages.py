@@ -15,7 +15,6 @@ from .loop import Stage, TrainConfig
 STAGES: Mapping[str, str] = {
     "autoencoder": "autoencoder:AutoencoderStage",
     "encoders": "encoders:EncodersStage",
-    "image_encoder": "image_encoder:ImageEncoderStage",
     "captioner": "captioner:CaptionerStage",
     "uvit": "uvit:UViTStage",
 }
@@ -38,8 +37,7 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
 
     Args:
         runs: folder of the three run folders, all finished.
-            Where they are there, ``decoder`` (an autoencoder run that went on with the decoder) and ``image_encoder`` take
-            the place of what they improve.
+            A fourth, ``decoder`` (an autoencoder run that went on with the decoder alone), takes the first one's place.
         out: the ``.safetensors`` file, which the ``uvit`` stage takes as its checkpoint.
         dtype: of the weights in the file; the network is then trained on the latents of exactly these encoders.
     """
@@ -59,8 +57,6 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
         weights("decoder/autoencoder.pt" if (runs / "decoder").is_dir() else "autoencoder/autoencoder.pt"),
         weights("captioner/caption.pt"),
     )
-    if (runs / "image_encoder").is_dir():
-        clip |= {k: v for k, v in weights("image_encoder/clip.pt").items() if k.startswith(("vision_model.", "visual_"))}
     clip_sizes = json.loads((runs / "encoders/clip.json").read_text(encoding="utf-8"))
     caption_sizes = json.loads((runs / "captioner/caption.json").read_text(encoding="utf-8"))
     vae = json.loads((runs / "autoencoder/config.json").read_text(encoding="utf-8"))["options"]

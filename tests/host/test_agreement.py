@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -96,31 +97,79 @@ def test_the_prompt_matters(server: HostServer) -> None:
     assert (by_ksampler(server) - by_ksampler(server, prompt="blue dog")).abs().max() > 1e-3
 
 
+QKV, PROJ, FC1 = "in_blocks.0.attn.qkv", "mid_block.attn.proj", "out_blocks.1.mlp.fc1"
+ENDS = {"kohya": ("lora_up", "lora_down"), "peft": ("lora_B", "lora_A")}
+DIFFUSERS = {  # names in diffusers' UniDiffuserModel, which splits qkv
+    QKV: [f"transformer.transformer_in_blocks.0.attn1.to_{x}" for x in "qkv"],
+    PROJ: ["transformer.transformer_mid_block.attn1.to_out.0"],
+    FC1: ["transformer.transformer_out_blocks.1.block.ff.net.0.proj"],
+}
+STYLES: dict[str, tuple[str, Callable[[str], str], bool]] = {  # ends of the keys, the name's spelling, names of diffusers
+    "kohya": ("kohya", lambda name: "lora_unet_" + name.replace(".", "_"), False),
+    "kohya on diffusers": ("kohya", lambda name: "lora_unet_" + name.replace(".", "_"), True),
+    "peft": ("peft", lambda name: f"base_model.model.{name}", False),
+    "host": ("peft", lambda name: f"diffusion_model.{name}", False),
+    "diffusers": ("peft", lambda name: f"unet.{name}", True),
+    "peft on diffusers": ("peft", lambda name: f"base_model.model.{name}", True),
+}
+
+
 def write_lora(path: Path, style: str) -> None:
-    """A LoRA of rank 2 on one attention, in the key style of "kohya" or "peft"."""
-    generator = torch.Generator().manual_seed(3)
-    up, down = torch.randn(144, 2, generator=generator), torch.randn(2, 48, generator=generator)
-    if style == "kohya":
-        name = "lora_unet_in_blocks_0_attn_qkv"
-        tensors = {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": torch.tensor(2.0)}
-    else:
-        name = "diffusion_model.in_blocks.0.attn.qkv"
-        tensors = {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
-    save_file(tensors, path)
+    """A LoRA of rank 2 on three Linears, the same for every style of `STYLES`."""
+    ends, spell, of_diffusers = STYLES[style]
+    generator, tensors = torch.Generator().manual_seed(3), {}
+    for module, (rows, columns) in {QKV: (144, 48), PROJ: (48, 48), FC1: (192, 48)}.items():
+        up, down = torch.randn(rows, 2, generator=generator), torch.randn(2, columns, generator=generator)
+        names = DIFFUSERS[module] if of_diffusers else [module]
+        for name, part in zip(names, up.chunk(len(names)), strict=True):
+            high, low = ENDS[ends]
+            alpha = {f"{spell(name)}.alpha": torch.tensor(4.0)} if ends == "kohya" else {}
+            scale = 0.5 if alpha else 1.0  # undone by alpha / rank
+            tensors |= {f"{spell(name)}.{high}.weight": part * scale, f"{spell(name)}.{low}.weight": down.clone(), **alpha}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
-@pytest.mark.parametrize("style", ["kohya", "peft"])
-def test_a_lora_changes_both_equally_and_unloads_exactly(server: HostServer, style: str) -> None:
-    write_lora(server.base / f"models/loras/{style}.safetensors", style)
-    before = by_node(server)
-    node, ksampler = by_node(server, f"{style}.safetensors"), by_ksampler(server, f"{style}.safetensors")
-    assert (node - before).abs().max() > 1e-2
-    torch.testing.assert_close(ksampler, node, rtol=0, atol=1e-3)
-    assert torch.equal(by_node(server), before)
+@pytest.fixture(scope="module")
+def plain(server: HostServer) -> torch.Tensor:
+    return by_node(server)
 
 
-def test_a_model_that_the_host_has_saved_loads_again(server: HostServer) -> None:
+@pytest.fixture(scope="module")
+def with_fused_lora(server: HostServer) -> torch.Tensor:
     write_lora(server.base / "models/loras/kohya.safetensors", "kohya")
+    return by_node(server, "kohya.safetensors")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_lora_changes_both_equally_and_unloads_exactly(
+    server: HostServer, plain: torch.Tensor, with_fused_lora: torch.Tensor, style: str
+) -> None:
+    write_lora(server.base / f"models/loras/{style}.safetensors", style)
+    node, ksampler = by_node(server, f"{style}.safetensors"), by_ksampler(server, f"{style}.safetensors")
+    assert (node - plain).abs().max() > 1e-2
+    torch.testing.assert_close(node, with_fused_lora, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ksampler, node, rtol=0, atol=1e-3)
+    assert torch.equal(by_node(server), plain)
+    assert "lora key not loaded" not in server.log
+
+
+def test_a_lora_of_queries_and_values_alone(server: HostServer, plain: torch.Tensor) -> None:
+    """What PEFT trains unless told otherwise; keys stay as they are, so a LoRA of zeros for them changes nothing more."""
+    q, k, v = DIFFUSERS[QKV]
+    generator = torch.Generator().manual_seed(4)
+    up, down = torch.randn(2, 48, 2, generator=generator), torch.randn(2, 2, 48, generator=generator)
+    two = {f"unet.{name}.lora_B.weight": up[i].clone() for i, name in enumerate((q, v))}
+    two |= {f"unet.{name}.lora_A.weight": down[i].clone() for i, name in enumerate((q, v))}
+    three = two | {f"unet.{k}.lora_B.weight": torch.zeros(48, 1), f"unet.{k}.lora_A.weight": torch.ones(1, 48)}
+    found = []
+    for name, tensors in (("two", two), ("three", three)):
+        save_file(tensors, server.base / f"models/loras/{name}.safetensors")
+        found.append(by_node(server, f"{name}.safetensors"))
+    assert (found[0] - plain).abs().max() > 1e-2
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+
+
+def test_a_model_that_the_host_has_saved_loads_again(server: HostServer, with_fused_lora: torch.Tensor) -> None:
     graph = Graph()
     graph.add("ModelSave", model=with_lora(graph, "kohya.safetensors"), filename_prefix="checkpoints/merged")
     server.run(graph.prompt)
@@ -137,17 +186,36 @@ def test_a_model_that_the_host_has_saved_loads_again(server: HostServer) -> None
         negative=graph.text(""),
     )
     graph.save(out(), "merged")
-    torch.testing.assert_close(saved(server, graph, "merged"), by_node(server, "kohya.safetensors"), rtol=0, atol=1e-3)
+    torch.testing.assert_close(saved(server, graph, "merged"), with_fused_lora, rtol=0, atol=1e-3)
 
 
-def test_merging_and_replacing_the_schedule(server: HostServer) -> None:
+def by_ksampler_node(server: HostServer, change: Callable[[Graph], object]) -> torch.Tensor:
+    """What the plain KSampler makes with the MODEL that `change` puts before it."""
     graph = Graph()
-    lora = graph.add("LoraLoaderModelOnly", model=graph.model, lora_name="kohya.safetensors", strength_model=1.0)()
-    merged = graph.add("ModelMergeSimple", model1=graph.model, model2=lora, ratio=0.5)()
-    other = graph.add("ModelSamplingDiscrete", model=merged, sampling="eps", zsnr=False)()
-    out = graph.ksampler(graph.text(PROMPT), graph.text(""), graph.empty(), other)
-    graph.save(out(), "other")
-    assert torch.isfinite(saved(server, graph, "other")).all()
+    out = graph.ksampler(graph.text(PROMPT), graph.text(""), graph.empty(), change(graph))
+    graph.save(out(), "changed")
+    return saved(server, graph, "changed")
+
+
+def test_a_merge_with_a_lora_is_half_of_it(server: HostServer, with_fused_lora: torch.Tensor) -> None:
+    def lora(graph: Graph, strength: float) -> object:
+        node = "LoraLoaderModelOnly"
+        return graph.add(node, model=graph.model, lora_name="kohya.safetensors", strength_model=strength)()
+
+    def merged(graph: Graph) -> object:
+        return graph.add("ModelMergeSimple", model1=graph.model, model2=lora(graph, 1.0), ratio=0.5)()
+
+    half = by_ksampler_node(server, lambda graph: lora(graph, 0.5))
+    torch.testing.assert_close(by_ksampler_node(server, merged), half, rtol=0, atol=1e-3)
+    assert (half - by_ksampler_node(server, lambda graph: graph.model)).abs().max() > 1e-2
+
+
+def test_a_replaced_schedule_is_followed(server: HostServer) -> None:
+    def same(graph: Graph) -> object:
+        return graph.add("ModelSamplingDiscrete", model=graph.model, sampling="eps", zsnr=False)()
+
+    plain = by_ksampler_node(server, lambda graph: graph.model)
+    torch.testing.assert_close(by_ksampler_node(server, same), plain, rtol=0, atol=5e-3)  # it rounds timesteps
 
 
 def test_the_vae_agrees(server: HostServer, tiny_file: Path) -> None:

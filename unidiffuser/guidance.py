@@ -36,6 +36,8 @@ class Guidance:
 
     img, text: scales g of the modalities, 1 = off.
     interval: labels (low, high) outside of which a modality is not guided (Kynkäänniemi et al., arXiv 2404.07724).
+    uncond_interval: the unconditional prediction is made at every n-th step, 1 = always; in between its last difference
+        from the conditional one is used again.
     empty_text: (1 or B, L, D) latent of the empty prompt, to be the image's unconditional at t_text = 0 in place of the
         marginal.
     """
@@ -44,6 +46,7 @@ class Guidance:
     text: float = 1.0
     interval: tuple[float, float] = (CLEAN, MARGINAL)
     empty_text: Tensor | None = None
+    uncond_interval: int = 1
 
     def __post_init__(self) -> None:
         for name, scale in (("image", self.img), ("text", self.text)):
@@ -52,6 +55,8 @@ class Guidance:
         low, high = self.interval
         if not low <= high:
             raise ValueError(f"guidance_interval must be labels (low, high) with low <= high, not {self.interval}.")
+        if self.uncond_interval < 1:
+            raise ValueError(f"uncond_interval must be at least 1 (1 = at every step), not {self.uncond_interval}.")
         if self.empty_text is not None and self.empty_text.ndim != 3:
             raise ValueError(f"empty_text must be (1 or B, L, D), not {tuple(self.empty_text.shape)}.")
 
@@ -62,6 +67,7 @@ class Guidance:
         unconditional: str = "marginal",
         empty_text: Tensor | None = None,
         interval: tuple[float, float] | None = None,
+        uncond_interval: int = 1,
     ) -> Guidance:
         """From the arguments of `samplers.sample`: one scale or an (image, text) pair.
 
@@ -76,7 +82,7 @@ class Guidance:
         if unconditional == "empty_prompt" and empty_text is None:
             raise ValueError('unconditional="empty_prompt" needs empty_text, the encoded empty prompt.')
         empty = empty_text if unconditional == "empty_prompt" else None
-        return cls(float(img), float(text), (CLEAN, MARGINAL) if interval is None else interval, empty)
+        return cls(float(img), float(text), (CLEAN, MARGINAL) if interval is None else interval, empty, uncond_interval)
 
     def strength(self, modality: str, label: float) -> float:
         """The paper's s = g - 1 of "img" or "text" at a label, 0 outside the interval."""
@@ -108,17 +114,20 @@ def needed_evaluations(
     marginal: Collection[str],
     guidance: Guidance,
     noise: Callable[[str], Tensor],
+    known: Collection[str] = (),
 ) -> dict[str, Evaluation]:
     """The evaluations of one point: "main", and one named after each moving modality for its unconditional prediction.
 
-    A modality that is not guided here, or whose condition is marginal anyway, has no unconditional evaluation.
+    A modality that is not guided here, or whose condition is marginal anyway, has no unconditional evaluation; one that
+    is `known` needs none.
     """
     main = point
     for modality in marginal:
         main = main.without(modality, noise)
     needed = {"main": main}
     for modality in moving:
-        if guidance.strength(modality, point.label(modality)) and OTHER[modality] not in marginal:
+        guided = guidance.strength(modality, point.label(modality)) and OTHER[modality] not in marginal
+        if guided and modality not in known:
             needed[modality] = _unconditional(point, modality, guidance, noise)
     return needed
 
@@ -140,7 +149,8 @@ def evaluate(net: Net, evaluations: dict[str, Evaluation], heads: Sequence[str],
     batch, device = streams[0].shape[0] // len(points), streams[0].device
 
     def labels(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device).repeat_interleave(batch)
+        # filled there, not copied there: a copy would wait for the device
+        return torch.cat([torch.full((batch,), value, dtype=torch.float32, device=device) for value in values])
 
     kinds = torch.as_tensor(data_type, device=device).expand(batch).repeat(len(points))
     out = net(*streams, labels([p.t_img for p in points]), labels([p.t_text for p in points]), kinds, heads=heads)
@@ -149,18 +159,32 @@ def evaluate(net: Net, evaluations: dict[str, Evaluation], heads: Sequence[str],
     return {key: Streams(**{name: part[k] for name, part in parts.items()}) for k, key in enumerate(evaluations)}
 
 
-def combine(outputs: dict[str, Streams], strengths: dict[str, float]) -> Streams:
-    """main + s (main - unconditional), with the strength s and the unconditional prediction of each modality."""
-    result = outputs["main"]
-    for modality in outputs.keys() - {"main"}:
-        s = strengths[modality]
-        guided = {}
-        for name in MODALITIES[modality]:
-            main, unconditional = result[name], outputs[modality][name]
-            if main is not None and unconditional is not None:
-                guided[name] = main + s * (main - unconditional)
-        result = result.replace(**guided)
-    return result
+def differences(outputs: dict[str, Streams]) -> dict[str, Streams]:
+    """Main minus unconditional prediction of each modality that has one, in the streams of that modality."""
+    main = outputs["main"]
+    return {
+        modality: Streams(**{n: main.need(n) - other.need(n) for n in MODALITIES[modality] if main[n] is not None})
+        for modality, other in outputs.items()
+        if modality != "main"
+    }
+
+
+class Memory:
+    """The differences of one run that guidance may use again: each for `interval` calls of `predict`, its own included."""
+
+    def __init__(self, interval: int):
+        self.interval = interval
+        self.ages: dict[str, int] = {}
+        self.differences: dict[str, Streams] = {}
+
+    def recall(self) -> dict[str, Streams]:
+        """What is still good at this call; older differences are forgotten."""
+        self.ages = {modality: age + 1 for modality, age in self.ages.items() if age + 1 < self.interval}
+        return {modality: self.differences[modality] for modality in self.ages}
+
+    def keep(self, fresh: dict[str, Streams]) -> None:
+        self.differences |= fresh
+        self.ages |= dict.fromkeys(fresh, 0)
 
 
 def predict(
@@ -174,6 +198,7 @@ def predict(
     noise: Callable[[str], Tensor],
     marginal: Collection[str] = (),
     data_type: int | Tensor = 1,
+    memory: Memory | None = None,
 ) -> Streams:
     """Guided noise prediction of the moving modalities at (t_img, t_text), from a single forward of the network.
 
@@ -186,12 +211,22 @@ def predict(
         noise: called with a stream's name for fresh N(0, I) in the shape of that stream.
         marginal: modalities held at 1000; their streams are replaced with fresh noise.
         data_type: data-type token of v1; one number or (B,).
+        memory: of this run, for a rule that reuses the difference that guidance adds.
 
     Returns:
         Noise predictions of the streams of `moving`; None for the others.
     """
     point = Evaluation(x, t_img, t_text)
-    evaluations = needed_evaluations(point, moving, marginal, guidance, noise)
+    known = {} if memory is None else memory.recall()
+    evaluations = needed_evaluations(point, moving, marginal, guidance, noise, known)
     heads = [name for modality in MODALITIES if modality in moving for name in MODALITIES[modality]]
     outputs = evaluate(net, evaluations, heads, data_type)
-    return combine(outputs, {modality: guidance.strength(modality, point.label(modality)) for modality in moving})
+    fresh = differences(outputs)
+    if memory is not None:
+        memory.keep(fresh)
+    eps = outputs["main"]
+    for modality, difference in (known | fresh).items():
+        if modality in moving:
+            s = guidance.strength(modality, point.label(modality))
+            eps = eps.replace(**{name: eps.need(name) + s * d for name, d in difference.items()})
+    return eps

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .guidance import Guidance, Net, Predictions, predict
+from .guidance import Guidance, Memory, Net, Predictions, predict
 from .path import LEAST, MARGINAL, NoisePath
 from .schedule import add_noise
 from .steppers import METHODS, Visit, stages
@@ -45,6 +45,7 @@ def sample(
     unconditional: str = "marginal",
     empty_text: Tensor | None = None,
     guidance_interval: tuple[float, float] | None = None,
+    uncond_interval: int = 1,
 ) -> Streams:
     """Carry `streams` along `path`.
 
@@ -70,6 +71,7 @@ def sample(
         unconditional: what guidance pushes an image away from: "marginal" or "empty_prompt" (needs `empty_text`).
         empty_text: (1 or B, L, D) latent of the empty prompt.
         guidance_interval: labels (low, high) outside of which guidance is off.
+        uncond_interval: evaluate the unconditional branch of guidance every n-th step only; see `guidance.Guidance`.
 
     Returns:
         The streams at the path's last point, fp32, on the device of the network. Held streams come back as they were.
@@ -82,7 +84,8 @@ def sample(
         raise ValueError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
     how = METHODS[method]
     path = _directed(path, method)
-    rule = Guidance.of(guidance, unconditional, empty_text, guidance_interval)
+    rule = Guidance.of(guidance, unconditional, empty_text, guidance_interval, uncond_interval)
+    memory = Memory(uncond_interval)
     run, device = _adapted(net, streams)
 
     count = streams.batch or (1 if generator is None or isinstance(generator, torch.Generator) else len(generator))
@@ -116,7 +119,7 @@ def sample(
             visits[name] = []  # nothing is known of a movement that only begins
         for _ in range(how.evaluations):
             eps = predict(run, x, told["img"], told["text"], moving=moving, guidance=rule, noise=noise,
-                          marginal=marginal, data_type=data_type)  # fmt: skip
+                          marginal=marginal, data_type=data_type, memory=memory)  # fmt: skip
             for name, value in kept.correct(eps).items():
                 stage = now[MODALITY_OF[name]]
                 newest[name] = Visit(stage.level, here.need(name), value)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+Inner = Callable[[int, Callable[[], Tensor]], Tensor]
 HEADS = ("img", "clip_img", "text")
 CURATED = 1  # data type of the cleaner captions that v1 was continued on; 0 is web data
 
@@ -231,6 +232,7 @@ class UViT(nn.Module):
         t_text: Tensor | float,
         data_type: Tensor | int | None = None,
         heads: Sequence[str] = HEADS,
+        inner: Inner | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Noise predictions for (img, clip_img, text), each in its input's shape; None for a head not in `heads`.
 
@@ -241,6 +243,8 @@ class UViT(nn.Module):
             t_img, t_text: (B,) or one number for all: labels 0 (clean) .. 1000 (pure noise), fractions allowed.
             data_type: (B,) or one number, below `data_types`; None means curated data. Ignored by v0.
             heads: which of "img", "clip_img", "text" to compute.
+            inner: called at each level of the U, from 0 outside, with the level and a function that computes what lies
+                inside it; returns that, (B, tokens, D), or a stand-in. None computes all.
 
         Raises:
             ValueError: a shape, data type or head that this network cannot take.
@@ -255,13 +259,7 @@ class UViT(nn.Module):
         x = torch.cat(tokens, dim=1)  # (B, tokens, D)
         x = x + self.position_embedding(grid).to(x.dtype)
 
-        skips = []
-        for block in self.in_blocks:
-            x = block(x)
-            skips.append(x)
-        x = self.mid_block(x)
-        for block in self.out_blocks:
-            x = block(x, skips.pop())
+        x = self._through_the_u(x, 0, inner)
 
         sizes = [self.config.num_text_tokens, 1, math.prod(grid)]
         _, text_x, clip_x, img_x = torch.split(x, [x.shape[1] - sum(sizes), *sizes], dim=1)
@@ -270,6 +268,21 @@ class UViT(nn.Module):
             self.clip_img_out(self.norm(clip_x)) if "clip_img" in heads else None,
             self.text_out(self.norm(text_x)) if "text" in heads else None,
         )
+
+    def _through_the_u(self, x: Tensor, level: int, inner: Inner | None) -> Tensor:
+        """One level of the U: its first block, all levels inside, and its last block with the long skip from the first."""
+        out: Tensor
+        if level == len(self.in_blocks):
+            out = self.mid_block(x)
+            return out
+        skip = self.in_blocks[level](x)
+
+        def inside() -> Tensor:
+            return self._through_the_u(skip, level + 1, inner)
+
+        x = inside() if inner is None else inner(level, inside)
+        out = self.out_blocks[-1 - level](x, skip)
+        return out
 
     def _time_token(self, label: Tensor | float, img: Tensor) -> Tensor:
         labels = torch.as_tensor(label, device=img.device).expand(img.shape[0])

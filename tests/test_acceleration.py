@@ -1,0 +1,138 @@
+"""What trades quality for time: that it is off unless asked for, computes what it says, and is exact where it must be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unidiffuser.acceleration import DeepCache
+from unidiffuser.guidance import Memory
+from unidiffuser.path import NoisePath
+from unidiffuser.samplers import Streams, sample
+from unidiffuser.uvit import UViT, UViTConfig
+
+SIZES = UViTConfig(
+    img_size=8, in_chans=4, patch_size=2, embed_dim=32, depth=7, num_heads=4, text_dim=6, num_text_tokens=5, clip_img_dim=7
+)
+BLOCKS = 7
+
+
+def make() -> UViT:
+    torch.manual_seed(0)
+    net = UViT(SIZES).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():  # large enough that the predictions depend on the inputs
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return net
+
+
+def count_blocks(net: UViT) -> list[int]:
+    """Rows that went through each block, in the order of the calls."""
+    rows: list[int] = []
+    for block in (*net.in_blocks, net.mid_block, *net.out_blocks):
+        block.register_forward_hook(lambda _, given, out: rows.append(len(out)))
+    return rows
+
+
+def run(net: torch.nn.Module, steps: int = 6, path: NoisePath | None = None, **options) -> Streams:
+    start = torch.Generator().manual_seed(3)
+    text = torch.randn(2, 5, 6, generator=start)
+    path = path or NoisePath.text_to_image(steps)
+    streams = Streams(text=text) if path.t_text[0] == 0 else Streams()
+    return sample(net, path, streams, guidance=3.0, generator=[torch.Generator().manual_seed(k) for k in (1, 2)], **options)
+
+
+def equal(a: Streams, b: Streams) -> bool:
+    return all(torch.equal(x, b.need(name)) for name, x in a.items())
+
+
+@pytest.mark.parametrize("branch", [1, 2, 3])
+def test_an_interval_of_one_changes_nothing(branch: int) -> None:
+    net = make()
+    assert equal(run(DeepCache(net, 1, branch)), run(net))
+
+
+@pytest.mark.parametrize(("interval", "branch"), [(2, 1), (3, 1), (2, 2), (4, 3)])
+def test_cached_calls_run_the_outer_blocks_only(interval: int, branch: int) -> None:
+    net = make()
+    rows = count_blocks(net)
+    run(DeepCache(net, interval, branch), steps=6)
+    full = -(-6 // interval)
+    assert len(rows) == full * BLOCKS + (6 - full) * 2 * branch
+    assert set(rows) == {4}  # two items, two branches of guidance in one forward
+
+
+def test_a_cached_call_sees_its_own_labels_and_inputs() -> None:
+    net, cached = make(), DeepCache(make(), 2)
+    given = [torch.randn(1, *shape) for shape in SIZES.item_shapes.values()]
+    labels = torch.tensor([500.0]), torch.tensor([0.0])
+    first = cached(*given, *labels)
+    again = cached(*given, *labels)
+    assert torch.allclose(again[0], first[0])  # the same inputs: what is kept is what would be computed
+    cached(*given, *labels)
+    moved = cached(given[0] + 1, *given[1:], *labels)
+    exact = net(given[0] + 1, *given[1:], *labels)
+    assert not torch.allclose(moved[0], first[0])
+    assert not torch.allclose(moved[0], exact[0])
+
+
+def test_other_evaluations_than_those_kept_are_computed() -> None:
+    """Guidance that ends on the way shrinks the batch, which the kept rows cover; guidance that begins does not."""
+    net = make()
+    rows = count_blocks(net)
+    run(DeepCache(net, 100), steps=4, guidance_interval=(600.0, 1000.0))  # labels 1000, 750, then 500, 250
+    assert rows == [4] * BLOCKS + [4] * 2 + [2] * 2 + [2] * 2
+    rows.clear()
+    run(DeepCache(net, 100), steps=4, guidance_interval=(0.0, 600.0))
+    assert rows == [2] * BLOCKS + [2] * 2 + [4] * BLOCKS + [4] * 2
+
+
+def test_the_unconditional_branch_at_every_nth_step() -> None:
+    net = make()
+    rows = count_blocks(net)
+    run(net, steps=6, uncond_interval=3)
+    assert rows == ([4] * BLOCKS + [2] * BLOCKS * 2) * 2
+    rows.clear()
+    run(net, steps=4, path=NoisePath.joint(4), uncond_interval=2)
+    assert rows == ([6] * BLOCKS + [2] * BLOCKS) * 2
+    assert equal(run(net, uncond_interval=1), run(net))
+    assert not equal(run(net, uncond_interval=2), run(net))
+
+
+def test_a_network_linear_in_its_inputs_is_guided_alike_by_an_old_difference() -> None:
+    """Where the difference does not change along the way, using it again is exact."""
+
+    def net(img, clip_img, text, t_img, t_text, data_type, heads=()):
+        shift = (t_text == 1000).float()
+        return img * 0.5 + shift[:, None, None, None], clip_img * 0.5 + shift[:, None, None], None
+
+    start = Streams(torch.randn(1, 4, 8, 8), torch.randn(1, 1, 7), torch.randn(1, 5, 6))
+    path = NoisePath.text_to_image(8)
+    exact = sample(net, path, start, guidance=4.0)
+    reused = sample(net, path, start, guidance=4.0, uncond_interval=4)
+    assert torch.allclose(reused.need("img"), exact.need("img"), atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.lists(st.booleans(), min_size=1, max_size=20))
+def test_a_difference_is_used_for_its_interval_and_no_longer(interval: int, guided: list[bool]) -> None:
+    memory, age = Memory(interval), None
+    for wanted in guided:
+        known = memory.recall()
+        age = None if age is None or age + 1 >= interval else age + 1
+        assert ("img" in known) == (age is not None)
+        if wanted and not known:
+            memory.keep({"img": Streams(torch.zeros(1))})
+            age = 0
+
+
+def test_numbers_out_of_range() -> None:
+    net = make()
+    with pytest.raises(ValueError, match="cache_interval"):
+        DeepCache(net, 0)
+    with pytest.raises(ValueError, match="cache_branch must be between 1 and 3"):
+        DeepCache(net, 2, 4)
+    with pytest.raises(ValueError, match="uncond_interval"):
+        run(net, uncond_interval=0)

@@ -63,6 +63,9 @@ class Settings:
     batch_size: Annotated[int | None, typer.Option(help="Most results made at once; lower it to save memory.")] = None
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is if not given.")] = None
     dtype: Annotated[Dtype | None, typer.Option(help="float32 on CPU and float16 elsewhere if not given.")] = None
+    lora: Annotated[
+        list[str] | None, typer.Option(help="A LoRA file, or FILE:STRENGTH as in zorbi.safetensors:0.8; may be repeated.")
+    ] = None
     captions: Annotated[TextFormat, typer.Option(help="File format of captions.")] = TextFormat.json
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no list of files.")] = False
 
@@ -71,7 +74,7 @@ class Settings:
         from .results import check_folder
 
         check_folder(self.out)
-        return _load(self.model, self.device, self.dtype)
+        return _load(self.model, self.device, self.dtype, tuple(_lora(text) for text in self.lora or []))
 
     def options(self) -> Options:
         """For the methods of the model."""
@@ -92,7 +95,8 @@ class Settings:
 
         plan = {key: value for key, value in self.options().items() if value is not None and key != "progress"}
         size = {"width": model.config.image_size, "height": model.config.image_size}
-        made_with = {"model": self.model, "dtype": str(model.dtype).removeprefix("torch.")}
+        made_with: dict[str, Any] = {"model": self.model, "dtype": str(model.dtype).removeprefix("torch.")}
+        made_with |= {"lora": self.lora} if self.lora else {}
         chosen = {key: value for key, value in more.items() if value is not None}
         settings = {**model.config.defaults, **size, **plan, **made_with, **chosen}
         for result in results:
@@ -150,7 +154,7 @@ def task(name: str, count: int = 1) -> Callable[[Callable[..., None]], Callable[
 
 
 @functools.lru_cache(maxsize=1)  # the demo runs two tasks
-def _load(model: str, device: str | None, dtype: Dtype | None) -> UniDiffuser:
+def _load(model: str, device: str | None, dtype: Dtype | None, lora: tuple[tuple[str, float], ...]) -> UniDiffuser:
     import torch
 
     from .pipeline import load
@@ -159,7 +163,7 @@ def _load(model: str, device: str | None, dtype: Dtype | None) -> UniDiffuser:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is unknown or not there
         raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
-    return load(model, device=device, dtype=torch_dtype(dtype))
+    return load(model, device=device, dtype=torch_dtype(dtype), lora=lora)
 
 
 def torch_dtype(dtype: Dtype | None) -> torch.dtype | None:
@@ -167,6 +171,15 @@ def torch_dtype(dtype: Dtype | None) -> torch.dtype | None:
     import torch
 
     return None if dtype is None else getattr(torch, dtype.value)
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """FILE or FILE:STRENGTH; a colon that no number follows belongs to the name, as in C:\\zorbi.safetensors."""
+    path, colon, strength = text.rpartition(":")
+    try:
+        return (path, float(strength)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def _guidance(text: str) -> float | tuple[float, float]:

@@ -6,21 +6,26 @@ here, and nowhere else; what an item becomes does not depend on the cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .acceleration import DeepCache
 from .checkpoints import Checkpoint
 from .images import ImageSource, fit, open_image, to_images, to_tensor
+from .lora import LoRA, layers_of, put_on, read_lora
 from .modules import skeleton
 from .options import Plan, Progress
 from .path import NoisePath
+from .precision import automatic_dtype, automatic_side_dtype
 from .samplers import sample
 from .streams import Streams, draw_noise
 from .uvit import UViT
@@ -31,6 +36,9 @@ if TYPE_CHECKING:
 
 Generators = list[torch.Generator]
 """One for each item."""
+LORA_PARTS: Mapping[str, str] = {"uvit": "net", "caption": "captioner"}
+"""The parts of a checkpoint that a LoRA may change, and what they are called here."""
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Engine:
@@ -39,32 +47,35 @@ class Engine:
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        """device: None takes the GPU if there is one. dtype: of the weights; None is float32 on CPU, else float16."""
+        """device: None takes the GPU if there is one. dtype: of all weights; None leaves it to `precision`."""
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.device = torch.device(device if device is not None else _best_device())
-        self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
+        self.dtype = dtype or automatic_dtype(self.device)
+        self.side_dtype = dtype or automatic_side_dtype(self.device)
+        self._loras: dict[str, tuple[LoRA, float]] = {}
 
     @cached_property
     def net(self) -> UViT:
         """The U-ViT."""
         with skeleton():
             net = UViT(self.config.uvit)
-        return self.checkpoint.load_into(net, "uvit", device=self.device, dtype=self.dtype)
+        self.checkpoint.load_into(net, "uvit", device=self.device, dtype=self.dtype)
+        return self._with_loras(net, "uvit", self._loras.values())
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
         """Prompts -> text latents; holds CLIP's text tower and one Linear of the caption decoder, not its GPT-2."""
         from .encoders import TextEncoder
 
-        return TextEncoder.from_checkpoint(self.checkpoint, self.device, self.dtype)
+        return TextEncoder.from_checkpoint(self.checkpoint, self.device, self.side_dtype)
 
     @cached_property
     def image_token_encoder(self) -> ImageTokenEncoder:
         """Pictures -> CLIP image tokens."""
         from .encoders import ImageTokenEncoder
 
-        return ImageTokenEncoder.from_checkpoint(self.checkpoint, self.device, self.dtype)
+        return ImageTokenEncoder.from_checkpoint(self.checkpoint, self.device, self.side_dtype)
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
@@ -78,7 +89,49 @@ class Engine:
         """Text latents -> captions, with scores and several candidates by its own `decode`."""
         from .captions import CaptionDecoder
 
-        return CaptionDecoder.from_checkpoint(self.checkpoint, self.device, self.dtype)
+        decoder = CaptionDecoder.from_checkpoint(self.checkpoint, self.device, self.side_dtype)
+        return self._with_loras(decoder, "caption", self._loras.values())
+
+    def load_lora(self, path: str | os.PathLike[str], strength: float = 1.0) -> None:
+        """Put a LoRA on the network, and on the caption decoder if the file changes it too. Several add up.
+
+        Args:
+            path: the file; one that is on already gets the new strength.
+            strength: 1 is as trained, 0 is off, below 0 turns away from what was learned.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ValueError: it is no LoRA, or one for another model; what was on stays on.
+        """
+        if not math.isfinite(strength):
+            raise ValueError(f"the strength of a LoRA must be a finite number, got {strength}")
+        parts = [part for part in LORA_PARTS if part in self.checkpoint.parts()]
+        lora = read_lora(path, {part: layers_of(self.checkpoint.state_dict(part)) for part in parts})
+        self._exchange_loras(self._loras | {os.fspath(path): (lora, strength)})
+
+    def unload_lora(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Take a LoRA off, or all of them; the weights are then those of the checkpoint, bit by bit.
+
+        Raises:
+            ValueError: this one is not on.
+        """
+        if path is not None and os.fspath(path) not in self._loras:
+            raise ValueError(f"{path} is not on; on are: {', '.join(self._loras) or 'none'}")
+        self._exchange_loras({} if path is None else {p: v for p, v in self._loras.items() if p != os.fspath(path)})
+
+    def _exchange_loras(self, wanted: dict[str, tuple[LoRA, float]]) -> None:
+        before, self._loras = self._loras, wanted
+        for part, name in LORA_PARTS.items():
+            if name in self.__dict__:  # a part that is not built yet gets them when it is
+                self._with_loras(self.__dict__[name], part, [*before.values(), *wanted.values()])
+
+    def _with_loras(self, module: Module, part: str, touched: Iterable[tuple[LoRA, float]]) -> Module:
+        """`touched`: the LoRAs whose layers may differ from the checkpoint, or shall."""
+        names = {f"{layer}.weight" for lora, _ in touched for layer in lora.changes.get(part, {})}
+        if names:
+            stored = self.checkpoint.state_dict(part)
+            put_on(module, part, list(self._loras.values()), {name: stored[name] for name in sorted(names)})
+        return module
 
     def run(
         self,
@@ -104,7 +157,7 @@ class Engine:
                 if begin.img is None and path.t_img[0] != path.t_img[-1]:  # the sampler only knows the trained size
                     begin = begin.replace(img=draw_noise(shape, mine, self.device))
                 out = sample(
-                    self.net,
+                    self.net if plan.cache_interval == 1 else DeepCache(self.net, plan.cache_interval, plan.cache_branch),
                     path,
                     begin,
                     guidance=plan.guidance,
@@ -114,6 +167,8 @@ class Engine:
                     callback=report(number * path.steps),
                     unconditional="marginal" if avoid is None else "empty_prompt",
                     empty_text=avoid,
+                    guidance_interval=plan.guidance_interval,
+                    uncond_interval=plan.uncond_interval,
                 )
                 parts.append(out)
         return Streams(**{name: torch.cat([part.need(name) for part in parts]) for name, _ in parts[0].items()})

@@ -56,7 +56,7 @@ class UniDiffuser(Engine):
         generators = _generators(plan.seed, len(prompts), count)
         text = self.encode_texts(prompts).repeat_interleave(count, 0)
         avoid = None if negative is None else self.encode_texts([negative])
-        out = self.run(NoisePath.text_to_image(plan.steps), Streams(text=text), plan, generators, avoid)
+        out = self.run(NoisePath.text_to_image(plan.steps, spacing=plan.spacing), Streams(text=text), plan, generators, avoid)
         return self.decode_images(out, plan)
 
     def image_to_text(
@@ -72,19 +72,19 @@ class UniDiffuser(Engine):
     def joint(self, *, count: int = 1, **options: Unpack[Options]) -> list[tuple[Image.Image, str]]:
         """Pairs of a picture and its caption, out of nothing."""
         plan = Plan.of(options, self.config)
-        out = self.run(NoisePath.joint(plan.steps), Streams(), plan, _generators(plan.seed, 1, count))
+        out = self.run(NoisePath.joint(plan.steps, spacing=plan.spacing), Streams(), plan, _generators(plan.seed, 1, count))
         return list(zip(self.decode_images(out, plan), self.decode_texts(out, plan), strict=True))
 
     def image(self, *, count: int = 1, **options: Unpack[Options]) -> list[Image.Image]:
         """Pictures out of nothing; the marginal distribution p(image), which needs no guidance."""
         plan = Plan.of(options, self.config)
-        out = self.run(NoisePath.image(plan.steps), Streams(), plan, _generators(plan.seed, 1, count))
+        out = self.run(NoisePath.image(plan.steps, spacing=plan.spacing), Streams(), plan, _generators(plan.seed, 1, count))
         return self.decode_images(out, plan)
 
     def text(self, *, count: int = 1, **options: Unpack[Options]) -> list[str]:
         """Captions out of nothing; the marginal distribution p(text), which needs no guidance."""
         plan = Plan.of(options, self.config)
-        out = self.run(NoisePath.text(plan.steps), Streams(), plan, _generators(plan.seed, 1, count))
+        out = self.run(NoisePath.text(plan.steps, spacing=plan.spacing), Streams(), plan, _generators(plan.seed, 1, count))
         return self.decode_texts(out, plan)
 
     def vary_image(
@@ -128,7 +128,7 @@ class UniDiffuser(Engine):
         generators = _generators(plan.seed, 1, count)
         halves = [self._to_text, self._to_image]
         if start is None:
-            state = self.run(NoisePath.image(plan.steps), Streams(), plan, generators)
+            state = self.run(NoisePath.image(plan.steps, spacing=plan.spacing), Streams(), plan, generators)
         elif isinstance(start, str):
             state = Streams(text=self.encode_texts([start]).repeat_interleave(count, 0))
             halves.reverse()
@@ -156,17 +156,17 @@ class UniDiffuser(Engine):
         generators = _generators(plan.seed, 2, 1)
         given = self.encode_images([image_a, image_b], 1, plan, generators)
         ends = self._to_text(given, plan, generators)
-        path = NoisePath.text_to_image(plan.steps)
+        path = NoisePath.text_to_image(plan.steps, spacing=plan.spacing)
         noise = self.run(path.reversed(), ends, plan, generators, method="ddim_inverse")
         weights = [frame / (frames - 1) for frame in range(frames)]
         mixed = noise.map(lambda stream: torch.stack([slerp(stream[0], stream[1], weight) for weight in weights]))
         return self.decode_images(self.run(path, mixed, plan, _generators(plan.seed, 1, frames), method="ddim"), plan)
 
     def _to_text(self, state: Streams, plan: Plan, generators: Generators) -> Streams:
-        return self.run(NoisePath.image_to_text(plan.steps), state.replace(text=None), plan, generators)
+        return self.run(NoisePath.image_to_text(plan.steps, spacing=plan.spacing), state.replace(text=None), plan, generators)
 
     def _to_image(self, state: Streams, plan: Plan, generators: Generators) -> Streams:
-        return self.run(NoisePath.text_to_image(plan.steps), Streams(text=state.text), plan, generators)
+        return self.run(NoisePath.text_to_image(plan.steps, spacing=plan.spacing), Streams(text=state.text), plan, generators)
 
 
 def load(
@@ -174,15 +174,20 @@ def load(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
 ) -> UniDiffuser:
     """Open a model: the name of the bundled one ("emoji"), or a file or folder in one of the layouts that are read.
 
-    Only the headers are read here; each part is loaded when a task first needs it.
+    Only the headers are read here; each part is loaded when a task first needs it. `lora`: files and strengths, as
+    :meth:`~UniDiffuser.load_lora` takes them.
 
     Raises:
         FileNotFoundError, ValueError: no such model, or not one; the text says which file and what to do.
     """
-    return UniDiffuser(load_checkpoint(os.fspath(name_or_path)), device, dtype)
+    model = UniDiffuser(load_checkpoint(os.fspath(name_or_path)), device, dtype)
+    for path, strength in lora:
+        model.load_lora(path, strength)
+    return model
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:

@@ -35,6 +35,10 @@ class Average:
         finally:
             self._exchange()
 
+    def install(self) -> None:
+        """Leave the averaged weights in the model; the run is over."""
+        self._exchange()
+
     def _exchange(self) -> None:
         for weight, shadow in zip(_local(self.weights), _local(self.shadow), strict=True):
             kept = weight.clone()

@@ -213,16 +213,14 @@ def _write_sample(stage: Stage, model: nn.Module, path: Path, board: Board, step
 
 
 def _export(stage: Stage, model: nn.Module, average: Average, twin: nn.Module | None, world: World) -> nn.Module:
-    with average.in_place():
-        if is_sharded(model):
-            weights = whole_weights(model)
-            if twin is not None:
-                twin.load_state_dict(weights)
-                model = twin
-        else:
-            model = copy.deepcopy(model) if world.size > 1 and world.main else model
-            average.shadow = average.weights  # the run is over: the averaged weights stay in place
+    average.install()
+    if is_sharded(model):
+        weights = whole_weights(model)
+        if twin is not None:
+            twin.load_state_dict(weights)
+            model = twin
+    model = model.eval()
     if world.main:
-        stage.export(model.eval())
+        stage.export(model)
     world.barrier()
     return model

@@ -51,6 +51,7 @@ def diffusion_loss(
     generator: torch.Generator,
     *,
     labels: Mapping[str, Tensor] | None = None,
+    noise: Streams | None = None,
     data_type: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Mean squared error of the predicted noise over all elements that were noised.
@@ -60,6 +61,7 @@ def diffusion_loss(
         clean: latents of pairs, one batch: img (B, C, H, W), clip_img (B, 1, D), text (B, L, D).
         generator: on the CPU; the only source of randomness.
         labels: of each modality, "img" and "text" (B,), see :func:`draw_labels`; None draws them by the paper's objective.
+        noise: in the shapes of ``clean``; None draws it.
         data_type: (B,) labels of a v1 network; 1 = curated.
 
     Returns:
@@ -68,7 +70,7 @@ def diffusion_loss(
     """
     labels = draw_labels(clean.batch, PAPER, generator) if labels is None else labels
     labels = {modality: value.to(clean.need("img").device) for modality, value in labels.items()}
-    noise = clean.map(lambda x: torch.randn(x.shape, generator=generator).to(x))
+    noise = clean.map(lambda x: torch.randn(x.shape, generator=generator).to(x)) if noise is None else noise
     noised = {name: add_noise(x, noise.need(name), labels[MODALITY_OF[name]].float()) for name, x in clean.items()}
     if data_type is None:
         data_type = torch.ones(clean.batch, dtype=torch.long, device=labels["img"].device)

@@ -1,0 +1,209 @@
+"""Checkpoints of a run: torch.distributed.checkpoint, whole or absent, readable by any number of processes.
+
+One checkpoint is one folder, ``checkpoints/00000500``. Each process writes its part into a hidden neighbour, the first one
+adds ``run.json`` (the step and what the run was) and renames it. So a folder under a final name is complete, whatever was
+killed when, and the last good one stays until its successor is there. What one process saved, eight can load, and DDP what
+FSDP2 saved.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+from typing import IO, Any
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from .average import Average
+from .parallel import World
+
+log = logging.getLogger(__name__)
+
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # what does not learn comes from where it came from
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(p for p in (out / "checkpoints").glob("[0-9]*") if (p / "run.json").is_file())
+
+
+def _state(model: nn.Module, optimizer: Optimizer, average: Average) -> dict[str, Any]:
+    return {
+        "model": get_model_state_dict(model, options=TRAINED),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=TRAINED),
+        "average": average.shadow,
+    }
+
+
+def save(
+    out: Path, step: int, model: nn.Module, optimizer: Optimizer, average: Average, run: dict[str, Any], keep: int, world: World
+) -> Path:
+    """Write the state after ``step`` steps; every process calls this. Older ones than the last ``keep`` are removed.
+
+    Raises:
+        OSError: it cannot be written; the checkpoints before it are untouched.
+    """
+    final = out / "checkpoints" / f"{step:08d}"
+    partial = final.with_name(f".{final.name}.partial")
+    shapes = {name: list(shadow.shape) for name, shadow in average.shadow.items()}
+    try:
+        if world.main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        world.barrier()
+        with _single_process_is_fine():
+            dcp.save(_state(model, optimizer, average), storage_writer=dcp.FileSystemWriter(partial, sync_files=True))
+        if world.main:
+            with (partial / "run.json").open("w", encoding="utf-8") as file:
+                json.dump({"step": step, **run, "shapes": shapes}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(final)
+    except (OSError, CheckpointException) as error:
+        if world.main:
+            shutil.rmtree(partial, ignore_errors=True)
+        number, reason = _cause(error)
+        last = (checkpoints(out) or ["none yet"])[-1]
+        raise OSError(number, f"cannot write a checkpoint ({reason}); the last good one is {last}", str(final)) from None
+    if world.main:
+        for old in checkpoints(out)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def resume(out: Path, model: nn.Module, optimizer: Optimizer, average: Average, run: dict[str, Any], world: World) -> int:
+    """Load the newest checkpoint of a run where there is one.
+
+    Args:
+        run: what must be the same for the step to mean the same: "stage", "batch_size", "seed", "data".
+
+    Returns:
+        the number of steps done; 0 for a new run.
+
+    Raises:
+        ValueError: the checkpoint is of another model or another run; the text says what differs.
+    """
+    if world.main:
+        for stale in (out / "checkpoints").glob(".*.partial"):
+            shutil.rmtree(stale, ignore_errors=True)
+    world.barrier()
+    found = checkpoints(out)
+    if not found:
+        return 0
+    newest = found[-1]
+    saved = json.loads((newest / "run.json").read_text(encoding="utf-8"))
+    differing = [f"{key} {saved.get(key)!r} there, {value!r} here" for key, value in run.items() if saved.get(key) != value]
+    shapes = {name: list(shadow.shape) for name, shadow in average.shadow.items()}
+    names = sorted(n for n in shapes.keys() | saved["shapes"].keys() if shapes.get(n) != saved["shapes"].get(n))
+    if names:
+        name = names[0]
+        here, there = (s.get(name, "absent") for s in (shapes, saved["shapes"]))
+        differing.append(f"{len(names)} weights, as {name}: {there} there, {here} here")
+    if differing:
+        raise ValueError(
+            f"{newest} belongs to another config ({'; '.join(differing)}): use the one that it was made with, or another `out`"
+        )
+    state = _state(model, optimizer, average)
+    _load(state, newest)
+    set_model_state_dict(model, state["model"], options=TRAINED)
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=TRAINED)
+    log.info("resuming %s at step %d", out, saved["step"])
+    return int(saved["step"])
+
+
+def load_average(out: Path, model: nn.Module) -> nn.Module:
+    """Load the averaged weights of a (possibly unfinished) run into a model of one process.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+    """
+    found = checkpoints(out)
+    if not found:
+        raise FileNotFoundError(f"{out} has no checkpoint yet")
+    state = {"average": {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}}
+    _load(state, found[-1], no_dist=True)
+    return model.eval()
+
+
+def _load(state: dict[str, Any], folder: Path, no_dist: bool = False) -> None:
+    """Into the tensors of ``state``, in place."""
+    try:
+        with _single_process_is_fine():
+            dcp.load(state, storage_reader=_Reader(folder), no_dist=no_dist)
+    except CheckpointException as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{folder} cannot be read ({reason}); remove it to go on from the one before it") from error
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """All weights of a sharded model, on the CPU of the first process; empty elsewhere. Every process calls this."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads the index of a checkpoint, which is a pickle, without letting it name anything but the index's own classes."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = _IndexUnpickler(file).load()
+        if metadata.storage_meta is None:
+            metadata.storage_meta = dcp.metadata.StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    ALLOWED = (
+        ("torch", "Size"),
+        ("torch", "device"),
+        ("torch.serialization", "_get_layout"),
+        ("collections", "OrderedDict"),
+        ("pathlib", "PosixPath"),
+        ("pathlib", "WindowsPath"),
+    )
+    PACKAGES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+
+    def __init__(self, file: IO[bytes]):
+        super().__init__(file)
+
+    def find_class(self, module: str, name: str) -> Any:
+        dtype = module == "torch" and hasattr(__import__("torch"), name) and name.islower()
+        if "." not in name and ((module, name) in self.ALLOWED or module in self.PACKAGES or dtype):
+            return super().find_class(module, name)
+        raise ValueError(f"the checkpoint's index names {module}.{name}, which no index needs: it is damaged or hostile")
+
+
+class _single_process_is_fine(warnings.catch_warnings):
+    """Silence torch's remark that no process group exists."""
+
+    def __enter__(self) -> None:  # type: ignore[override]
+        super().__enter__()
+        warnings.filterwarnings("ignore", message=".*torch.distributed is.*")
+
+
+def _cause(error: BaseException) -> tuple[int, str]:
+    """Number and text of the OSError that a failed collective save hides."""
+    for failure in getattr(error, "failures", {}).values():
+        inner = failure[0] if isinstance(failure, tuple) else failure
+        if isinstance(inner, OSError):
+            error = inner
+            break
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO, error.strerror or str(error)
+    return errno.EIO, str(error)

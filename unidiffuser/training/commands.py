@@ -46,4 +46,44 @@ def assemble(
     typer.echo(f"wrote {run(runs, out)}")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"prepare-emoji": prepare_emoji, "train": train, "assemble": assemble}
+def train_lora(
+    pictures: Annotated[Path, typer.Argument(help="Folder of 4 to 8 pictures of the new thing.", show_default=False)],
+    word: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Caption of pictures that have none in metadata.jsonl or in a text file beside them."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/lora"),
+    model: Annotated[str, typer.Option("--model", "-m", help='"emoji" (bundled), or a checkpoint file or folder.')] = "emoji",
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 200,
+    batch_size: Annotated[int, typer.Option(help="Pairs to learn in a step, and as many to keep.", min=1)] = 12,
+    learning_rate: Annotated[float, typer.Option(help="At its highest.", min=0)] = 2e-3,
+    rank: Annotated[int, typer.Option(help="Of the matrices; more can hold more, and forgets more.", min=1)] = 8,
+    kept: Annotated[int, typer.Option(help="Pairs of the model's own that keep what it knows.", min=1)] = 96,
+    variations: Annotated[int, typer.Option(help="Of each picture, slightly moved; 1: as they are.", min=1)] = 8,
+    captions: Annotated[bool, typer.Option(help="Teach the caption decoder to write the words.")] = True,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Teach a model a new thing: its word calls the picture, and its picture calls the word. Goes on where it was stopped."""
+    from .loop import train as run
+    from .teach import FILE, lora_run, lora_stage
+
+    options = {"data": str(pictures), "word": word, "checkpoint": model, "rank": rank, "kept": kept}
+    config = lora_run(
+        out,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        options={**options, "variations": variations, "captions": captions},
+    )
+    run(lora_stage(config), config, progress=not quiet)
+    typer.echo(f"wrote {out / FILE}", err=True)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "prepare-emoji": prepare_emoji,
+    "train": train,
+    "train-lora": train_lora,
+    "assemble": assemble,
+}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.clip_vision
 import comfy.model_management
 import comfy.model_patcher
 import torch
@@ -21,6 +22,28 @@ class ForeignConditioning:
         return ([[torch.randn(1, 77, 2048), {}]],)
 
 
+class ForeignLatent:
+    """LATENT of 16 channels with something in it; an empty one the host itself makes fit."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "run", "tests"
+
+    def run(self) -> tuple[Any]:
+        return ({"samples": torch.randn(1, 16, 16, 16)},)
+
+
+class ForeignToken:
+    """CLIP_VISION_OUTPUT of SDXL's encoder."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CLIP_VISION_OUTPUT",), "run", "tests"
+
+    def run(self) -> tuple[Any]:
+        output = comfy.clip_vision.Output()
+        output["image_embeds"] = torch.randn(1, 1280)
+        return (output,)
+
+
 class ForeignModel:
     """A MODEL of another architecture, in the host's own patcher."""
 
@@ -32,17 +55,20 @@ class ForeignModel:
         return (comfy.model_patcher.ModelPatcher(torch.nn.Linear(1, 1), device, device),)
 
 
+KINDS = ["MemoryError", "OutOfMemoryError", "a petabyte"]
+
+
 class OutOfMemory:
     """A MODEL that runs out of memory when it is called."""
 
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "kind": (["MemoryError", "OutOfMemoryError"],)}})
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "kind": (KINDS,)}})
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
 
     def run(self, model: Any, kind: str) -> tuple[Any]:
-        error = MemoryError if kind == "MemoryError" else torch.OutOfMemoryError
-
         def fail(apply: Any, arguments: Any) -> None:
-            raise error("out of memory, raised by a test")
+            if kind == "a petabyte":
+                torch.empty(2**50, dtype=torch.uint8)
+            raise (MemoryError if kind == "MemoryError" else torch.OutOfMemoryError)("raised by a test")
 
         patched = model.clone()
         patched.set_model_unet_function_wrapper(fail)
@@ -75,6 +101,8 @@ NODE_CLASS_MAPPINGS = {
     "TestDumpText": DumpText,
     "TestDumpToken": DumpToken,
     "TestForeignConditioning": ForeignConditioning,
+    "TestForeignLatent": ForeignLatent,
     "TestForeignModel": ForeignModel,
+    "TestForeignToken": ForeignToken,
     "TestOutOfMemory": OutOfMemory,
 }

@@ -234,11 +234,11 @@ def test_the_vae_agrees(server: HostServer, tiny_file: Path) -> None:
 
 def test_the_clip_image_token_agrees(server: HostServer, tiny_file: Path) -> None:
     graph = Graph()
-    _, token = graph.encoded(graph.add("UniDiffuserExamplePicture", picture="red apple")())
+    _, token = graph.encoded(graph.add("UniDiffuserExamplePicture", picture="sunflower")())
     file = server.base / "token.pt"
     graph.add("TestDumpToken", output=token, file=str(file))
     server.run(graph.prompt)
-    with Image.open(ROOT / "nodes/pictures/red apple.png") as picture:
+    with Image.open(ROOT / "nodes/pictures/sunflower.png") as picture:
         ours = ImageTokenEncoder.from_checkpoint(load_checkpoint(tiny_file))([picture.convert("RGB")])
     theirs = torch.load(file, weights_only=True)
     assert torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.999  # two bicubic filters

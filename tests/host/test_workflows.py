@@ -22,7 +22,7 @@ def api(title: str) -> dict[str, Any]:
 @pytest.mark.parametrize("title", WORKFLOWS)
 def test_template_runs(server: HostServer, title: str) -> None:
     prompt = api(title)
-    shutil.copy(ROOT / "nodes/pictures/red apple.png", server.base / "input/example.png")
+    shutil.copy(ROOT / "nodes/pictures/sunflower.png", server.base / "input/example.png")
     for node in prompt.values():
         if node["class_type"] == "UniDiffuserLoader" and not BUNDLED.is_file():
             node["inputs"]["model_name"] = "tiny.safetensors"

@@ -14,7 +14,7 @@ the network. Nothing of it is on unless asked for; `PRESETS` names combinations 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,13 @@ from torch import Tensor, nn
 
 from .guidance import Predictions
 from .uvit import UViT
+
+EXACT = "exact"
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    EXACT: {},
+    "fast": {"steps": 10},
+}
+"""Names for options of a call (see `options.Options`); what a caller gives besides goes before."""
 
 
 class DeepCache(nn.Module):

@@ -1,8 +1,8 @@
 """Continuing a prefix with GPT-2: beam search as the authors do it, and nucleus sampling.
 
-Searching runs over images x beams at once with a key-value cache: the prefix is read once per image and only then spread
-over the beams, and only the last position is turned into logits. An image whose beams have all stopped leaves the batch,
-so the captions of a batch equal those of each image decoded alone.
+Searching runs over images x beams at once on a `TokenTree`: the prefix is read once per image and shared by its beams, and only
+the newest tokens are turned into logits. An image whose beams have all stopped leaves the batch, so the captions of a batch
+equal those of each image decoded alone.
 """
 
 from __future__ import annotations
@@ -11,35 +11,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
+
+from .caption_tree import TokenTree
 
 Candidates = list[tuple[list[int], float]]
 """Token ids and mean log-probability, best first."""
-
-
-class _Reader:
-    """Next-token logits for a set of rows that share one key-value cache."""
-
-    def __init__(self, gpt: GPT2LMHeadModel) -> None:
-        self.gpt = gpt
-        self.cache = DynamicCache()
-        self.rows = 0
-
-    def read(self, embeds: Tensor) -> Tensor:
-        """embeds: (rows, T, n_embd). Returns float32 logits (rows, V) of the token after the last one."""
-        self.rows = len(embeds)
-        out = self.gpt.transformer(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True)
-        return self.gpt.lm_head(out.last_hidden_state[:, -1]).float()
-
-    def read_tokens(self, tokens: Tensor) -> Tensor:
-        """tokens: (rows,). Returns float32 logits (rows, V)."""
-        return self.read(self.gpt.transformer.wte(tokens)[:, None])
-
-    def keep(self, rows: Tensor) -> None:
-        """Let row i of the next call continue the present row `rows[i]`; spreads, reorders and drops rows alike."""
-        if len(rows) != self.rows or not torch.equal(rows, torch.arange(self.rows, device=rows.device)):
-            self.cache.batch_select_indices(rows)  # copies the whole cache, so not when nothing changes
-            self.rows = len(rows)
 
 
 def beam_search(
@@ -52,13 +29,11 @@ def beam_search(
     images, device = prefix.shape[0], prefix.device
     found: list[Candidates] = [[] for _ in range(images)]
     index = torch.arange(images, device=device)  # which image each group of beams belongs to
-    reader = _Reader(gpt)
-    log_probs = (reader.read(prefix) / temperature).log_softmax(-1)  # (N, V)
-    scores, tokens = log_probs.topk(beams, -1)  # (N, K)
-    reader.keep(index.repeat_interleave(beams))  # the prefix was read once per image; spread it over the beams
-    tokens = tokens[:, :, None]  # (N, K, T)
+    tree = TokenTree(gpt, prefix, beams, limit - 1)
+    scores, first = _best(tree.first, beams, temperature)  # (N, K)
+    tokens = first[:, :, None]  # (N, K, T)
     lengths = torch.ones_like(scores)
-    stopped = tokens[:, :, -1] == stop
+    stopped = first == stop
 
     for step in range(1, limit + 1):
         finished = stopped.all(1) if step < limit else torch.ones_like(stopped[:, 0])
@@ -68,17 +43,14 @@ def beam_search(
             going = ~finished
             if not going.any():
                 break
-            rows = torch.arange(going.numel() * beams, device=device).view(-1, beams)[going]
-            reader.keep(rows.flatten())
+            tree.keep(going)
             index, scores, tokens, lengths, stopped = (x[going] for x in (index, scores, tokens, lengths, stopped))
 
-        logits = reader.read_tokens(tokens[:, :, -1].flatten())
-        log_probs = (logits / temperature).log_softmax(-1).view(*scores.shape, -1)  # (N, K, V)
-        log_probs[stopped] = -torch.inf
+        # The best K of K * V continuations are among the best K of each beam, which are found in parallel.
+        log_probs, token = _best(tree.read(tokens[:, :, -1]), beams, temperature)  # (N, K, K)
+        log_probs[stopped], token[stopped] = -torch.inf, 0
         log_probs[..., 0].masked_fill_(stopped, 0.0)
         lengths = lengths + (~stopped)
-        # The best K of K * V continuations are among the best K of each beam, which are found in parallel.
-        log_probs, token = log_probs.topk(beams, -1)  # (N, K, K)
         average = (scores[..., None] + log_probs) / lengths[..., None]
         average, best = average.flatten(1).topk(beams, -1)  # (N, K)
         source, token = best // beams, token.flatten(1).gather(1, best)
@@ -86,8 +58,15 @@ def beam_search(
         scores = average * lengths
         tokens = torch.cat((tokens.gather(1, source[..., None].expand_as(tokens)), token[..., None]), dim=2)
         stopped = stopped | (token == stop)
-        reader.keep((source + torch.arange(len(source), device=device)[:, None] * beams).flatten())
+        tree.follow(source)
     return found
+
+
+def _best(logits: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and ids (..., count) of the likeliest tokens; logits: (..., V)."""
+    logits = logits / temperature if temperature != 1 else logits
+    values, ids = logits.topk(count, -1)
+    return values - logits.logsumexp(-1, keepdim=True), ids
 
 
 def _ranked(tokens: Tensor, scores: Tensor, lengths: Tensor) -> Candidates:
@@ -108,9 +87,8 @@ def nucleus_sampling(
 ) -> list[Candidates]:
     """Sample `count` captions an image; each image draws its own uniforms, so others cannot change its captions."""
     images, device = prefix.shape[0], prefix.device
-    reader = _Reader(gpt)
-    logits = reader.read(prefix).repeat_interleave(count, 0)  # (N * count, V)
-    reader.keep(torch.arange(images, device=device).repeat_interleave(count))
+    tree = TokenTree(gpt, prefix, count, limit - 1)
+    logits = tree.first.repeat_interleave(count, 0)  # (N * count, V)
     tokens = torch.empty(images * count, 0, dtype=torch.long, device=device)
     scores = torch.zeros(images * count, device=device)
     lengths = torch.zeros_like(scores)
@@ -125,7 +103,7 @@ def nucleus_sampling(
         stopped = stopped | (token == stop)
         if stopped.all() or step == limit:
             break
-        logits = reader.read_tokens(token)
+        logits = tree.read(token.view(images, count)).flatten(0, 1)
     grouped = (x.view(images, count, *x.shape[1:]) for x in (tokens, scores, lengths))
     return [_ranked(*item) for item in zip(*grouped, strict=True)]
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from .acceleration import EXACT, PRESETS
 from .guidance import Guidance
 from .model_config import ModelConfig
+from .path import SPACINGS
 from .samplers import METHODS
 from .streams import Streams
 
@@ -27,6 +29,12 @@ class Options(TypedDict, total=False):
     width, height: of the pictures, in pixels, multiples of `side_multiple(config)`; the trained size when absent.
     data_type: 1 = curated captions (default), 0 = web; v0 checkpoints have no such thing.
     batch_size: most items that are in the network at once; bounds memory and changes nothing else.
+    preset: a name of `acceleration.PRESETS`, whose options stand in for those that are not given; "exact" by default.
+    spacing: of the steps over the noise levels, one of `path.SPACINGS`. Default "uniform".
+    guidance_interval: labels (low, high) outside of which guidance is off; all of them when absent.
+    uncond_interval: evaluate the unconditional branch of guidance every n-th step only. Default 1.
+    cache_interval: evaluate the inside of the U every n-th step only (DeepCache). Default 1.
+    cache_branch: how many of the outermost skip levels are always evaluated with it. Default 1.
     progress: True for a bar on stderr, or a callback (step, total steps, x0: Streams, x: Streams).
     """
 
@@ -38,6 +46,12 @@ class Options(TypedDict, total=False):
     height: int | None
     data_type: int
     batch_size: int | None
+    preset: str
+    spacing: str
+    guidance_interval: tuple[float, float] | None
+    uncond_interval: int
+    cache_interval: int
+    cache_branch: int
     progress: bool | Progress
 
 
@@ -53,6 +67,12 @@ class Plan:
     method: str = "dpmpp_2m"
     data_type: int = 1
     batch_size: int | None = None
+    preset: str = EXACT
+    spacing: str = "uniform"
+    guidance_interval: tuple[float, float] | None = None
+    uncond_interval: int = 1
+    cache_interval: int = 1
+    cache_branch: int = 1
     progress: bool | Progress = False
 
     @classmethod
@@ -64,15 +84,24 @@ class Plan:
             raise TypeError(f"unknown option {min(unknown)!r}; options are {', '.join(Options.__annotations__)}")
         trained = config.image_size
         defaults = {"steps": 50, "guidance": 8.0, "width": trained, "height": trained, **config.defaults}
-        values = defaults | given
-        for name, least in (("steps", 1), ("batch_size", 1), ("width", 1), ("height", 1), ("seed", None)):
+        preset = given.get("preset", EXACT)
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        values = defaults | PRESETS[preset] | given
+        positive = ("steps", "batch_size", "width", "height", "uncond_interval", "cache_interval", "cache_branch")
+        for name, least in (*((name, 1) for name in positive), ("seed", None)):
             if name in values:
                 values[name] = whole(name, values[name], least)
         multiple = side_multiple(config)
         for name in ("width", "height"):
             if values[name] % multiple:
                 raise ValueError(f"{name} must be a multiple of {multiple} pixels, got {values[name]}")
-        Guidance.of(values["guidance"])
+        Guidance.of(values["guidance"], interval=values.get("guidance_interval"))
+        if values.get("spacing", "uniform") not in SPACINGS:
+            raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {values['spacing']!r}")
+        levels = config.uvit.depth // 2
+        if values.get("cache_branch", 1) > levels:
+            raise ValueError(f"cache_branch must be between 1 and {levels} for this network, got {values['cache_branch']}")
         if values.get("method", SAMPLERS[0]) not in SAMPLERS:
             raise ValueError(f"method must be one of {', '.join(SAMPLERS)}, got {values['method']!r}")
         return cls(**values)

@@ -11,12 +11,13 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -44,11 +45,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def train(stage: Stage, config: TrainConfig, *, progress: bool = True, device: str | None = None) -> nn.Module:
+Watch = Callable[[int, dict[str, float], Image.Image | None], None]
+
+
+def train(
+    stage: Stage, config: TrainConfig, *, progress: bool = True, device: str | None = None, watch: Watch | None = None
+) -> nn.Module:
     """Run (or resume) a stage to ``config.steps`` and export it.
 
     Args:
         device: None is the GPU of this process where there is one, else the CPU.
+        watch: called in the first process after each step with the number of steps done, its terms, and the sample where one
+            was made. What it raises ends the run, which goes on from its last checkpoint when it is started again.
 
     Returns:
         the model with the averaged weights; with FSDP2, whole in the first process only.
@@ -60,10 +68,10 @@ def train(stage: Stage, config: TrainConfig, *, progress: bool = True, device: s
         OSError: a checkpoint cannot be written; the last good one is kept.
     """
     with joined(device) as world:
-        return _train(stage, config, world, progress)
+        return _train(stage, config, world, progress, watch)
 
 
-def _train(stage: Stage, config: TrainConfig, world: World, progress: bool) -> nn.Module:
+def _train(stage: Stage, config: TrainConfig, world: World, progress: bool, watch: Watch | None) -> nn.Module:
     from tqdm import tqdm
 
     out = Path(config.out)
@@ -108,9 +116,10 @@ def _train(stage: Stage, config: TrainConfig, world: World, progress: bool) -> n
                 bar.set_postfix({k: f"{v:.4g}" for k, v in (losses.recent() | rates).items() if k != "tflops"})
                 board.add("loss", losses.recent(config.log_every), done)
                 board.add("speed", rates | {"learning_rate": config.rate(step), "gradient_norm": norm}, done)
+        picture = None
         if done % config.sample_every == 0 or done == config.steps:
             with average.in_place():
-                _write_sample(stage, model, out / "samples" / f"{done:07d}.png", board, done, world)
+                picture = _write_sample(stage, model, out / "samples" / f"{done:07d}.png", board, done, world)
             if world.main:
                 losses.draw()
         if done % config.save_every == 0 or done == config.steps:
@@ -118,6 +127,8 @@ def _train(stage: Stage, config: TrainConfig, world: World, progress: bool) -> n
                 losses.flush()
                 speed.write()
             save(out, done, net, optimizer, average, run, config.keep, world)
+        if watch is not None and world.main:
+            watch(done, terms, picture)
     board.close()
     return _export(stage, model, average, twin, world)
 
@@ -199,17 +210,18 @@ def _loader(stage: Stage, config: TrainConfig, world: World, start: int) -> Iter
     return iter(loader)
 
 
-def _write_sample(stage: Stage, model: nn.Module, path: Path, board: Board, step: int, world: World) -> None:
+def _write_sample(stage: Stage, model: nn.Module, path: Path, board: Board, step: int, world: World) -> Image.Image | None:
     if not (world.main or is_sharded(model)):  # a sharded model needs all processes to run at all
-        return
+        return None
     model.eval()
     with torch.no_grad():
-        picture = stage.sample(model)
+        picture: Image.Image | None = stage.sample(model)
     model.train()
     if picture is not None and world.main:
         with replacing(path) as partial:
             picture.save(partial)
         board.picture(picture, step)
+    return picture
 
 
 def _export(stage: Stage, model: nn.Module, average: Average, twin: nn.Module | None, world: World) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ..files import replacing, write_text
+from .curve import draw_curve
 from .stage import Work
 
 log = logging.getLogger(__name__)
@@ -62,18 +63,8 @@ class LossLog:
 
     def draw(self) -> None:
         """``losses.png``."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        width = max(1, len(self.rows) // 200)
-        for key in [k for k in self.rows[-1] if k != "step"]:
-            points = [self.rows[i : i + width] for i in range(0, len(self.rows), width)]
-            axes.plot([p[-1]["step"] for p in points], [sum(r[key] for r in p) / len(p) for p in points], label=key)
-        axes.set(xlabel="step", ylabel="loss", yscale="log")
-        axes.legend()
         with replacing(self.path.with_name("losses.png")) as partial:
-            figure.savefig(partial, dpi=110)
+            draw_curve(self.rows).save(partial)
 
 
 class Speed:

@@ -14,6 +14,7 @@ import typer
 
 from . import __version__
 from .cli_options import Dtype, Settings, app, command, task, torch_dtype
+from .data.commands import app as data_app
 from .training.commands import COMMANDS
 
 EXAMPLE = Path(__file__).with_name("assets") / "example.png"
@@ -208,6 +209,7 @@ def info(model: Annotated[str, typer.Argument(help='"emoji", or a checkpoint fil
 
 for _name, _function in COMMANDS.items():
     command(_name)(_function)
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:

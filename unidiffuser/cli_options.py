@@ -113,7 +113,7 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> None:
-            with _clear_errors():
+            with clear_errors():
                 function(*args, **kwargs)
 
         app.command(name)(run)
@@ -193,7 +193,8 @@ def _guidance(text: str) -> float | tuple[float, float]:
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
+def clear_errors() -> Iterator[None]:
+    """Errors of the user's making end as one line on stderr and exit code 2."""
     try:
         yield
     except KeyboardInterrupt:

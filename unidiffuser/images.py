@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -24,39 +25,46 @@ log = logging.getLogger(__name__)
 ImageSource = Image.Image | str | os.PathLike[str]
 
 
-def open_image(source: ImageSource) -> Image.Image:
+def open_image(source: ImageSource | bytes, name: str = "the picture") -> Image.Image:
     """A picture as 8-bit RGB, upright, transparency on white; only the first frame of an animation.
 
     Args:
-        source: a path, or a PIL image of any mode.
+        source: a path, the bytes of a file, or a PIL image of any mode.
+        name: what to call bytes in errors.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a picture, truncated, empty, or so large that it looks like a decompression bomb.
     """
     if isinstance(source, Image.Image):
-        return _rgb(source, "the picture")
+        return _rgb(source, name)
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), name)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no picture at {path}; check the path")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name one picture in it")
+    return _decode(path, str(path))
+
+
+def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # A warning alone would neither stop nor help anybody; Pillow's error at twice its limit stays.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(file)
             image.load()
     except PermissionError as error:
-        raise ValueError(f"{path} may not be read; check its permissions") from error
+        raise ValueError(f"{name} may not be read; check its permissions") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not a picture in a known format; use PNG, JPEG or WebP") from error
+        raise ValueError(f"{name} is not a picture in a known format; use PNG, JPEG or WebP") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} has too many pixels to be opened safely; shrink it first ({error})") from error
+        raise ValueError(f"{name} has too many pixels to be opened safely; shrink it first ({error})") from error
     except (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error) as error:  # what decoders raise
-        raise ValueError(f"{path} is damaged or incomplete ({error}); save it again or use another picture") from error
+        raise ValueError(f"{name} is damaged or incomplete ({error}); save it again or use another picture") from error
     with image:
-        return _rgb(image, str(path))
+        return _rgb(image, name)
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:

@@ -17,6 +17,7 @@ STAGES: Mapping[str, str] = {
     "encoders": "encoders:EncodersStage",
     "captioner": "captioner:CaptionerStage",
     "uvit": "uvit:UViTStage",
+    "latents": "latent_stage:LatentStage",
     "lora": "teach:lora_stage",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from ..encoders import Autoencoder, TextEncoder
 from ..images import to_images
 from ..model_config import ModelConfig
 from ..path import NoisePath
@@ -101,17 +103,22 @@ class UViTStage(Stage):
         """Pictures of the sample prompts, 8 in a row, 20 steps at guidance 3."""
         if not self.prompts:
             return None
-        text = self.latents.encode_text(self.prompts)
-        generators = item_generators(0, len(self.prompts))
-        out = sample(model, NoisePath.text_to_image(20), Streams(text=text), guidance=3.0, generator=generators)
-        pixels = self.latents.autoencoder.decode(out.need("img")).cpu()
-        pixels = torch.cat([pixels, torch.ones_like(pixels[: -len(pixels) % 8])])
-        grid = torch.cat([torch.cat(list(row), dim=2) for row in pixels.split(8)], dim=1)
-        return to_images(grid[None])[0]
+        return prompt_grid(model, self.prompts, self.latents.encode_text, self.latents.autoencoder)
 
     def export(self, model: Any) -> None:
         """``model.safetensors``: the checkpoint with this network, complete in one file."""
         export_model(self.checkpoint, model, self.out / "model.safetensors", self.dtype, self.defaults)
+
+
+def prompt_grid(model: UViT, prompts: Sequence[str], encode_text: TextEncoder, autoencoder: Autoencoder) -> Image.Image:
+    """Pictures of the prompts, 8 in a row, 20 steps at guidance 3."""
+    text = encode_text(prompts).float().to(model.pos_embed.device)
+    generators = item_generators(0, len(prompts))
+    out = sample(model, NoisePath.text_to_image(20), Streams(text=text), guidance=3.0, generator=generators)
+    pixels = autoencoder.decode(out.need("img")).cpu()
+    pixels = torch.cat([pixels, torch.ones_like(pixels[: -len(pixels) % 8])])
+    grid = torch.cat([torch.cat(list(row), dim=2) for row in pixels.split(8)], dim=1)
+    return to_images(grid[None])[0]
 
 
 def export_model(
@@ -119,7 +126,8 @@ def export_model(
 ) -> None:
     """Write a checkpoint's parts with another network as one file; parts the checkpoint lacks stay absent."""
     sections = checkpoint.config.to_dict() | {"defaults": dict(defaults)}
-    config = ModelConfig.from_dict(sections | {"uvit": vars(network.config)})
+    side = network.config.latent_size[0] * checkpoint.config.vae.downscale
+    config = ModelConfig.from_dict(sections | {"uvit": vars(network.config), "image_size": side})
     parts = {name: checkpoint.state_dict(name) for name in checkpoint.parts() if name != "uvit"}
     parts["uvit"] = network.state_dict()
     tokenizers = {

@@ -1,0 +1,242 @@
+"""Pairs to latent shards with the frozen encoders of a checkpoint: resumable, nothing twice, nothing lost.
+
+Part i is done by process i modulo their number (torchrun, `accelerate launch`, or one alone). A part becomes one shard, which
+is written under another name and renamed, so a shard that is there is done, and what was killed is done again as a whole. The
+manifest is written when all parts are done; what could not be read stands in it with its reason, and is tried again by the
+next run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..checkpoints import Checkpoint
+from ..encoders import Autoencoder, ImageTokenEncoder, TextEncoder
+from ..files import write_text
+from ..images import fit, open_image, to_tensor
+from ..training.parallel import World
+from .shards import MANIFEST, read_notes, write_shard
+from .sources import DamagedShard, Pair, Part
+
+log = logging.getLogger(__name__)
+
+LONGEST = 2000  # characters of a caption that are looked at; the text encoder reads 77 tokens
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How pictures become latents.
+
+    Attributes:
+        image_size: side of the square in pixels.
+        min_side: pictures with a shorter side are dropped; the paper's sets hold none that would be enlarged much.
+        batch_size: pictures in the encoders at once.
+        readers: threads that decode pictures.
+    """
+
+    image_size: int
+    min_side: int = 1
+    batch_size: int = 32
+    readers: int = 4
+
+
+class Encoders:
+    """The three frozen encoders of a checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device):
+        low = torch.float16 if device.type == "cuda" else torch.float32
+        self.checkpoint, self.device = checkpoint, device
+        # The autoencoder of SD 1 overflows in fp16 on some pictures.
+        self.autoencoder = Autoencoder.from_checkpoint(checkpoint, device=device, dtype=torch.float32)
+        self.image_tokens = ImageTokenEncoder.from_checkpoint(checkpoint, device=device, dtype=low)
+        self.texts = TextEncoder.from_checkpoint(checkpoint, device=device, dtype=low)
+
+    def fingerprint(self) -> str:
+        """Of the weights that make latents; other weights, other latents."""
+        digest = hashlib.sha256()
+        for part in ("vae", "clip_image", "clip_text", "caption"):
+            for name, tensor in sorted(self.checkpoint.state_dict(part).items()):
+                if part != "caption" or name.startswith("encode_prefix."):
+                    digest.update(name.encode())
+                    digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()[:4096])
+        return digest.hexdigest()[:16]
+
+    @torch.inference_mode()
+    def pictures(self, images: list[Image.Image]) -> dict[str, Tensor]:
+        """Squares of one size -> "mean", "std" (B, C, h, w), "clip_img" (B, 1, D), fp16 on the CPU."""
+        config = self.checkpoint.config.vae
+        pixels = F.pixel_unshuffle(to_tensor(images).to(self.device), config.patch_size)
+        posterior = self.autoencoder.vae.encode(pixels).latent_dist
+        values = {
+            "mean": posterior.mean * config.scale_factor,
+            "std": posterior.std * config.scale_factor,
+            "clip_img": self.image_tokens(images),
+        }
+        return {name: value.to("cpu", torch.float16) for name, value in values.items()}
+
+    def captions(self, texts: list[str]) -> Tensor:
+        """(B, L, text_dim) fp16 on the CPU."""
+        return self.texts(texts).to("cpu", torch.float16)
+
+
+def encode(
+    parts: list[Part],
+    out: Path,
+    encoders: Encoders,
+    encoding: Encoding,
+    world: World,
+    report: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Encode this process's parts that are not done, and write the manifest when everybody is done.
+
+    Args:
+        report: called after each part with the pairs that it gave.
+
+    Returns:
+        the manifest: "encoding", "samples", "read", "dropped" (reason -> pairs), "damaged" (part -> reason), "shards".
+
+    Raises:
+        ValueError: the folder holds shards that were made with other weights or another size.
+        OSError: the disk is full; what is there is complete.
+    """
+    settings = {
+        "encoders": encoders.fingerprint(),
+        "image_size": encoding.image_size,
+        "min_side": encoding.min_side,
+        "text_tokens": encoders.texts.length,
+    }
+    _agree(out, settings, world)
+    damaged: dict[str, str] = {}
+    for part in parts[world.rank :: world.size]:
+        target = out / f"{part.name}.safetensors"
+        if target.is_file() and read_notes(target)["source_size"] == part.size:
+            continue
+        try:
+            kept = _encode_part(part, target, encoders, encoding)
+        except DamagedShard as error:
+            log.warning("%s; passed over", error)
+            target.unlink(missing_ok=True)  # of an earlier, whole shard of this name
+            damaged[part.name] = str(error)
+            continue
+        except FileNotFoundError as error:
+            damaged[part.name] = f"vanished: {error.filename or error}"
+            log.warning("%s; passed over", damaged[part.name])
+            continue
+        if report is not None:
+            report(kept)
+    everybody = world.gather(damaged)
+    if world.main:
+        _write_manifest(out, parts, settings, {k: v for some in everybody for k, v in some.items()})
+    world.barrier()
+    return dict(json.loads((out / MANIFEST).read_text(encoding="utf-8")))
+
+
+def _agree(out: Path, settings: dict[str, Any], world: World) -> None:
+    path = out / "encoding.json"
+    if world.main:
+        (out / MANIFEST).unlink(missing_ok=True)  # it is not true while parts are added
+        if not path.is_file():
+            write_text(path, json.dumps(settings))
+    world.barrier()
+    there = json.loads(path.read_text(encoding="utf-8"))
+    if there != settings:
+        differing = ", ".join(f"{k} {there.get(k)} there, {v} here" for k, v in settings.items() if there.get(k) != v)
+        raise ValueError(f"{out} holds shards of another kind ({differing}): use another folder, or the same settings")
+
+
+def _encode_part(part: Part, target: Path, encoders: Encoders, encoding: Encoding) -> int:
+    counts: Counter[str] = Counter()
+    keys: list[str] = []
+    latents: dict[str, list[Tensor]] = {"mean": [], "std": [], "clip_img": [], "text": []}
+    first = [0]
+    for batch in _decoded(part, encoding, counts):
+        for name, value in encoders.pictures([image for _, _, image in batch]).items():
+            latents[name].append(value)
+        texts = [caption for _, captions, _ in batch for caption in captions]
+        latents["text"].append(encoders.captions(texts))
+        for key, captions, _ in batch:
+            keys.append(key)
+            first.append(first[-1] + len(captions))
+    tensors = {name: torch.cat(parts) if parts else torch.zeros(0) for name, parts in latents.items()}
+    notes = {"keys": keys, "read": counts.pop("read", 0), "dropped": dict(sorted(counts.items())), "source_size": part.size}
+    write_shard(target, tensors | {"first": torch.tensor(first)}, notes)
+    return len(keys)
+
+
+def _decoded(part: Part, encoding: Encoding, counts: Counter[str]) -> Iterator[list[tuple[str, list[str], Image.Image]]]:
+    """Batches of (key, captions, square); the next batch is decoded while the caller encodes this one."""
+
+    def decode(pair: Pair) -> tuple[str, list[str], Image.Image] | str:
+        captions = [" ".join(caption[:LONGEST].split()) for caption in pair.captions]
+        captions = [caption for caption in captions if caption]
+        if not captions:
+            return "no caption"
+        if not pair.picture:
+            return "no picture"
+        try:
+            image = open_image(pair.picture, pair.key)
+        except FileNotFoundError:
+            return "no picture"
+        except ValueError:
+            return "unreadable picture"
+        if min(image.size) < encoding.min_side:
+            return "too small"
+        return pair.key, captions, fit(image, encoding.image_size, encoding.image_size)
+
+    pairs = part.read()
+    with ThreadPoolExecutor(encoding.readers) as pool:
+        ahead: list[Any] = []
+        waiting: list[tuple[str, list[str], Image.Image]] = []
+        while True:
+            chunk = list(islice(pairs, encoding.batch_size))
+            counts["read"] += len(chunk)
+            done, ahead = ahead, [pool.submit(decode, pair) for pair in chunk]
+            for future in done:
+                result = future.result()
+                if isinstance(result, str):
+                    counts[result] += 1
+                else:
+                    waiting.append(result)
+            while len(waiting) >= encoding.batch_size:
+                yield waiting[: encoding.batch_size]
+                waiting = waiting[encoding.batch_size :]
+            if not chunk and not ahead:
+                break
+        if waiting:
+            yield waiting
+
+
+def _write_manifest(out: Path, parts: list[Part], settings: dict[str, Any], damaged: dict[str, str]) -> None:
+    shards, dropped, read = [], Counter[str](), 0
+    for part in parts:
+        path = out / f"{part.name}.safetensors"
+        if part.name in damaged:
+            continue
+        notes = read_notes(path)
+        shards.append({"name": path.name, "samples": len(notes["keys"]), "bytes": path.stat().st_size})
+        dropped.update(notes["dropped"])
+        read += notes["read"]
+    samples = sum(shard["samples"] for shard in shards)
+    manifest = {
+        "encoding": settings,
+        "samples": samples,
+        "read": read,
+        "dropped": dict(sorted(dropped.items())),
+        "damaged": dict(sorted(damaged.items())),
+        "shards": shards,
+    }
+    write_text(out / MANIFEST, json.dumps(manifest, indent=1))

@@ -1,0 +1,168 @@
+"""Latent shards: files of encoded pairs, and the order in which training reads them.
+
+A shard is one safetensors file, so a row can be read without the rest and a truncated file is noticed by its header:
+
+    mean, std   (N, C, H/8, W/8) fp16   the autoencoder's posterior, scaled; a sample is mean + std * noise
+    clip_img    (N, 1, D)        fp16   CLIP image tokens
+    text        (T, L, text_dim) fp16   text latents, those of one picture in a row
+    first       (N + 1,)         int64  rows of ``text`` that are captions of picture i: first[i] .. first[i + 1] - 1
+
+Its header tells the keys of the pictures and what was dropped on the way. ``manifest.json`` beside the shards is written when
+all of them are done; it is what training trusts.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files import replacing
+
+MANIFEST = "manifest.json"
+WINDOW = 16  # shards that are mixed with each other; more mix better and keep more files open
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+    """Write one shard, complete or not at all; ``notes`` are plain values for its header."""
+    with replacing(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"notes": json.dumps(notes)})
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The notes in a shard's header.
+
+    Raises:
+        ValueError: the file is no whole shard.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            notes: dict[str, Any] = json.loads((file.metadata() or {})["notes"])
+            return notes
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a whole latent shard ({error}); remove it and encode again") from error
+
+
+class LatentShards:
+    """Encoded pairs of one folder, by a global index: shard after shard in the manifest's order.
+
+    Args:
+        folder: with ``manifest.json``, as `unidiffuser data encode` leaves it.
+        window: shards whose pairs are mixed with each other in an epoch.
+
+    Raises:
+        FileNotFoundError: no manifest: nothing was encoded, or not all of it.
+        ValueError: the manifest is empty.
+    """
+
+    def __init__(self, folder: str | Path, window: int = WINDOW):
+        self.folder, self.window = Path(folder), window
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no {MANIFEST} in {self.folder}: run `unidiffuser data encode` until it says that all is done"
+            )
+        text = path.read_text(encoding="utf-8")
+        self.manifest: dict[str, Any] = json.loads(text)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.shards: list[dict[str, Any]] = [shard for shard in self.manifest["shards"] if shard["samples"]]
+        if not self.shards:
+            raise ValueError(f"{path} lists no encoded pair; see its counts of what was dropped")
+        self.sizes = np.array([shard["samples"] for shard in self.shards])
+        self.starts = np.concatenate([[0], self.sizes.cumsum()])
+        self._open = functools.lru_cache(maxsize=2 * window)(self._open_file)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:  # open files do not travel to other processes
+        return {k: v for k, v in self.__dict__.items() if k != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open = functools.lru_cache(maxsize=2 * self.window)(self._open_file)
+
+    def order(self, batch_size: int, seed: int, step: int) -> Tensor:
+        """Global indices (batch_size,) of one step, a function of its arguments alone.
+
+        An epoch shows every pair once. Its shards come in a random order, cut into windows, and the pairs of a window in a
+        random order: memory and open files stay bounded however many shards there are.
+        """
+        out: list[np.ndarray] = []
+        have, first = 0, step * batch_size
+        while have < batch_size:
+            epoch, offset = divmod(first + have, len(self))
+            ends = _epoch(tuple(self.sizes.tolist()), self.window, seed, epoch)[1]
+            number = int(np.searchsorted(ends, offset, side="right"))
+            begin = int(ends[number - 1]) if number else 0
+            rows = _window(tuple(self.sizes.tolist()), self.window, seed, epoch, number)
+            part = rows[offset - begin : offset - begin + batch_size - have]
+            out.append(part)
+            have += len(part)
+        return torch.from_numpy(np.concatenate(out))
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Number of the shard, and row in it, of a global index."""
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return shard, index - int(self.starts[shard])
+
+    def name_of(self, index: int) -> str:
+        """Shard and key of a pair."""
+        shard, row = self.locate(index)
+        path = self.folder / self.shards[shard]["name"]
+        return f"{path.name}:{read_notes(path)['keys'][row]}" if path.is_file() else f"{path.name}:row {row}"
+
+    def read(self, indices: Tensor) -> list[dict[str, Tensor]]:
+        """The pairs of these indices in float32: "mean", "std" (C, h, w), "clip_img" (1, D), "text" (captions, L, D).
+
+        Raises:
+            FileNotFoundError: a shard has vanished.
+            ValueError: a shard is not as it was encoded.
+        """
+        rows = []
+        for index in indices.tolist():
+            number, row = self.locate(index)
+            file, first = self._open(number)
+            row_of = {name: file.get_slice(name)[row : row + 1][0].float() for name in ("mean", "std", "clip_img")}
+            row_of["text"] = file.get_slice("text")[int(first[row]) : int(first[row + 1])].float()
+            rows.append(row_of)
+        return rows
+
+    def _open_file(self, number: int) -> tuple[Any, Tensor]:
+        shard = self.shards[number]
+        path = self.folder / shard["name"]
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} has vanished; bring it back, or encode again what is missing and start a new run: leaving it out "
+                "would change what every later step sees"
+            )
+        if path.stat().st_size != shard["bytes"]:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {shard['bytes']}: remove it and encode again")
+        file = safe_open(path, "pt").__enter__()  # closed when the cache drops it
+        return file, file.get_tensor("first")
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(sizes: tuple[int, ...], window: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The shards of an epoch in their order, and where each window of them ends."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(sizes))
+    ends = np.add.reduceat(np.asarray(sizes)[order], np.arange(0, len(sizes), window)).cumsum()
+    return order, ends
+
+
+@functools.lru_cache(maxsize=4)
+def _window(sizes: tuple[int, ...], window: int, seed: int, epoch: int, number: int) -> np.ndarray:
+    """Global indices of the pairs of one window, in their order."""
+    shards = _epoch(sizes, window, seed, epoch)[0][number * window : (number + 1) * window]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    rows = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
+    return np.random.default_rng([seed, epoch, number]).permutation(rows)

@@ -1,0 +1,143 @@
+"""Stage "latents": the U-ViT from latent shards, for any amount of data and any number of processes.
+
+Every random number of an example (the sample of its image latent, its caption, its noise levels, its noise) comes from its own
+seed. So the loss of a step is the same however the batch is spread over processes and passes.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..checkpoints import Checkpoint, load_checkpoint
+from ..data.shards import WINDOW, LatentShards
+from ..encoders import Autoencoder, TextEncoder
+from ..streams import Streams
+from ..uvit import Block, UViT, UViTConfig, default_attention
+from .config import TrainConfig
+from .growth import grown
+from .objective import PAPER, diffusion_loss, draw_labels
+from .stage import Stage, Work, seeded_init
+from .uvit import SHORT, export_model, prompt_grid, short_attention
+
+
+class LatentStage(Stage):
+    """Options:
+
+    latents: folder of latent shards (`unidiffuser data encode`).
+    checkpoint: a model, or its encoders alone; the very encoders that made the shards.
+    uvit: sizes of a new network (fields of UViTConfig). When absent, the checkpoint's own is trained on; where the shards
+        have another size than it, its position embedding grows with them.
+    data_type: of all pairs, for networks that know data types: 1 = curated (when absent), 0 = web.
+    mix: shares of the timestep mix, see :func:`.objective.draw_labels`; the paper's objective when absent.
+    window: shards that are mixed with each other.
+    defaults, dtype, sample_prompts: as in :class:`.uvit.UViTStage`.
+    """
+
+    blocks = (Block,)
+
+    def __init__(self, config: TrainConfig):
+        options = config.options
+        self.out = Path(config.out)
+        self.shards = LatentShards(options["latents"], options.get("window", WINDOW))
+        self.size = len(self.shards)
+        self.checkpoint: Checkpoint = load_checkpoint(options["checkpoint"])
+        self.mix = options.get("mix", PAPER)
+        self.data_type = int(options.get("data_type", 1))
+        self.dtype = getattr(torch, options.get("dtype", "float32"))
+        self.defaults = options.get("defaults", self.checkpoint.config.defaults)
+        self.prompts: list[str] = options.get("sample_prompts", [])
+        side = self.shards.manifest["encoding"]["image_size"] // self.checkpoint.config.vae.downscale
+        self.model = _network(self.checkpoint, options.get("uvit"), side, config.seed)
+
+    def order(self, batch_size: int, seed: int, step: int) -> Tensor:
+        return self.shards.order(batch_size, seed, step)
+
+    def batch(self, indices: Tensor) -> dict[str, Any]:
+        return {"rows": self.shards.read(indices)}
+
+    def draw(self, batch: dict[str, Any], seeds: list[int]) -> dict[str, Tensor]:
+        examples = []
+        for row, seed in zip(batch["rows"], seeds, strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            labels = draw_labels(1, self.mix, generator)
+            caption = int(torch.randint(len(row["text"]), (), generator=generator))
+            img = row["mean"] + row["std"] * torch.randn(row["mean"].shape, generator=generator)
+            clean = {"img": img, "clip_img": row["clip_img"], "text": row["text"][caption]}
+            noise = {f"noise_{name}": torch.randn(x.shape, generator=generator) for name, x in clean.items()}
+            examples.append(clean | noise | {f"t_{name}": label[0] for name, label in labels.items()})
+        return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
+
+    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        clean, noise = (Streams(*(batch[at + name] for name in ("img", "clip_img", "text"))) for at in ("", "noise_"))
+        labels = {"img": batch["t_img"], "text": batch["t_text"]}
+        kind = torch.full_like(batch["t_img"], self.data_type)
+        return diffusion_loss(model, clean, generator, labels=labels, noise=noise, data_type=kind)
+
+    def work(self) -> Work:
+        return work_of(self.model.config)
+
+    def name_of(self, index: int) -> str:
+        return self.shards.name_of(index)
+
+    def fingerprint(self) -> str:
+        return self.shards.fingerprint
+
+    @cached_property
+    def _painters(self) -> tuple[TextEncoder, Autoencoder]:
+        kinds = (TextEncoder, Autoencoder)
+        text, autoencoder = (kind.from_checkpoint(self.checkpoint, "cpu", torch.float32) for kind in kinds)
+        return text, autoencoder
+
+    def sample(self, model: Any) -> Image.Image | None:
+        """Pictures of the sample prompts, 8 in a row, 20 steps at guidance 3."""
+        return prompt_grid(model, self.prompts, *self._painters) if self.prompts else None
+
+    def export(self, model: Any) -> None:
+        """``model.safetensors``: the checkpoint with this network, complete in one file."""
+        export_model(self.checkpoint, model, self.out / "model.safetensors", self.dtype, self.defaults)
+
+
+def _network(checkpoint: Checkpoint, new: dict[str, Any] | None, side: int, seed: int) -> UViT:
+    """A new network of these sizes, or the checkpoint's, grown to latents of this side."""
+    if new is None and "uvit" not in checkpoint.parts():
+        raise ValueError(f"{checkpoint.path} has no network: give the sizes of a new one as the option `uvit`")
+    state = None
+    if new is None:
+        state, sizes = grown(checkpoint.state_dict("uvit", dtype=torch.float32), checkpoint.config.uvit, side)
+    else:
+        sizes = UViTConfig(**{"img_size": side, **new})
+        if sizes.latent_size != (side, side):
+            raise ValueError(f"uvit.img_size is {sizes.img_size}, but the shards hold latents of {side} x {side}")
+    tokens = sizes.num_text_tokens + math.prod(sizes.grid) + 4
+    attention = short_attention if tokens <= SHORT and not torch.cuda.is_available() else default_attention
+    with seeded_init(seed):
+        network = UViT(sizes, attention=attention)
+    if state is not None:
+        network.load_state_dict(state)
+    return network
+
+
+def work_of(sizes: UViTConfig) -> Work:
+    """Tokens of an example, and its operations: counted by torch on a network without weights, forwards times three."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = UViT(sizes, device="meta", attention=_plain_attention)
+    shapes = sizes.item_shapes
+    streams = [torch.empty(1, *shapes[name], device="meta") for name in ("img", "clip_img", "text")]
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(*streams, torch.ones(1, device="meta"), torch.ones(1, device="meta"))
+    tokens = 2 + bool(sizes.data_types) + sizes.num_text_tokens + 1 + math.prod(sizes.grid)
+    return Work(tokens, 3.0 * counter.get_total_flops())
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two products, which the counter knows on every device."""
+    return (q @ k.transpose(-2, -1) @ v).transpose(1, 2).flatten(2)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unidiffuser.acceleration import DeepCache
+import unidiffuser
+from unidiffuser.acceleration import PRESETS, Compiled, DeepCache
+from unidiffuser.checkpoints import Checkpoint
 from unidiffuser.guidance import Memory
+from unidiffuser.model_config import ModelConfig
+from unidiffuser.options import Plan
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, sample
 from unidiffuser.uvit import UViT, UViTConfig
@@ -136,3 +144,120 @@ def test_numbers_out_of_range() -> None:
         DeepCache(net, 2, 4)
     with pytest.raises(ValueError, match="uncond_interval"):
         run(net, uncond_interval=0)
+
+
+def test_options_reach_the_sampler(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = unidiffuser.load(tiny_checkpoint, device="cpu")
+    rows = count_blocks(model.net)
+    model.text_to_image("a", steps=4)
+    full = sum(rows)
+    blocks = len(rows) // 4
+    rows.clear()
+    model.text_to_image("a", steps=4, uncond_interval=2, cache_interval=2)
+    assert sum(rows) == full // 2 + 2 * 2  # two full guided steps, and two of one row through the outer pair of blocks
+    rows.clear()
+    model.text_to_image("a", steps=4, guidance_interval=(600, 1000))
+    assert sum(rows) == 2 * 2 * blocks + 2 * blocks
+    seen = []
+    original = NoisePath.text_to_image
+    monkeypatch.setattr(NoisePath, "text_to_image", lambda *args, **kw: seen.append(kw) or original(*args, **kw))
+    model.text_to_image("a", steps=4, spacing="karras")
+    assert seen == [{"spacing": "karras"}]
+
+
+def test_a_preset_fills_in_what_is_not_given() -> None:
+    config = ModelConfig()
+    plan = Plan.of({"preset": "fast"}, config)
+    for name, value in PRESETS["fast"].items():
+        assert getattr(plan, name) == value
+    assert Plan.of({"preset": "fast", "steps": 33}, config).steps == 33
+    assert Plan.of({}, config) == Plan.of({"preset": "exact"}, config)
+    for wrong in (
+        {"preset": "furious"},
+        {"spacing": "golden"},
+        {"cache_branch": 16},
+        {"cache_interval": 0},
+        {"uncond_interval": 0},
+    ):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Plan.of(wrong, config)
+
+
+def test_parts_are_on_the_device_only_while_they_work(tiny_checkpoint: Path) -> None:
+    """Without a second device at hand the moves themselves are watched."""
+    kept = unidiffuser.load(tiny_checkpoint, device="cpu")
+    model = unidiffuser.load(tiny_checkpoint, device="cpu", offload=True)
+    moves: list[str] = []
+
+    class Device:
+        """Stands for another device."""
+
+    model.device, elsewhere = Device(), model.device
+    for name in ("net", "text_encoder", "autoencoder"):
+        part = getattr(model, name)
+        for module in [part] if isinstance(part, torch.nn.Module) else [v for v in vars(part).values() if hasattr(v, "to")]:
+            module.to = lambda device, name=name: moves.append(f"{name} {'in' if isinstance(device, Device) else 'out'}")
+    model.encode_texts(["a"])
+    assert moves == ["text_encoder in"] * 2 + ["text_encoder out"] * 2  # CLIP, and the Linear
+    moves.clear()
+    plan = Plan.of({"steps": 2}, model.config)
+    with pytest.raises(ValueError, match="missing"):
+        model.run(NoisePath.image_to_text(2), Streams(), plan, [torch.Generator()])
+    assert moves == ["net in", "net out"]  # and out again when something fails
+    model.device = elsewhere
+    pictures = [np.asarray(m.text_to_image("a", steps=2)[0]) for m in (kept, model)]
+    assert np.array_equal(*pictures)
+
+
+def test_the_caption_decoder_is_not_read_for_pictures(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    original = Checkpoint.state_dict
+
+    def recorded(self: Checkpoint, part: str, prefix: str = "", *args, **kwargs):
+        asked.append((part, prefix))
+        return original(self, part, prefix, *args, **kwargs)
+
+    monkeypatch.setattr(Checkpoint, "state_dict", recorded)
+    unidiffuser.load(tiny_checkpoint, device="cpu").text_to_image("a", steps=1)
+    assert {prefix for part, prefix in asked if part == "caption"} == {"encode_prefix."}
+    assert "clip_image" not in {part for part, _ in asked}
+
+
+def test_tiles_bound_the_work_of_the_autoencoder(tiny_checkpoint: Path) -> None:
+    whole = unidiffuser.load(tiny_checkpoint, device="cpu", dtype=torch.float32)
+    tiled = unidiffuser.load(tiny_checkpoint, device="cpu", dtype=torch.float32, tiling=True)
+    areas: list[int] = []
+    tiled.autoencoder.vae.decoder.register_forward_hook(
+        lambda _, given, out: areas.append(given[0].shape[2] * given[0].shape[3])
+    )
+    small, large = torch.randn(1, 4, 16, 16), torch.randn(1, 4, 32, 24)
+    assert torch.equal(tiled.autoencoder.decode(small), whole.autoencoder.decode(small))
+    assert tiled.autoencoder.decode(large).shape == whole.autoencoder.decode(large).shape
+    assert max(areas) <= 16 * 16
+
+
+def test_compilation_falls_back_with_a_message(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(net: torch.nn.Module, mode: str):
+        def call(*args, **kwargs):
+            raise RuntimeError("no compiler here\nand a long trace")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    net = make()
+    with caplog.at_level(logging.WARNING):
+        assert equal(run(Compiled(net)), run(net))
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch.compile failed (no compiler here); going on without it"
+    ]
+
+
+def test_compilation_that_works_is_used(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda net, mode: modes.append(mode) or net)
+    plain = unidiffuser.load(tiny_checkpoint, device="cpu").text_to_image("a", steps=2)[0]
+    model = unidiffuser.load(tiny_checkpoint, device="cpu", compile="reduce-overhead")
+    assert np.array_equal(model.text_to_image("a", steps=2)[0], plain)
+    assert modes == ["reduce-overhead"]
+    with pytest.raises(ValueError, match="compile must be one of"):
+        unidiffuser.load(tiny_checkpoint, compile="fast")

@@ -14,6 +14,7 @@ the network. Nothing of it is on unless asked for; `PRESETS` names combinations 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from .guidance import Predictions
 from .uvit import UViT
 
+log = logging.getLogger(__name__)
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 EXACT = "exact"
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     EXACT: {},
@@ -84,3 +87,34 @@ class DeepCache(nn.Module):
         if self.kinds is None or len(self.kinds) < len(kinds):
             return False
         return torch.equal(self.kinds[: len(kinds)], kinds)
+
+
+class Compiled(nn.Module):
+    """A network under torch.compile, which goes on without it where that fails.
+
+    Exact up to the order of sums. The first call for each shape takes a minute or more.
+
+    Args:
+        net: the network.
+        mode: of COMPILE_MODES, which are torch.compile's: "default"; "reduce-overhead" records CUDA graphs, which pays at
+            small batches; "max-autotune" tries kernels out.
+    """
+
+    def __init__(self, net: UViT, mode: str = "default"):
+        super().__init__()
+        self.net, self.config = net, net.config
+        self.compiled: Callable[..., Predictions] | None = torch.compile(net, mode=mode)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Predictions:
+        """As `UViT.forward`."""
+        if self.compiled is not None:
+            try:
+                torch.compiler.cudagraph_mark_step_begin()
+                # A recorded graph writes every result to one place, and the sampler keeps some of them: hence the copies.
+                img, clip_img, text = (None if x is None else x.clone() for x in self.compiled(*args, **kwargs))
+                return img, clip_img, text
+            except Exception as error:  # a compiler that is not there, or does not know the device, raises almost anything
+                log.warning("torch.compile failed (%s); going on without it", str(error).strip().splitlines()[0])
+                self.compiled = None
+        out: Predictions = self.net(*args, **kwargs)
+        return out

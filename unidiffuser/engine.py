@@ -11,14 +11,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .acceleration import DeepCache
+from .acceleration import COMPILE_MODES, Compiled, DeepCache
 from .checkpoints import Checkpoint
 from .images import ImageSource, fit, open_image, to_images, to_tensor
 from .lora import LoRA, layers_of, put_on, read_lora
@@ -45,14 +45,36 @@ class Engine:
     """The parts of a checkpoint on a device, and the moves that tasks are made of."""
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        offload: bool = False,
+        tiling: bool = False,
+        compile: str | None = None,
     ) -> None:
-        """device: None takes the GPU if there is one. dtype: of all weights; None leaves it to `precision`."""
+        """
+        Args:
+            checkpoint: whose parts these are.
+            device: None takes the GPU if there is one.
+            dtype: of all weights; None leaves it to `precision`.
+            offload: keep every part in main memory and on the device only while it works.
+            tiling: let the autoencoder work tile by tile on pictures larger than the trained size.
+            compile: a mode of `acceleration.Compiled` for the network; None compiles nothing.
+
+        Raises:
+            ValueError: an unknown mode.
+        """
+        if compile is not None and compile not in COMPILE_MODES:
+            raise ValueError(f"compile must be one of {', '.join(COMPILE_MODES)}, got {compile!r}")
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.device = torch.device(device if device is not None else _best_device())
         self.dtype = dtype or automatic_dtype(self.device)
         self.side_dtype = dtype or automatic_side_dtype(self.device)
+        self.offload, self.tiling, self.compile = offload, tiling, compile
+        self._resting = torch.device("cpu") if offload else self.device  # where parts are when they do not work
         self._loras: dict[str, tuple[LoRA, float]] = {}
 
     @cached_property
@@ -60,7 +82,7 @@ class Engine:
         """The U-ViT."""
         with skeleton():
             net = UViT(self.config.uvit)
-        self.checkpoint.load_into(net, "uvit", device=self.device, dtype=self.dtype)
+        self.checkpoint.load_into(net, "uvit", device=self._resting, dtype=self.dtype)
         return self._with_loras(net, "uvit", self._loras.values())
 
     @cached_property
@@ -68,29 +90,46 @@ class Engine:
         """Prompts -> text latents; holds CLIP's text tower and one Linear of the caption decoder, not its GPT-2."""
         from .encoders import TextEncoder
 
-        return TextEncoder.from_checkpoint(self.checkpoint, self.device, self.side_dtype)
+        return TextEncoder.from_checkpoint(self.checkpoint, self._resting, self.side_dtype)
 
     @cached_property
     def image_token_encoder(self) -> ImageTokenEncoder:
         """Pictures -> CLIP image tokens."""
         from .encoders import ImageTokenEncoder
 
-        return ImageTokenEncoder.from_checkpoint(self.checkpoint, self.device, self.side_dtype)
+        return ImageTokenEncoder.from_checkpoint(self.checkpoint, self._resting, self.side_dtype)
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
         """Pictures <-> image latents."""
         from .encoders import Autoencoder
 
-        return Autoencoder.from_checkpoint(self.checkpoint, self.device, self.dtype)
+        return Autoencoder.from_checkpoint(self.checkpoint, self._resting, self.dtype, self.tiling)
 
     @cached_property
     def captioner(self) -> CaptionDecoder:
         """Text latents -> captions, with scores and several candidates by its own `decode`."""
         from .captions import CaptionDecoder
 
-        decoder = CaptionDecoder.from_checkpoint(self.checkpoint, self.device, self.side_dtype)
+        decoder = CaptionDecoder.from_checkpoint(self.checkpoint, self._resting, self.side_dtype)
         return self._with_loras(decoder, "caption", self._loras.values())
+
+    @cached_property
+    def _compiled(self) -> Compiled:
+        return Compiled(self.net, self.compile or "default")
+
+    @contextmanager
+    def working(self, name: str) -> Iterator[Any]:
+        """A part ("net", "autoencoder", ...), on the device for as long as it works."""
+        part = getattr(self, name)
+        modules = [part] if isinstance(part, nn.Module) else [m for m in vars(part).values() if isinstance(m, nn.Module)]
+        try:
+            for module in modules if self.offload else ():
+                module.to(self.device)
+            yield part
+        finally:
+            for module in modules if self.offload else ():
+                module.to(self._resting)
 
     def load_lora(self, path: str | os.PathLike[str], strength: float = 1.0) -> None:
         """Put a LoRA on the network, and on the caption decoder if the file changes it too. Several add up.
@@ -150,14 +189,14 @@ class Engine:
         shape = (self.config.uvit.in_chans, plan.height // downscale, plan.width // downscale)
         cuts = list(_cut(len(generators), plan.batch_size))
         parts = []
-        with _reporter(plan.progress, path.steps * len(cuts)) as report:
+        with _reporter(plan.progress, path.steps * len(cuts)) as report, self.working("net") as net:
             for number, cut in enumerate(cuts):
                 mine = generators[cut]
                 begin = _take(start, cut)
                 if begin.img is None and path.t_img[0] != path.t_img[-1]:  # the sampler only knows the trained size
                     begin = begin.replace(img=draw_noise(shape, mine, self.device))
                 out = sample(
-                    self.net if plan.cache_interval == 1 else DeepCache(self.net, plan.cache_interval, plan.cache_branch),
+                    self._evaluated(net, plan),
                     path,
                     begin,
                     guidance=plan.guidance,
@@ -173,10 +212,17 @@ class Engine:
                 parts.append(out)
         return Streams(**{name: torch.cat([part.need(name) for part in parts]) for name, _ in parts[0].items()})
 
+    def _evaluated(self, net: UViT, plan: Plan) -> nn.Module:
+        """The network as one run evaluates it."""
+        if plan.cache_interval > 1:
+            return DeepCache(net, plan.cache_interval, plan.cache_branch)
+        return net if self.compile is None else self._compiled
+
     @torch.inference_mode()
     def encode_texts(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> text latents (B, L, text_dim)."""
-        return self.text_encoder(prompts).float()
+        with self.working("text_encoder") as encoder:
+            return encoder(prompts).float()
 
     @torch.inference_mode()
     def encode_images(self, pictures: Sequence[ImageSource], count: int, plan: Plan, generators: Generators) -> Streams:
@@ -184,23 +230,27 @@ class Engine:
         opened = [open_image(picture) for picture in pictures]
         side = min(plan.width, plan.height)
         squares = [fit(image, side, side) for image in opened]  # CLIP sees the same crop, or its middle
-        tokens = [self.image_token_encoder(squares[cut]) for cut in _cut(len(squares), plan.batch_size)]
+        with self.working("image_token_encoder") as encoder:
+            tokens = [encoder(squares[cut]) for cut in _cut(len(squares), plan.batch_size)]
         pixels = to_tensor([fit(image, plan.width, plan.height) for image in opened]).repeat_interleave(count, 0)
-        latents = [self.autoencoder.encode(pixels[cut], generators[cut]) for cut in _cut(len(pixels), plan.batch_size)]
+        with self.working("autoencoder") as autoencoder:
+            latents = [autoencoder.encode(pixels[cut], generators[cut]) for cut in _cut(len(pixels), plan.batch_size)]
         return Streams(torch.cat(latents).float(), torch.cat(tokens).float().repeat_interleave(count, 0))
 
     @torch.inference_mode()
     def decode_images(self, state: Streams, plan: Plan) -> list[Image.Image]:
         """The image latents as pictures."""
         latents = state.need("img")
-        decoded = (self.autoencoder.decode(latents[cut]) for cut in _cut(len(latents), plan.batch_size))
-        return [image for pixels in decoded for image in to_images(pixels)]
+        with self.working("autoencoder") as autoencoder:
+            decoded = (autoencoder.decode(latents[cut]) for cut in _cut(len(latents), plan.batch_size))
+            return [image for pixels in decoded for image in to_images(pixels)]
 
     def decode_texts(self, state: Streams, plan: Plan) -> list[str]:
         """The text latents as words, the best of the beams."""
         latents = state.need("text")
-        decoded = (self.captioner.decode(latents[cut]) for cut in _cut(len(latents), plan.batch_size))
-        return [candidates[0].text for captions in decoded for candidates in captions]
+        with self.working("captioner") as captioner:
+            decoded = (captioner.decode(latents[cut]) for cut in _cut(len(latents), plan.batch_size))
+            return [candidates[0].text for captions in decoded for candidates in captions]
 
 
 def _take(streams: Streams, cut: slice) -> Streams:

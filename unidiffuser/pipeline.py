@@ -175,16 +175,21 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     lora: Sequence[tuple[str | os.PathLike[str], float]] = (),
+    offload: bool = False,
+    tiling: bool = False,
+    compile: str | None = None,
 ) -> UniDiffuser:
     """Open a model: the name of the bundled one ("emoji"), or a file or folder in one of the layouts that are read.
 
     Only the headers are read here; each part is loaded when a task first needs it. `lora`: files and strengths, as
-    :meth:`~UniDiffuser.load_lora` takes them.
+    :meth:`~UniDiffuser.load_lora` takes them. `device`, `dtype`, `offload`, `tiling`, `compile`: see `Engine`.
 
     Raises:
         FileNotFoundError, ValueError: no such model, or not one; the text says which file and what to do.
     """
-    model = UniDiffuser(load_checkpoint(os.fspath(name_or_path)), device, dtype)
+    model = UniDiffuser(
+        load_checkpoint(os.fspath(name_or_path)), device, dtype, offload=offload, tiling=tiling, compile=compile
+    )
     for path, strength in lora:
         model.load_lora(path, strength)
     return model

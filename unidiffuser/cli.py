@@ -7,8 +7,9 @@ what to do), 130 interrupted.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +17,9 @@ from . import __version__
 from .cli_options import Dtype, Settings, app, command, task, torch_dtype
 from .data.commands import app as data_app
 from .training.commands import COMMANDS
+
+if TYPE_CHECKING:
+    from .many import Item, Work
 
 EXAMPLE = Path(__file__).with_name("assets") / "example.png"
 
@@ -172,6 +176,54 @@ def demo(
     text_to_image(settings, prompt)
     settings.count = 1
     image_to_text(settings, [picture])
+
+
+@task("generate")
+def generate(
+    settings: Settings,
+    prompts: Annotated[Path, typer.Argument(help="A text file, one prompt a line.", show_default=False)],
+) -> None:
+    """Make a picture of each line of a file; under torchrun or `accelerate launch` the processes share the work."""
+    from .many import pictures_of, prompt_items
+
+    items = prompt_items(prompts, settings.seed, settings.count)
+    _many(settings, "generate", items, lambda model, options, made: pictures_of(model, settings.out, options, made))
+
+
+@task("caption")
+def caption(
+    settings: Settings,
+    folder: Annotated[Path, typer.Argument(help="A folder of pictures.", show_default=False)],
+) -> None:
+    """Caption each picture of a folder; under torchrun or `accelerate launch` the processes share the work."""
+    from .many import captions_of, picture_items
+
+    if settings.count != 1:
+        raise ValueError("caption writes one caption for each picture; for more use image-to-text")
+    items = picture_items(folder, settings.seed)
+    _many(settings, "caption", items, lambda model, options, _: captions_of(model, folder, settings.out, options))
+
+
+def _many(settings: Settings, name: str, items: list[Item], work: Callable[..., Work]) -> None:
+    from datetime import timedelta
+
+    from tqdm import tqdm
+
+    from .many import run_items
+    from .training.parallel import joined
+
+    with joined(settings.device, patience=timedelta(days=7)) as world:
+        model = settings.load()
+        options = {**settings.options(), "progress": False, "batch_size": None}
+        made_with = {"task": name, "model": settings.model, "dtype": str(model.dtype).removeprefix("torch."), **options}
+        with tqdm(total=len(items), disable=settings.quiet or not world.main, unit="item") as bar:
+            manifest = run_items(
+                items, settings.batch_size or 16, settings.out, made_with, work(model, options, made_with), world, bar.update
+            )
+        if world.main:
+            failed = sum('"error": ' in line for line in manifest.read_text(encoding="utf-8").splitlines())
+            note = f", {failed} of them could not be done" if failed else ""
+            typer.echo(f"wrote {manifest}: {len(items)} items{note}", err=True)
 
 
 @command("convert")

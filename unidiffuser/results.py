@@ -68,7 +68,7 @@ def save_results(
         names.append(None if result.image is None else f"{stem}-{number:02d}.png")
         if result.image is not None:
             path = folder / f"{stem}-{number:02d}.png"
-            save_png(result.image, path, _metadata(result, task, settings))
+            save_png(result.image, path, metadata(result, task, settings))
             written.append(path)
     pictures = [result.image for result in results if result.image is not None]
     captions = [result.caption for result in results if result.caption is not None]
@@ -85,7 +85,8 @@ def save_results(
     return written
 
 
-def _metadata(result: Result, task: str, settings: Mapping[str, Any]) -> dict[str, str]:
+def metadata(result: Result, task: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The text entries of a result's PNG: where it came from, its seed, and all that is needed to make it again."""
     origin = _origin(result)
     if "prompt" in origin:  # ComfyUI takes a PNG's "prompt" for a graph in JSON and fails on words
         origin["Description"] = origin.pop("prompt")

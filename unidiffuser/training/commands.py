@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
@@ -33,7 +34,8 @@ def train(
 
     settings = TrainConfig.from_file(config, steps=steps, out=out)
     run(make_stage(settings), settings)
-    typer.echo(f"done: {settings.out}")
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"done: {settings.out}")
 
 
 def assemble(

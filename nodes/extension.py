@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import captions, examples, folders, gibbs, invert, loader, lora, path, sampler, score, words
+from . import caption_lora, captions, examples, folders, gibbs, invert, loader, lora, path, sampler, score, train, words
 
 
 class UniDiffuserExtension(ComfyExtension):
@@ -13,5 +13,5 @@ class UniDiffuserExtension(ComfyExtension):
         lora.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        modules = (loader, path, sampler, captions, words, invert, gibbs, score, examples)
+        modules = (loader, path, sampler, captions, words, invert, gibbs, score, examples, caption_lora, train)
         return [node for module in modules for node in module.NODES]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ..captions import CaptionDecoder
-from ..checkpoints import Checkpoint
-from ..modules import skeleton
+from ..modules import fit, skeleton
 from ..pipeline import load
 from ..streams import Streams
-from ..uvit import UViT, default_attention
+from ..uvit import UViT, UViTConfig, default_attention
 from .config import TrainConfig
 from .lessons import Lessons, encode, own_pairs, read_pictures, said_of, spread, variations
 from .lora import Adapted, LoraStage
@@ -76,14 +75,14 @@ def lora_run(
     return TrainConfig("lora", str(out), steps, batch_size, learning_rate=learning_rate, **values)
 
 
-def trainable_network(checkpoint: Checkpoint) -> UViT:
-    """The network of a checkpoint in float32, with the attention that learns fastest where it is."""
-    sizes = checkpoint.config.uvit
+def trainable_network(sizes: UViTConfig, weights: Mapping[str, Tensor]) -> UViT:
+    """A network with these weights (float32, original names) and the attention that learns fastest where it is."""
     tokens = sizes.num_text_tokens + sizes.grid[0] * sizes.grid[1] + 4
     attention = short_attention if tokens <= SHORT and not torch.cuda.is_available() else default_attention
     with skeleton():
         network = UViT(sizes, attention=attention)
-    return checkpoint.load_into(network, "uvit", dtype=torch.float32)
+    fit(network, weights, "the given network")
+    return network
 
 
 def lora_stage_of(
@@ -135,7 +134,7 @@ def lora_stage(config: TrainConfig) -> LoraStage:
     pictures, captions = read_pictures(data, model.config.image_size, word)
     words = spread(captions, settings.variations)
     learned = encode(model, variations(pictures, settings.variations, settings.strength, config.seed), words, config.seed)
-    network = trainable_network(model.checkpoint).to(model.device)
+    network = trainable_network(model.config.uvit, model.checkpoint.state_dict("uvit", dtype=torch.float32)).to(model.device)
     return lora_stage_of(
         network,
         model.captioner,

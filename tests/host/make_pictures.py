@@ -1,89 +1,98 @@
-"""Runs every template in a ComfyUI and keeps what it shows: the pictures of the templates and of the help pages.
+"""Runs every template in a fresh ComfyUI and draws its picture for the Templates dialog: what goes in, what comes out.
 
-    python tests/host/make_pictures.py [--model emoji]
+    python tests/host/make_pictures.py
 
-writes workflows/<title>.jpg and the pictures in web/docs. Run it again when the bundled model has changed.
+writes workflows/<title>.jpg. Run it again when the bundled model has changed.
 """
 
 # ruff: noqa: E402 (the path of the test helpers comes first)
 from __future__ import annotations
 
-import argparse
 import io
 import json
-import math
 import sys
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
-from conftest import find_comfyui
+from fresh_host import fresh_host
 from host_server import HostServer
 from make_workflows import API_FOLDER, ROOT, WORKFLOWS
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE, TEXT = 128, 18
-HELP = {"Joint pairs": "joint", "Interpolation": "interpolate", "Gibbs chain": "gibbs"}
+SIDE, GIVEN, FONT, INK = 512, 128, 26, "#202020"
 
 
-def results(server: HostServer, title: str, model: str) -> tuple[list[Image.Image], list[str]]:
-    """(pictures, texts) that a template shows: what it makes, or else what it begins with."""
+@dataclass(frozen=True)
+class Shown:
+    """What a template shows: the pictures it begins with, those it makes (a list for each node), and its texts."""
+
+    given: list[Image.Image]
+    made: list[list[Image.Image]]
+    texts: list[str]
+
+
+def results(server: HostServer, title: str) -> Shown:
     prompt: dict[str, Any] = json.loads((API_FOLDER / f"{title}.json").read_text(encoding="utf-8"))
-    for node in prompt.values():
-        if "model_name" in node["inputs"]:
-            node["inputs"]["model_name"] = model
     shown = server.run(prompt, 900)
 
-    def pictures(kind: str) -> list[Image.Image]:
-        outputs = [shown[name] for name, node in prompt.items() if node["class_type"] == kind and name in shown]
-        return [Image.open(io.BytesIO(server.file(item))) for output in outputs for item in output["images"]]
+    def outputs(kind: str) -> list[dict[str, Any]]:
+        return [shown[name] for name, node in prompt.items() if node["class_type"] == kind and name in shown]
 
-    texts = [
-        line
-        for name, node in prompt.items()
-        if node["class_type"] == "PreviewAny" and name in shown
-        for text in shown[name]["text"]
-        for line in text.splitlines()
-    ]
-    return pictures("SaveImage") or pictures("PreviewImage") or pictures("UniDiffuserExamplePicture"), texts
+    def pictures(kind: str) -> list[list[Image.Image]]:
+        return [[Image.open(io.BytesIO(server.file(item))) for item in output["images"]] for output in outputs(kind)]
+
+    given = [picture for group in pictures("UniDiffuserExamplePicture") for picture in group]
+    texts = [line for output in outputs("PreviewAny") for text in output["text"] for line in text.splitlines() if line]
+    return Shown(given, pictures("SaveImage") or pictures("PreviewImage"), texts)
 
 
-def sheet(pictures: list[Image.Image], texts: list[str]) -> Image.Image:
-    """Pictures in rows with their texts below."""
-    columns = min(4, max(1, len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    canvas = Image.new("RGB", (max(columns * SIDE, 2 * SIDE), rows * SIDE + len(texts) * TEXT + (8 if texts else 0)), "white")
-    for k, picture in enumerate(pictures):
-        canvas.paste(picture.convert("RGB"), (k % columns * SIDE, k // columns * SIDE))
+def written(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int, size: int) -> None:
+    """A line in the middle of a width, smaller where it would not fit."""
+    while size > 8 and draw.textlength(text, ImageFont.load_default(size)) > width - 8:
+        size -= 1
+    draw.text((left + width / 2, top + size / 2), text, fill=INK, font=ImageFont.load_default(size), anchor="mm")
+
+
+def sheet(shown: Shown) -> Image.Image:
+    """A square of what went in, what came out below it, and captions under their pictures or below all."""
+    rows = shown.made if len(shown.made) > 1 else [group[k : k + 4] for group in shown.made for k in range(0, len(group), 4)]
+    if len(rows) == 1 and len(rows[0]) == 4:
+        rows = [rows[0][:2], rows[0][2:]]
+    count = sum(map(len, rows))
+    named = bool(rows) and len(shown.texts) == count
+    below = [] if named else shown.texts
+    line, strip = FONT + 8, GIVEN + 34 if shown.given and rows else 0
+    caption = line if named else 0
+    room = SIDE - strip - len(below) * line - 16
+    across = max(map(len, rows), default=1)
+    side = min(SIDE // across, room // max(1, len(rows)) - caption)
+    canvas = Image.new("RGB", (SIDE, SIDE), "white")
     draw = ImageDraw.Draw(canvas)
-    for k, text in enumerate(texts):
-        draw.text((6, rows * SIDE + 4 + k * TEXT), text, fill="#202020", font=ImageFont.load_default(13))
+
+    if strip:
+        left = (SIDE - len(shown.given) * (GIVEN + 20)) // 2 + 10
+        for k, picture in enumerate(shown.given):
+            canvas.paste(picture.convert("RGB").resize((GIVEN, GIVEN)), (left + k * (GIVEN + 20), 4))
+        middle = SIDE // 2
+        draw.polygon([(middle - 12, GIVEN + 12), (middle + 12, GIVEN + 12), (middle, GIVEN + 26)], fill="#a0a0a0")
+    for y, row in enumerate(rows or [shown.given]):
+        left, top = (SIDE - len(row) * side) // 2, strip + 8 + y * (side + caption)
+        for x, picture in enumerate(row):
+            canvas.paste(picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (left + x * side, top))
+            if named:
+                text = shown.texts[sum(map(len, rows[:y])) + x]
+                written(draw, text, left + x * side, top + side, side, FONT if across < 4 else FONT * 2 // 3)
+    for k, text in enumerate(below):
+        written(draw, text, 0, SIDE - (len(below) - k) * line, SIDE, FONT)
     return canvas
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="emoji", help="a name of Load UniDiffuser, or a checkpoint file")
-    model = parser.parse_args().model
-    found = find_comfyui()
-    if found is None:
-        raise SystemExit("No ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON.")
-    with tempfile.TemporaryDirectory() as folder:
-        if Path(model).is_file():
-            target = Path(folder) / "models/unidiffuser" / Path(model).name
-            target.parent.mkdir(parents=True)
-            target.symlink_to(Path(model).resolve())
-            model = target.name
-        server = HostServer(*found, Path(folder))
-        try:
-            for title in WORKFLOWS:
-                picture = sheet(*results(server, title, model))
-                picture.save(ROOT / "workflows" / f"{title}.jpg", quality=90)
-                if title in HELP:
-                    picture.save(ROOT / "web/docs" / f"{HELP[title]}.jpg", quality=90)
-        finally:
-            server.stop()
+    with fresh_host() as server:
+        for title in WORKFLOWS:
+            sheet(results(server, title)).save(ROOT / "workflows" / f"{title}.jpg", quality=88)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+"""Runs every template in a fresh ComfyUI through /prompt and tells what came out, as a markdown table.
+
+    python benchmarks/host_workflows.py [--out docs/results/host-workflows.md] [--host FOLDER PYTHON]...
+
+Each --host is a ComfyUI and the interpreter that has its requirements; without one, COMFYUI_PATH and COMFYUI_PYTHON.
+"""
+
+# ruff: noqa: E402 (the path of the test helpers comes first)
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests/host")]
+from conftest import find_comfyui
+from flow import RUN
+from fresh_host import fresh_host, version
+from host_server import HostServer
+from make_workflows import API_FOLDER, ROOT, WORKFLOWS
+
+HEAD = """# Every template through the real server
+
+`python benchmarks/host_workflows.py`: fresh ComfyUIs without any checkpoint, on the CPU, the bundled model, one template after
+the other (the first loads the model; the host keeps what it can between them). "Off" are nodes that wait for a checkpoint
+or for a picture of the user's own.
+"""
+
+
+def switched_off(title: str) -> str:
+    """The muted and bypassed nodes of a template."""
+    nodes = json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))["nodes"]
+    kinds = [node["type"] for node in nodes if node["mode"] != RUN]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))) or "-"
+
+
+def files(server: HostServer, shown: dict[str, dict[str, Any]]) -> str:
+    """Names and sizes of the saved files, and how many previews there were."""
+    items = [item for output in shown.values() for item in output.get("images", [])]
+    saved = [item for item in items if item["type"] == "output"]
+    sizes = []
+    for item in saved:
+        data = server.file(item)
+        with Image.open(io.BytesIO(data)) as picture:
+            frames = getattr(picture, "n_frames", 1)
+            size = f"{picture.width} x {picture.height}" + (f" x {frames}" if frames > 1 else "")
+        sizes.append(f"{item['filename']} ({size}, {len(data) / 1024:.1f} kB)")
+    return "<br>".join([*sizes, f"{len(items) - len(saved)} previews"])
+
+
+def captions(prompt: dict[str, Any], shown: dict[str, dict[str, Any]]) -> str:
+    texts = [t for name, out in shown.items() if prompt.get(name, {}).get("class_type") == "PreviewAny" for t in out["text"]]
+    return "<br>".join(line for text in texts for line in text.splitlines() if line) or "-"
+
+
+def row(server: HostServer, title: str) -> str:
+    prompt = json.loads((API_FOLDER / f"{title}.json").read_text(encoding="utf-8"))
+    started = time.monotonic()
+    try:
+        shown = server.run(prompt, 900)
+    except RuntimeError as error:
+        return f"| {title} | {str(error).splitlines()[0]} | {time.monotonic() - started:.1f} | - | - | - |"
+    seconds = time.monotonic() - started
+    cells = [title, "ok", f"{seconds:.1f}", switched_off(title), files(server, shown), captions(prompt, shown)]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(comfyui: Path, python: Path) -> str:
+    with fresh_host(comfyui, python) as server:
+        lines = ["| workflow | end | seconds | off | files | captions |", "|---|---|---|---|---|---|"]
+        return "\n".join([f"## ComfyUI {version(server)}", "", *lines, *(row(server, title) for title in WORKFLOWS)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/host-workflows.md")
+    parser.add_argument("--host", nargs=2, type=Path, action="append", metavar=("FOLDER", "PYTHON"))
+    options = parser.parse_args()
+    found = find_comfyui()
+    hosts = options.host or ([found] if found else [])
+    if not hosts:
+        raise SystemExit("No ComfyUI: give --host, or set COMFYUI_PATH and COMFYUI_PYTHON.")
+    options.out.write_text("\n\n".join([HEAD.strip(), *(table(*host) for host in hosts)]) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""A workflow under construction, and its two forms: what the host's front end opens and what its API takes."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+VERSION = "0.1.0"
+RUN, MUTED, BYPASSED = 0, 2, 4
+WIDTH, GAP, TITLE = 330, 60, 30  # of a node; between columns; the bar above a node's body
+COLUMN = WIDTH + GAP
+GROUP_MARGIN, GROUP_TITLE = 20, 40
+LINE = 18
+ROOM = {  # below slots and widgets: what a node shows after a run
+    "PreviewImage": 260,
+    "SaveImage": 260,
+    "SaveAnimatedWEBP": 260,
+    "UniDiffuserNoisePath": 250,
+    "UniDiffuserExamplePicture": 190,
+    "LoadImage": 60,
+    "UniDiffuserSampler": 60,
+    "UniDiffuserDecodeCaption": 60,
+    "UniDiffuserScoreCaptions": 100,
+    "UniDiffuserGibbsChain": 150,
+    "UniDiffuserGibbsLoop": 60,
+    "PreviewAny": 110,
+    "CLIPTextEncode": 60,
+    "UniDiffuserRewriteWords": 60,
+}
+Info = dict[str, Any]
+Models = dict[str, list[dict[str, str]]]
+
+
+class Out:
+    """Output `slot` of a node."""
+
+    def __init__(self, node: Node, slot: int):
+        self.node, self.slot = node, slot
+
+
+class Node:
+    """One node; `node[k]` is its output k."""
+
+    def __init__(self, number: int, kind: str, at: tuple[int, int], inputs: dict[str, Any], mode: int = RUN, title: str = ""):
+        self.number, self.kind, self.at, self.inputs, self.mode, self.title = number, kind, at, inputs, mode, title
+        self.lines = 0  # of text to leave room for
+
+    def __getitem__(self, slot: int) -> Out:
+        return Out(self, slot)
+
+
+class Flow:
+    """Nodes in columns, one below the other.
+
+    Args:
+        info: the host's /object_info.
+        title, note: of the note at the left.
+        models: by node kind, the files that the host's missing-model dialog offers.
+    """
+
+    def __init__(self, info: Info, title: str, note: str, models: Models | None = None):
+        self.info, self.title, self.note, self.models = info, title, note, models or {}
+        self.nodes: list[Node] = []
+        self.groups: list[tuple[str, list[Node]]] = []
+        self.heights: dict[int, int] = {}
+        self.top = 0
+
+    def add(self, kind: str, column: int, mode: int = RUN, title: str = "", lines: int = 0, **inputs: Any) -> Node:
+        y = self.heights.get(column, self.top)
+        node = Node(len(self.nodes) + 1, kind, (column * COLUMN, y), inputs, mode, title)
+        node.lines = lines
+        self.heights[column] = y + self.size(node)[1] + TITLE + GAP // 2
+        self.nodes.append(node)
+        return node
+
+    def row(self) -> None:
+        """What is added from here on lies below all nodes so far."""
+        self.top = max(self.heights.values(), default=0)
+        self.heights = {}
+
+    def group(self, title: str, nodes: list[Node]) -> None:
+        """A titled frame around nodes."""
+        self.groups.append((title, nodes))
+
+    def slots(self, kind: str) -> dict[str, list[Any]]:
+        """Inputs of a node in the front end's order."""
+        wanted = self.info[kind]["input"]
+        return {**wanted.get("required", {}), **wanted.get("optional", {})}
+
+    def size(self, node: Node) -> tuple[int, int]:
+        slots = self.slots(node.kind)
+        widgets = sum(map(is_widget, slots.values())) + sum("." in name for name in node.inputs)
+        widgets += sum(bool(options_of(spec).get("control_after_generate")) for spec in slots.values())
+        sockets = max(sum(not is_widget(spec) for spec in slots.values()), len(self.info[node.kind]["output"]))
+        return WIDTH, 16 + 20 * sockets + 24 * widgets + ROOM.get(node.kind, 0) + LINE * node.lines
+
+    # The front end's form
+
+    def front_end(self) -> dict[str, Any]:
+        links: list[list[Any]] = []
+        nodes = [self.front_end_node(node, links) for node in self.nodes]
+        join(nodes, links)
+        note = {
+            "id": len(nodes) + 1,
+            "type": "MarkdownNote",
+            "title": self.title,
+            "pos": [-COLUMN, 0],
+            "size": [WIDTH, 300],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "properties": {},
+            "widgets_values": [self.note],
+            "color": "#432",
+            "bgcolor": "#653",
+        }
+        return {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"unidiffuser/{self.title}")),
+            "revision": 0,
+            "last_node_id": len(nodes) + 1,
+            "last_link_id": len(links),
+            "nodes": [*nodes, note],
+            "links": links,
+            "groups": [self._group(number + 1, *group) for number, group in enumerate(self.groups)],
+            "config": {},
+            "extra": {"ds": {"scale": 0.7, "offset": [460, 80]}},
+            "version": 0.4,
+        }
+
+    def _group(self, number: int, title: str, nodes: list[Node]) -> dict[str, Any]:
+        left, top = min(n.at[0] for n in nodes), min(n.at[1] for n in nodes) - TITLE
+        right, bottom = max(n.at[0] + WIDTH for n in nodes), max(n.at[1] + self.size(n)[1] for n in nodes)
+        x, y = left - GROUP_MARGIN, top - GROUP_TITLE
+        bounding = [x, y, right - x + GROUP_MARGIN, bottom - y + GROUP_MARGIN]
+        return {"id": number, "title": title, "bounding": bounding, "color": "#3f789e", "font_size": 24, "flags": {}}
+
+    def front_end_node(self, node: Node, links: list[list[Any]]) -> dict[str, Any]:
+        """One node of the front end's form; its incoming links are appended to `links`."""
+        info = self.info[node.kind]
+        inputs, widgets = [], []
+        for name, spec in self.slots(node.kind).items():
+            given = node.inputs.get(name)
+            if isinstance(given, Out):
+                kind = self.info[given.node.kind]["output"][given.slot]
+                links.append([len(links) + 1, given.node.number, given.slot, node.number, len(inputs), kind])
+                socket: dict[str, Any] = {"name": name, "type": kind, "link": len(links)}
+                if is_widget(spec):
+                    socket["widget"] = {"name": name}
+                inputs.append(socket)
+            elif not is_widget(spec):
+                inputs.append({"name": name, "type": spec[0], "link": None})
+            if is_widget(spec):
+                widgets += widget_values(name, spec, node)
+        ours = node.kind.startswith("UniDiffuser")
+        properties: dict[str, Any] = {"Node name for S&R": node.kind, "cnr_id": "unidiffuser" if ours else "comfy-core"}
+        if ours:
+            properties["ver"] = VERSION
+        if node.kind in self.models:
+            properties["models"] = self.models[node.kind]
+        outputs = enumerate(zip(info["output_name"], info["output"], strict=True))
+        result = {
+            "id": node.number,
+            "type": node.kind,
+            "pos": list(node.at),
+            "size": list(self.size(node)),
+            "flags": {},
+            "order": node.number - 1,
+            "mode": node.mode,
+            "inputs": inputs,
+            "outputs": [
+                {"name": label, "type": kind, "links": None, "slot_index": i} for i, (label, kind) in enumerate(outputs)
+            ],
+            "properties": properties,
+            "widgets_values": widgets,
+        }
+        return result | ({"title": node.title} if node.title else {})
+
+    # The API's form
+
+    def api(self) -> dict[str, Any]:
+        """What the front end queues: without muted nodes, bypassed ones replaced by what they pass on."""
+        running = [node for node in self.nodes if node.mode == RUN]
+        return {str(node.number): {"class_type": node.kind, "inputs": self._values(node)} for node in running}
+
+    def _values(self, node: Node) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, spec in self.slots(node.kind).items():
+            given = node.inputs.get(name)
+            if isinstance(given, Out):
+                source = self._source(given)
+                if source is not None:
+                    values[name] = [str(source.node.number), source.slot]
+            elif is_widget(spec):
+                values[name] = default_of(spec) if given is None else given
+        nested = {name: value for name, value in node.inputs.items() if "." in name}
+        return values | nested
+
+    def _source(self, out: Out) -> Out | None:
+        if out.node.mode != BYPASSED:
+            return out
+        kind = self.info[out.node.kind]["output"][out.slot]
+        for given in out.node.inputs.values():  # the front end passes on the first input of the same type
+            if isinstance(given, Out) and self.info[given.node.kind]["output"][given.slot] == kind:
+                return self._source(given)
+        return None
+
+
+def join(nodes: list[dict[str, Any]], links: list[list[Any]]) -> None:
+    """Enter links, [id, from node, slot, to node, slot, type], at the outputs they leave."""
+    for link in links:
+        if link[1] > 0:
+            output = nodes[link[1] - 1]["outputs"][link[2]]
+            output["links"] = [*(output["links"] or []), link[0]]
+
+
+def options_of(spec: list[Any]) -> dict[str, Any]:
+    return spec[1] if len(spec) > 1 else {}
+
+
+def is_widget(spec: list[Any]) -> bool:
+    kind = spec[0]
+    simple = isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+    return simple and not options_of(spec).get("forceInput")
+
+
+def default_of(spec: list[Any]) -> Any:
+    kind, options = spec[0], options_of(spec)
+    if "default" in options:
+        return options["default"]
+    if isinstance(kind, list):
+        return kind[0] if kind else ""
+    if kind == "COMFY_DYNAMICCOMBO_V3":
+        return options["options"][0]["key"]
+    if kind == "COMBO":
+        return options["options"][0]
+    return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}[kind]
+
+
+def widget_values(name: str, spec: list[Any], node: Node) -> list[Any]:
+    """A widget's saved values: its own, those of the inputs it opens, and the seed's control."""
+    options = options_of(spec)
+    value = node.inputs.get(name, default_of(spec))
+    values = [default_of(spec) if isinstance(value, Out) else value]
+    if spec[0] == "COMFY_DYNAMICCOMBO_V3":
+        chosen = next(option for option in options["options"] if option["key"] == value)
+        for group in chosen["inputs"].values():
+            values += [node.inputs.get(f"{name}.{inner}", default_of(inner_spec)) for inner, inner_spec in group.items()]
+    if options.get("control_after_generate"):
+        values.append("fixed")
+    if options.get("image_upload"):
+        values.append("image")
+    return values

@@ -1,0 +1,30 @@
+"""A fresh ComfyUI with this pack for the scripts: an empty base directory, the bundled model, no input pictures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from conftest import find_comfyui
+from host_server import HostServer
+
+
+@contextmanager
+def fresh_host(comfyui: Path | None = None, python: Path | None = None) -> Iterator[HostServer]:
+    """This ComfyUI, or that of COMFYUI_PATH and COMFYUI_PYTHON, or ~/comfy, for as long as the block runs."""
+    found = (comfyui, python) if comfyui and python else find_comfyui()
+    if found is None:
+        raise SystemExit("No ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON.")
+    with tempfile.TemporaryDirectory() as folder:
+        server = HostServer(*found, Path(folder))
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def version(server: HostServer) -> str:
+    """Such as "0.33.0"."""
+    return str(server.get("/system_stats")["system"]["comfyui_version"])

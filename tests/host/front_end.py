@@ -1,0 +1,164 @@
+"""The host's real front end in a browser: opens workflows as a person does, runs them and looks at the page.
+
+Needs playwright (`pip install playwright`) and a Chromium: the system's, CHROMIUM, or `playwright install chromium`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from host_server import HostServer, error_of
+from playwright.sync_api import ConsoleMessage, Locator, Page, sync_playwright
+
+START = 300_000  # milliseconds until the page stands, on a busy machine
+SETTLE = 2_000  # milliseconds for what the page draws and fetches after an action
+QUEUED = 30  # seconds from Run to the server's queue
+READY = "() => window.app?.graph && window.app?.extensionManager"
+BOXES = """() => {
+    const canvas = app.canvas, place = canvas.canvas.getBoundingClientRect(), {scale, offset} = canvas.ds;
+    return app.graph._nodes.map(node => {
+        const [x, y, width, height] = node.boundingRect ?? node.getBounding();
+        return {id: node.id, type: node.type, title: node.title, x: place.x + (x + offset[0]) * scale,
+            y: place.y + (y + offset[1]) * scale, width: width * scale, height: height * scale};
+    });
+}"""
+BLUEPRINT = """async (title) => {
+    const all = await (await fetch('/api/global_subgraphs')).json();
+    const id = Object.keys(all).find(key => all[key].name === title);
+    return JSON.parse((await (await fetch('/api/global_subgraphs/' + id)).json()).data);
+}"""
+WIRE = """async (picture) => {
+    const [holder] = app.graph._nodes, add = (type, at) => {
+        const node = LiteGraph.createNode(type); node.pos = at; app.graph.add(node); return node;
+    };
+    const source = add('UniDiffuserExamplePicture', [-450, 0]);
+    source.widgets[0].value = picture;
+    source.connect(0, holder, 0);
+    holder.outputs.forEach((output, slot) => {
+        const kind = {IMAGE: 'PreviewImage', STRING: 'PreviewAny'}[output.type];
+        if (kind) holder.connect(slot, add(kind, [450, 0]), 0);
+    });
+}"""
+
+
+class FrontEnd:
+    """One page of the front end of `server`. `messages` are the console's errors since the last `take_messages`."""
+
+    def __init__(self, page: Page, server: HostServer):
+        self.page, self.server = page, server
+        self._messages: list[str] = []
+        page.set_default_timeout(START)
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda error: self._messages.append(f"{error}\n{error.stack or ''}"))
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        page.wait_for_function(READY)
+        page.wait_for_timeout(2 * SETTLE)
+        page.keyboard.press("Escape")
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self._messages.append(f"{message.text} [{message.location.get('url', '')}]")
+
+    def take_messages(self) -> list[str]:
+        taken, self._messages = self._messages, []
+        return taken
+
+    def open_template(self, title: str) -> None:
+        """By the Templates dialog."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_text("UniDiffuser", exact=True).first.click()
+        dialog.get_by_text(title, exact=True).first.click()
+        self._opened(title)
+
+    def open_workflow(self, form: dict[str, Any]) -> None:
+        """As the Templates dialog does once it has fetched the file."""
+        self.page.evaluate("async (form) => { await app.loadGraphData(form, true, true); }", form)
+        self.settle()
+
+    def open_blueprint(self, title: str, picture: str) -> None:
+        """A ready subgraph, between an example picture and previews of its outputs."""
+        self.open_workflow(self.page.evaluate(BLUEPRINT, title))
+        self.page.evaluate(WIRE, picture)
+        self.settle()
+
+    def _opened(self, title: str) -> None:
+        self.page.wait_for_function("(title) => app.graph._nodes.some(node => node.title === title)", arg=title)
+        self.settle()
+
+    def run(self) -> str:
+        """Press Run on a host with empty caches and wait for the end: "success", or what went wrong."""
+        # NOTE: the page misses pictures of cached nodes, which the server sends before it has told the prompt's id.
+        self.server.request("/free", {"unload_models": True, "free_memory": True})
+        before = set(self.server.get("/history"))
+        self.page.get_by_test_id("queue-button").click()
+        end, made = time.monotonic() + QUEUED, []
+        while not made and (time.monotonic() < end or any(self.server.get("/queue").values())):
+            self.page.wait_for_timeout(500)
+            made = [entry for name, entry in self.server.get("/history").items() if name not in before]
+        self.settle()
+        if not made:
+            return "nothing was queued"
+        return "success" if made[0]["status"]["status_str"] == "success" else error_of(made[0])
+
+    def prompt(self) -> dict[str, Any]:
+        """What the front end would queue."""
+        return json.loads(self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).output)"))
+
+    def fit(self) -> None:
+        """Show the whole workflow."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.settle()
+
+    def settle(self) -> None:
+        self.page.wait_for_timeout(SETTLE)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """{id, type, title, x, y, width, height} of the nodes, in pixels of the page."""
+        return self.page.evaluate(BOXES)
+
+    def dialog(self) -> Locator:
+        return self.page.get_by_role("dialog")
+
+    def screenshot(self, path: Path, kinds: tuple[str, ...] = (), margin: float = 12) -> None:
+        """The page, or what holds the nodes of some kinds. The name's end says the format; JPEG is small."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        boxes = [box for box in self.nodes() if box["type"] in kinds]
+        settings: dict[str, Any] = {"path": path} | ({"quality": 80} if path.suffix == ".jpg" else {})
+        if boxes:
+            left, top = (min(box[side] for box in boxes) - margin for side in "xy")
+            right = max(box["x"] + box["width"] for box in boxes) + margin
+            bottom = max(box["y"] + box["height"] for box in boxes) + margin
+            settings["clip"] = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+        self.page.screenshot(**settings)
+
+
+def overlaps(boxes: list[dict[str, Any]]) -> list[str]:
+    """Pairs of nodes that lie on each other."""
+    return [
+        f"{a['title']} / {b['title']}"
+        for k, a in enumerate(boxes)
+        for b in boxes[k + 1 :]
+        if min(a["x"] + a["width"], b["x"] + b["width"]) > max(a["x"], b["x"])
+        and min(a["y"] + a["height"], b["y"] + b["height"]) > max(a["y"], b["y"])
+    ]
+
+
+@contextmanager
+def front_end(server: HostServer, width: int = 2600, height: int = 1400) -> Iterator[FrontEnd]:
+    """A page of a browser, for as long as the block runs."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        # NOTE: no sandbox, because scripts in containers run as root.
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            yield FrontEnd(browser.new_page(viewport={"width": width, "height": height}), server)
+        finally:
+            browser.close()

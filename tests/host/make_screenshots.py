@@ -1,0 +1,132 @@
+"""Opens every template and blueprint in the host's real front end, presses Run, and keeps what the page shows.
+
+    python tests/host/make_screenshots.py [--out out/screenshots] [--docs] [title ...]
+
+writes <title>, opened.png, <title>.png and report.md: how each run ended, nodes that overlap, the console's errors. With --docs
+also the pictures of the help pages (web/docs) and those in docs/screenshots.
+"""
+
+# ruff: noqa: E402 (the path of the test helpers comes first)
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+from flow import RUN
+from fresh_host import fresh_host, version
+from front_end import FrontEnd, front_end, overlaps
+from make_workflows import ROOT
+from templates import BLUEPRINTS, HELP_FLOWS, WORKFLOWS
+
+logger = logging.getLogger("make_screenshots")
+SWITCHED_ON = ", all on"  # a template whose second half waits for a checkpoint, with that half on
+OURS = re.compile("unidiffuser", re.IGNORECASE)
+BLUEPRINT_PICTURE = "fox"
+DOCS = ["Image to text", "Joint pairs", "Noise path exploration"]
+HELP: dict[str, dict[str, tuple[str, ...]]] = {  # which nodes of which workflow the help page of a node shows
+    "Text to image": {"Loader": ("UniDiffuserLoader", "CLIPTextEncode", "KSampler", "VAEDecode", "SaveImage")},
+    "Image to text": {
+        "ExamplePicture": ("UniDiffuserExamplePicture", "VAEEncode", "CLIPVisionEncode"),
+        "DecodeCaption": ("UniDiffuserSampler", "UniDiffuserDecodeCaption", "PreviewAny"),
+    },
+    "Joint pairs": {"Sampler": ("UniDiffuserNoisePath", "UniDiffuserSampler", "SaveImage")},
+    "Noise path exploration": {"NoisePath": ("UniDiffuserNoisePath", "UniDiffuserSampler", "SaveImage")},
+    "Partial caption rewriting": {
+        "RewriteWords": ("UniDiffuserRewriteWords", "UniDiffuserSampler", "UniDiffuserDecodeCaption")
+    },
+    "Interpolation": {"Interpolate": ("UniDiffuserExamplePicture", "UniDiffuserInterpolate", "PreviewImage")},
+    "Gibbs chain": {"GibbsChain": ("UniDiffuserGibbsChain", "SaveImage")},
+    "Gibbs (quick)": {"GibbsLoop": ("UniDiffuserGibbsLoop", "PreviewImage", "UniDiffuserDecodeCaption")},
+    "Invert": {"Invert": ("UniDiffuserInvert", "UniDiffuserSampler", "PreviewImage")},
+    "Score captions": {"ScoreCaptions": ("UniDiffuserScoreCaptions", "PreviewAny")},
+}
+
+
+def look(page: FrontEnd, title: str, opening: Callable[[], None], folder: Path) -> str:
+    """Open, run, take pictures; a line of the report."""
+    started = time.monotonic()
+    opening()
+    page.fit()
+    page.screenshot(folder / f"{title}, opened.png")
+    missing = page.page.get_by_text(re.compile("missing", re.IGNORECASE)).all_inner_texts()
+    page.page.keyboard.press("Escape")
+    end = page.run()
+    page.fit()
+    page.screenshot(folder / f"{title}.png")
+    covered = overlaps(page.nodes())
+    cells = [title, end, f"{time.monotonic() - started:.0f}", "; ".join(covered) or "none", "; ".join(missing) or "-"]
+    logger.info(" | ".join(cells))
+    return f"| {' | '.join(cells)} | {console(page.take_messages())} |"
+
+
+def console(messages: list[str]) -> str:
+    """Counted messages, those that speak of this pack marked."""
+    plain = [re.sub(r"rand=[\d.]+|http://127.0.0.1:\d+|\s+", " ", message)[:300] for message in messages]
+    counted = {message: plain.count(message) for message in plain}
+    return "<br>".join(f"{'**OURS** ' if OURS.search(m) else ''}{m} (x{n})" for m, n in counted.items()) or "none"
+
+
+def crop(page: FrontEnd, kinds: tuple[str, ...], target: Path, width: int) -> None:
+    """A JPEG of the nodes of some kinds, at most `width` pixels wide."""
+    with tempfile.TemporaryDirectory() as folder:
+        page.screenshot(Path(folder) / "crop.png", kinds)
+        with Image.open(Path(folder) / "crop.png") as picture:
+            picture.thumbnail((width, 10 * width), Image.Resampling.LANCZOS)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            picture.convert("RGB").save(target, quality=80, optimize=True)
+
+
+def keep(page: FrontEnd, title: str) -> None:
+    """The pictures of the documentation that show this workflow."""
+    for name, kinds in HELP.get(title, {}).items():
+        crop(page, kinds, ROOT / f"web/docs/UniDiffuser{name}.jpg", 900)
+    if title in DOCS:
+        crop(page, tuple({box["type"] for box in page.nodes()}), ROOT / f"docs/screenshots/{title}.jpg", 1500)
+
+
+def opening(page: FrontEnd, title: str, info: dict[str, Any]) -> Callable[[], None]:
+    if title in BLUEPRINTS:
+        return partial(page.open_blueprint, title, BLUEPRINT_PICTURE)
+    if title in HELP_FLOWS:
+        return partial(page.open_workflow, HELP_FLOWS[title](info, title).front_end())
+    if title.endswith(SWITCHED_ON):
+        form = WORKFLOWS[title.removesuffix(SWITCHED_ON)](info, title).front_end()
+        for node in form["nodes"]:
+            node["mode"] = node["mode"] if node["type"] == "LoadImage" else RUN
+        return partial(page.open_workflow, form)
+    return partial(page.open_template, title)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/screenshots"))
+    parser.add_argument("--docs", action="store_true", help="renew the pictures in web/docs and docs/screenshots")
+    parser.add_argument("titles", nargs="*", help="some templates or blueprints; all without")
+    options = parser.parse_args()
+    waiting = [title + SWITCHED_ON for title in WORKFLOWS if "Stable Diffusion" in title]
+    wanted = options.titles or [*WORKFLOWS, *waiting, *BLUEPRINTS, *(HELP_FLOWS if options.docs else [])]
+    with fresh_host() as server, front_end(server) as page:
+        folder, info = options.out / version(server), server.get("/object_info")
+        lines = [f"ComfyUI {version(server)}. Console at start: {console(page.take_messages())}", ""]
+        lines += ["| workflow | end | seconds | overlaps | missing | console |", "|---|---|---|---|---|---|"]
+        for title in wanted:
+            lines.append(look(page, title, opening(page, title, info), folder))
+            if options.docs:
+                keep(page, title)
+            (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -147,7 +147,7 @@ def test_numbers_out_of_range() -> None:
 
 
 def test_options_reach_the_sampler(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = unidiffuser.load(tiny_checkpoint, device="cpu")
+    model = unidiffuser.load(tiny_checkpoint, device="cpu", dtype=torch.float32)
     rows = count_blocks(model.net)
     model.text_to_image("a", steps=4)
     full = sum(rows)
@@ -185,12 +185,14 @@ def test_a_preset_fills_in_what_is_not_given() -> None:
 
 def test_parts_are_on_the_device_only_while_they_work(tiny_checkpoint: Path) -> None:
     """Without a second device at hand the moves themselves are watched."""
-    kept = unidiffuser.load(tiny_checkpoint, device="cpu")
-    model = unidiffuser.load(tiny_checkpoint, device="cpu", offload=True)
+    kept = unidiffuser.load(tiny_checkpoint, device="cpu", dtype=torch.float32)
+    model = unidiffuser.load(tiny_checkpoint, device="cpu", dtype=torch.float32, offload=True)
     moves: list[str] = []
 
     class Device:
         """Stands for another device."""
+
+        type = "far"
 
     model.device, elsewhere = Device(), model.device
     for name in ("net", "text_encoder", "autoencoder"):

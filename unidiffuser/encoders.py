@@ -8,7 +8,8 @@ through the caption decoder's first Linear layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from .checkpoint_keys import Recipe, Recipes, vae_to_diffusers
 from .checkpoints import Checkpoint, VAEConfig
 from .modules import skeleton
+from .precision import ROWS, depends_on_batch, in_fixed_batches
 from .tokenizers import BytePairTokenizer
 
 if TYPE_CHECKING:
@@ -190,10 +192,12 @@ class Autoencoder:
         if len(generators) != len(pixels):
             raise ValueError(f"{len(pixels)} pictures need as many generators, not {len(generators)}.")
         x = pixels.to(self.vae.device, self.vae.dtype)
-        posterior = self.vae.encode(F.pixel_unshuffle(x, self.config.patch_size)).latent_dist
-        shape = posterior.mean.shape[1:]
+        mean, std = self._in_batches(
+            self._posterior, F.pixel_unshuffle(x, self.config.patch_size), step // self.config.patch_size
+        )
+        shape = mean.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])  # on the CPU: the same on any device
-        return (posterior.mean + posterior.std * noise.to(x)) * self.config.scale_factor
+        return (mean + std * noise.to(x)) * self.config.scale_factor
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -208,7 +212,19 @@ class Autoencoder:
         if not torch.isfinite(latents).all():
             raise ValueError("the image latents hold NaN or infinite values; lower the guidance or use float32.")
         z = latents.to(self.vae.device, self.vae.dtype) / self.config.scale_factor
-        return F.pixel_shuffle(self.vae.decode(z).sample, self.config.patch_size)
+        (x,) = self._in_batches(lambda z: (self.vae.decode(z).sample,), z, 1)
+        return F.pixel_shuffle(x, self.config.patch_size)
+
+    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.vae.encode(x).latent_dist
+        return found.mean, found.std
+
+    def _in_batches(self, function: Callable[[Tensor], Sequence[Tensor]], x: Tensor, downscale: int) -> Sequence[Tensor]:
+        """`function` of x (B, C, H, W), in batches of one size where the arithmetic would show another."""
+        if not depends_on_batch(self.vae.device, self.vae.dtype):
+            return function(x)
+        area = x.shape[2] * x.shape[3] // downscale**2  # of the latent
+        return in_fixed_batches(function, math.ceil(2 * ROWS / area), x)
 
 
 def _without_text_model(names: Iterable[str]) -> Recipes:

@@ -25,7 +25,7 @@ from .lora import LoRA, layers_of, put_on, read_lora
 from .modules import skeleton
 from .options import Plan, Progress
 from .path import NoisePath
-from .precision import automatic_dtype, automatic_side_dtype
+from .precision import FixedBatches, automatic_dtype, automatic_side_dtype, depends_on_batch
 from .samplers import sample
 from .streams import Streams, draw_noise
 from .uvit import UViT
@@ -216,7 +216,11 @@ class Engine:
         """The network as one run evaluates it."""
         if plan.cache_interval > 1:
             return DeepCache(net, plan.cache_interval, plan.cache_branch)
-        return net if self.compile is None else self._compiled
+        once = net if self.compile is None else self._compiled
+        if not depends_on_batch(self.device, self.dtype):
+            return once
+        patches = (plan.height // self.config.vae.downscale) * (plan.width // self.config.vae.downscale)
+        return FixedBatches(once, tokens=patches // net.config.patch_size**2 + net.config.num_text_tokens + 3)
 
     @torch.inference_mode()
     def encode_texts(self, prompts: Sequence[str]) -> Tensor:

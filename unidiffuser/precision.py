@@ -1,8 +1,16 @@
-"""Which number format a model runs in when nobody says."""
+"""Which number format a model runs in when nobody says, and how a batch stays what its items are alone in it."""
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 import torch
+from torch import Tensor, nn
+
+from .guidance import Predictions
 
 
 def multiplies_bf16() -> bool:
@@ -31,3 +39,44 @@ def automatic_side_dtype(device: torch.device) -> torch.dtype:
     A condition in bf16 would add as much error as the whole network does, and beams would tie differently.
     """
     return torch.float16 if device.type != "cpu" else torch.float32
+
+
+def depends_on_batch(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether an item's result may show which others were computed beside it, unless batches are of one size.
+
+    oneDNN's kernels choose by the number of rows in which order they add, and a sum that is then rounded to 8 or 11 bits
+    shows that. fp32 hides it below one level of an 8-bit picture.
+    """
+    return device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
+
+
+Result = TypeVar("Result", Tensor, Tensor | None)
+ROWS = 256  # of a matrix product, enough to keep the matrix units of a CPU busy
+
+
+def in_fixed_batches(function: Callable[..., Sequence[Result]], size: int, *given: Tensor) -> list[Result]:
+    """`function` of tensors with the batch in front, called with `size` items at a time, the last of them copies."""
+    batch = len(given[0])
+    filled = [torch.cat((x, x[-1:].expand(-batch % size, *x.shape[1:]))) for x in given]
+    parts = [function(*cut) for cut in zip(*(x.split(size) for x in filled), strict=True)]
+    # A result that is None in one part is None in all.
+    return [outs[0] if outs[0] is None else torch.cat(outs)[:batch] for outs in zip(*parts, strict=True)]  # type: ignore[misc]
+
+
+class FixedBatches(nn.Module):
+    """A network that is only ever asked in batches of one size, so that no item depends on how many others there are.
+
+    Args:
+        net: the network.
+        tokens: of one item; decides how many items make a batch.
+    """
+
+    def __init__(self, net: nn.Module, tokens: int):
+        super().__init__()
+        self.net, self.config = net, net.config
+        self.size = math.ceil(ROWS / tokens)
+
+    def forward(self, *given: Tensor, heads: Sequence[str]) -> Predictions:
+        """As `UViT.forward`, every argument with the batch in front."""
+        img, clip_img, text = in_fixed_batches(functools.partial(self.net, heads=heads), self.size, *given)
+        return img, clip_img, text

@@ -1,0 +1,204 @@
+"""What each acceleration costs: judge accuracy of the bundled model against evaluations of the network and time.
+
+    python -m benchmarks.quality --data data/emoji [--seeds 0,1,2] [--only exact,fast] [--out out/quality]
+
+Every setting draws the same captions from the same noise (text to image, trained and validation pairs), so settings are
+compared picture by picture: the loss is given with the 95 % interval of the paired difference. An evaluation is one pass of one item
+through all blocks of the network; cached passes count by their blocks. Answers are kept in answers.json, so a run that was
+stopped goes on, and more seeds add to what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import unidiffuser
+from unidiffuser.acceleration import PRESETS
+from unidiffuser.evaluation.data import Example, in_split, read_examples
+from unidiffuser.evaluation.emoji import fixed_order
+from unidiffuser.evaluation.judge import Judge, load_judge
+from unidiffuser.files import write_text
+from unidiffuser.pipeline import UniDiffuser
+from unidiffuser.uvit import Block, UViT
+
+STEPS = 20  # of the exact setting that all others are compared with: the bundled model's own
+SETTINGS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "float32": {},  # the same in the CPU's exact format
+    "16 steps": {"steps": 16},
+    "12 steps": {"steps": 12},
+    "10 steps": {"steps": 10},
+    "8 steps": {"steps": 8},
+    "6 steps": {"steps": 6},
+    "10 steps, logsnr": {"steps": 10, "spacing": "logsnr"},
+    "10 steps, karras": {"steps": 10, "spacing": "karras"},
+    "10 steps, 3M": {"steps": 10, "method": "dpmpp_3m"},
+    "guidance from 900 to 200": {"guidance_interval": (200, 900)},
+    "guidance above 500": {"guidance_interval": (500, 1000)},
+    "unconditional every 2nd": {"uncond_interval": 2},
+    "unconditional every 4th": {"uncond_interval": 4},
+    "cache every 2nd": {"cache_interval": 2},
+    "cache every 3rd": {"cache_interval": 3},
+    "cache every 2nd, 2 levels": {"cache_interval": 2, "cache_branch": 2},
+    "12 steps, unconditional every 2nd": {"steps": 12, "uncond_interval": 2},
+    "16 steps, unconditional every 2nd": {"steps": 16, "uncond_interval": 2},
+    **{name: {"preset": name} for name in PRESETS if name != "exact"},
+}
+
+
+@contextmanager
+def counted(net: UViT) -> Iterator[list[int]]:
+    """Counts the rows that go through any block of a network."""
+    rows = [0]
+
+    def count(block: torch.nn.Module, given: Any, out: torch.Tensor) -> None:
+        rows[0] += len(out)
+
+    hooks = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, Block)]
+    try:
+        yield rows
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def draw(
+    model: UniDiffuser, judge: Judge, examples: Sequence[Example], options: dict[str, Any], seed: int, batch: int
+) -> dict[str, Any]:
+    """One setting and seed: for each caption whether the judge sees its concept and its style; evaluations and seconds."""
+    concept, style, wall, processor = [], [], 0.0, 0.0
+    blocks, passes = model.config.uvit.depth // 2 * 2 + 1, 0.0
+    with counted(model.net) as rows:
+        for start in range(0, len(examples), batch):
+            part = examples[start : start + batch]
+            before = time.perf_counter(), time.process_time()
+            pictures = model.text_to_image([e.caption for e in part], **{"steps": STEPS} | options, seed=seed * 10**6 + start)
+            wall, processor = wall + time.perf_counter() - before[0], processor + time.process_time() - before[1]
+            passes = passes or rows[0] / len(part)  # of the first batch, which is whole: the last one may be filled up
+            verdicts = judge.judge_pictures(pictures)
+            concept += [int(v.concept == e.label) for v, e in zip(verdicts, part, strict=True)]
+            style += [int(v.style == e.style) for v, e in zip(verdicts, part, strict=True)]
+    items = len(examples)
+    return {
+        "concept": concept, "style": style, "evaluations": passes / blocks,
+        "wall_s": wall / items, "processor_s": processor / items,
+    }  # fmt: skip
+
+
+def compare(answers: dict[str, Any], name: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Shares right, and the loss against "exact" on the same captions and seeds with its 95 % interval, in points."""
+    runs = [(answers[f"{name}/{seed}"], answers[f"exact/{seed}"]) for seed in seeds]
+    row: dict[str, Any] = {"setting": name, "n": sum(len(mine["concept"]) for mine, _ in runs)}
+    for measure in ("concept", "style"):
+        pairs = [(a, b) for mine, exact in runs for a, b in zip(mine[measure], exact[measure], strict=True)]
+        gaps = [b - a for a, b in pairs]
+        mean = sum(gaps) / len(gaps)
+        spread = math.sqrt(sum((g - mean) ** 2 for g in gaps) / (len(gaps) - 1) / len(gaps))
+        row[measure] = 100 * sum(a for a, _ in pairs) / len(pairs)
+        row[f"{measure}_loss"], row[f"{measure}_error"] = 100 * mean, 100 * 1.96 * spread
+    for key in ("evaluations", "wall_s", "processor_s"):
+        row[key] = sum(mine[key] for mine, _ in runs) / len(runs)
+    return row
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| setting | evaluations a picture | concept % | loss, points | style % | loss, points | n |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in rows:
+        losses = [
+            f"{r[f'{m}_loss']:+.1f} ± {r[f'{m}_error']:.1f}" if r["setting"] != "exact" else "" for m in ("concept", "style")
+        ]
+        lines.append(
+            f"| {r['setting']} | {r['evaluations']:.1f} | {r['concept']:.1f} | {losses[0]} | {r['style']:.1f} | {losses[1]} | {r['n']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Judge accuracy over processor time a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    rows = [row for row in rows if row["setting"] != "float32"]
+    for row in rows:
+        preset = row["setting"] in PRESETS
+        axes.errorbar(
+            row["evaluations"], row["concept"], yerr=row["concept_error"] or None, fmt="s" if preset else "o",
+            color="tab:red" if preset else "tab:blue", capsize=2, markersize=7 if preset else 5,
+        )  # fmt: skip
+        axes.annotate(
+            row["setting"], (row["evaluations"], row["concept"]), xytext=(5, 4), textcoords="offset points", fontsize=8
+        )
+    axes.set_xlabel("evaluations of the network for a picture (its time is in proportion)")
+    axes.set_ylabel("judge sees the concept, % (bars: 95 % of the paired difference to exact)")
+    axes.grid(alpha=0.3)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--data", type=Path, required=True, help="image folder made by unidiffuser prepare-emoji")
+    parser.add_argument("--out", type=Path, default=Path("out/quality"))
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--only", help="settings, separated by semicolons; all if not given")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--device")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    names = (
+        list(SETTINGS) if args.only is None else ["exact", *(n.strip() for n in args.only.split(";") if n.strip() != "exact")]
+    )
+
+    judge = load_judge()
+    examples = [example for example in read_examples(args.data) if example.label in judge.concepts]
+    asked = [e for split in ("train", "validation") for e in fixed_order(in_split(examples, split), None)]
+    path = args.out / "answers.json"
+    answers = json.loads(path.read_text()) if path.is_file() else {}
+    automatic = unidiffuser.load(args.model, device=args.device)
+    exact = unidiffuser.load(args.model, device=args.device, dtype=torch.float32)
+    for seed in seeds:
+        for name in names:
+            if f"{name}/{seed}" in answers:
+                continue
+            dtype = {"float32": torch.float32}.get(name)
+            model = (
+                models.setdefault(name, unidiffuser.load(args.model, device=args.device, dtype=dtype))
+                if dtype
+                else models["exact"]
+            )
+            answers[f"{name}/{seed}"] = draw(model, judge, asked, SETTINGS[name], seed, args.batch)
+            write_text(path, json.dumps(answers))
+            row = compare(answers, name, [seed])
+            loss = f"{row['concept_loss']:+.1f} ± {row['concept_error']:.1f}"
+            print(
+                f"{name} (seed {seed}): {row['evaluations']:.1f} evaluations, concept {row['concept']:.1f}, loss {loss}",
+                flush=True,
+            )
+    rows = [compare(answers, name, seeds) for name in names]
+    write_text(args.out / "quality.json", json.dumps({"seeds": seeds, "steps": STEPS, "rows": rows}, indent=1))
+    write_text(args.out / "quality.md", table(rows))
+    plot(rows, args.out / "quality.png")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

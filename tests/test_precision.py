@@ -1,0 +1,95 @@
+"""Number formats that nobody asked for, and batches that change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import unidiffuser
+from unidiffuser import precision
+from unidiffuser.precision import FixedBatches, automatic_dtype, in_fixed_batches, multiplies_bf16
+from unidiffuser.uvit import UViT, UViTConfig
+
+SIZES = UViTConfig(
+    img_size=8, in_chans=4, patch_size=2, embed_dim=64, depth=3, num_heads=4, text_dim=6, num_text_tokens=5, clip_img_dim=7
+)
+
+
+@pytest.mark.parametrize("hardware", [False, True])
+def test_a_cpu_gets_bf16_where_it_multiplies_it(hardware: bool, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda: hardware)
+    model = unidiffuser.load(tiny_checkpoint, device="cpu")
+    fast = torch.bfloat16 if hardware else torch.float32
+    assert model.net.pos_embed.dtype == model.autoencoder.vae.dtype == fast
+    assert model.text_encoder.clip.dtype == model.image_token_encoder.clip.dtype == torch.float32
+    assert model.captioner.decode_prefix.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_asked_for_goes_before(tiny_checkpoint: Path, dtype: torch.dtype) -> None:
+    model = unidiffuser.load(tiny_checkpoint, device="cpu", dtype=dtype)
+    parts = [model.net, model.autoencoder.vae, model.text_encoder.clip, model.text_encoder.encode_prefix, model.captioner]
+    assert {next(part.parameters()).dtype for part in parts} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("capability", "answers", "expected"),
+    [
+        ("AVX512", {"_is_amx_tile_supported": True}, True),
+        ("AVX512", {"_is_avx512_bf16_supported": True}, True),
+        ("AVX2", {}, False),
+    ],
+)
+def test_the_hardware_is_asked(capability: str, answers: dict, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: answers.get(name, False), raising=False)
+    assert multiplies_bf16() is expected
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, name)
+    assert multiplies_bf16() is False  # a torch that cannot tell
+    assert automatic_dtype(torch.device("cuda")) == torch.float16
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 30))
+def test_fixed_batches_are_of_one_size_and_change_nothing(size: int, batch: int) -> None:
+    sizes: list[int] = []
+
+    def function(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, None]:
+        sizes.append(len(a))
+        return a * b[:, None], None
+
+    a, b = torch.randn(batch, 3), torch.randn(batch)
+    product, nothing = in_fixed_batches(function, size, a, b)
+    assert nothing is None
+    assert torch.equal(product, a * b[:, None])
+    assert set(sizes) == {size}
+    assert len(sizes) == -(-batch // size)
+
+
+def test_a_network_in_fixed_batches() -> None:
+    torch.manual_seed(0)
+    net = UViT(SIZES).eval()
+    fixed = FixedBatches(net, tokens=25)
+    assert fixed.size == 11
+    given = [torch.randn(4, *shape) for shape in SIZES.item_shapes.values()]
+    given += [torch.full((4,), 500.0), torch.zeros(4), torch.ones(4, dtype=torch.long)]
+    img, clip_img, text = fixed(*given, heads=("img", "clip_img"))
+    expected = net(*given)
+    assert text is None
+    torch.testing.assert_close(img, expected[0])
+    torch.testing.assert_close(clip_img, expected[1])
+
+
+def test_in_bf16_an_item_is_bit_for_bit_the_item_alone(tiny_checkpoint: Path) -> None:
+    model = unidiffuser.load(tiny_checkpoint, device="cpu", dtype=torch.bfloat16)
+    together = model.joint(count=5, steps=3, seed=2)
+    for k in (0, 3):
+        picture, caption = model.joint(count=1, steps=3, seed=2 + k)[0]
+        assert picture.tobytes() == together[k][0].tobytes()
+        assert caption == together[k][1]

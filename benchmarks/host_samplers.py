@@ -3,7 +3,6 @@
 python benchmarks/host_samplers.py [--steps 4] > table.md
 """
 
-# ruff: noqa: E402 (the path of the test helpers comes first)
 from __future__ import annotations
 
 import argparse
@@ -14,11 +13,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests/host")]
-from conftest import find_comfyui
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/host"))
 from host_server import HostServer
 from prompts import Graph
-from tiny import write_tiny_checkpoint
+from tiny_server import tiny_server
 
 
 def outcome(server: HostServer, sampler: str, scheduler: str, steps: int) -> str:
@@ -54,17 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=4)
     steps = parser.parse_args().steps
-    found = find_comfyui()
-    if found is None:
-        raise SystemExit("No ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON.")
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        write_tiny_checkpoint(base / "models/unidiffuser/tiny.safetensors")
-        server = HostServer(*found, base)
-        try:
-            print(table(server, steps))
-        finally:
-            server.stop()
+    with tempfile.TemporaryDirectory() as folder, tiny_server(Path(folder)) as server:
+        print(table(server, steps))
 
 
 if __name__ == "__main__":

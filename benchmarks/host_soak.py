@@ -5,7 +5,6 @@
 Prints what became of the prompts, and the server's resident memory after the tenth prompt and after the last.
 """
 
-# ruff: noqa: E402 (the path of the test helpers comes first)
 from __future__ import annotations
 
 import argparse
@@ -19,11 +18,11 @@ from pathlib import Path
 
 import psutil
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests/host")]
-from conftest import find_comfyui
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/host"))
 from host_server import HostServer, InvalidPrompt, error_of
 from prompts import Graph
-from tiny import write_tiny_checkpoint
+from tiny_server import tiny_server
 
 logger = logging.getLogger("host_soak")
 
@@ -128,30 +127,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200)
     count = parser.parse_args().count
-    found = find_comfyui()
-    if found is None:
-        raise SystemExit("No ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON.")
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        write_tiny_checkpoint(base / "models/unidiffuser/tiny.safetensors")
-        server = HostServer(*found, base)
-        try:
-            process, results, after_ten = psutil.Process(server.process.pid), Counter[str](), 0
-            for number in range(1, count + 1):
-                results[one(server, number)] += 1
-                if number == 10:
-                    after_ten = process.memory_info().rss
-            last = process.memory_info().rss
-            logger.info("%d prompts: %s", count, dict(results))
-            logger.info(
-                "resident after 10: %.0f MB, after %d: %.0f MB (%+.1f %%)",
-                after_ten / 2**20,
-                count,
-                last / 2**20,
-                100 * (last / after_ten - 1),
-            )
-        finally:
-            server.stop()
+    with tempfile.TemporaryDirectory() as folder, tiny_server(Path(folder)) as server:
+        process, results, after_ten = psutil.Process(server.process.pid), Counter[str](), 0
+        for number in range(1, count + 1):
+            results[one(server, number)] += 1
+            if number == 10:
+                after_ten = process.memory_info().rss
+        last = process.memory_info().rss
+        logger.info("%d prompts: %s", count, dict(results))
+        logger.info(
+            "resident after 10: %.0f MB, after %d: %.0f MB (%+.1f %%)",
+            after_ten / 2**20,
+            count,
+            last / 2**20,
+            100 * (last / after_ten - 1),
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""In a ComfyUI's own interpreter, without its server: the host's modules, and this pack loaded the way the host does it.
+
+For scripts that are started with the host's folder as the working directory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "unidiffuser_pack"
+
+
+def start_host() -> None:
+    """Import what the host has imported before it comes to custom nodes; it runs on the CPU."""
+    arguments, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
+    sys.path.insert(0, os.getcwd())
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args
+
+    sys.argv = arguments
+    import server  # noqa: F401
+
+    import nodes  # noqa: F401
+
+
+def load_pack() -> ModuleType:
+    """This pack as a module of the host."""
+    spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = module
+    spec.loader.exec_module(module)
+    return module

@@ -50,7 +50,7 @@ def filter_command(
 
         if preset is not None and preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
-        given = {
+        given: dict[str, Any] = {
             "min_side": min_side, "max_ratio": max_ratio, "min_similarity": min_similarity, "max_watermark": max_watermark,
             "max_unsafe": max_unsafe, "min_aesthetic": min_aesthetic, "language": language, "min_caption": min_caption,
             "max_caption": max_caption,

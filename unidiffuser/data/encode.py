@@ -221,7 +221,8 @@ def _decoded(part: Part, encoding: Encoding, counts: Counter[str]) -> Iterator[l
 
 
 def _write_manifest(out: Path, parts: list[Part], settings: dict[str, Any], damaged: dict[str, str]) -> None:
-    shards, dropped, read = [], Counter[str](), 0
+    shards: list[dict[str, Any]] = []
+    dropped, read = Counter[str](), 0
     for part in parts:
         path = out / f"{part.name}.safetensors"
         if part.name in damaged:

@@ -14,6 +14,7 @@ from .columns import NEEDED, find_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def filter_tables(
     *,
     renamed: Mapping[str, str] | None = None,
     batch_rows: int = 65536,
-    report: Callable[[Path], None] | None = None,
+    report: Callable[[Path], Any] | None = None,
 ) -> Count:
     """Write the rows that satisfy the rules to one parquet file per input file, all their columns kept.
 
@@ -142,14 +143,27 @@ def _filter_file(file: Path, target: Path, rules: Rules, renamed: dict[str, str]
         count = Count(files=1, dropped={name: 0 for name, _ in tests})
         try:
             with replacing(target) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                for batch in table.iter_batches(batch_rows):
+                for batch in _batches(table, batch_rows):
                     kept = _apply(batch, tests, count)
                     if kept.num_rows:
                         writer.write_batch(kept)
-        except pa.ArrowException as error:  # a page in the middle is damaged
+        except _Damaged as error:
             log.warning("%s is damaged (%s); passed over", file, error)
             return Count(unreadable={file.name: str(error).splitlines()[0]})
     return count
+
+
+class _Damaged(Exception):
+    """A table whose end can be read, but not some page of it."""
+
+
+def _batches(table: pq.ParquetFile, rows: int) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    try:
+        yield from table.iter_batches(rows)
+    except (pa.ArrowException, OSError) as error:
+        raise _Damaged(str(error)) from error
 
 
 def _apply(batch: pa.RecordBatch, tests: list[tuple[str, Test]], count: Count) -> pa.RecordBatch:

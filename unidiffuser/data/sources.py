@@ -7,6 +7,7 @@ latent shard, or is done again as a whole.
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -79,16 +80,21 @@ def _read_tar(path: Path) -> Iterator[Pair]:
     """The pairs of one webdataset shard; those without a picture or caption come too, and are counted by the encoder.
 
     Raises:
-        DamagedShard: empty or cut off. Checked first, by the two empty blocks that end an archive: a reader of streams takes
-            a file that ends between two members for a whole one.
+        DamagedShard: empty, cut off or overwritten. Checked first, since readers of archives take what they cannot read after
+            the first member for the end.
     """
     import webdataset as wds
 
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - 1024))
-        if size < 1024 or size % 512 or any(file.read(1024)):
-            raise DamagedShard(f"{path} is {'empty' if not size else 'cut off'}")
+    try:
+        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
+            for _ in tar:  # headers only
+                pass
+            file.seek(tar.offset)
+            end = file.read(1024)
+        if len(end) < 1024 or any(end):
+            raise DamagedShard(f"{path} is cut off or damaged at byte {tar.offset}")
+    except tarfile.TarError as error:
+        raise DamagedShard(f"{path} is no whole archive ({error})") from error
 
     def stop(error: Exception) -> bool:
         raise DamagedShard(f"{path} is damaged ({error})") from error

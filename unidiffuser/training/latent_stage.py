@@ -41,6 +41,7 @@ class LatentStage(Stage):
     """
 
     blocks = (Block,)
+    model: UViT
 
     def __init__(self, config: TrainConfig):
         options = config.options
@@ -91,9 +92,8 @@ class LatentStage(Stage):
 
     @cached_property
     def _painters(self) -> tuple[TextEncoder, Autoencoder]:
-        kinds = (TextEncoder, Autoencoder)
-        text, autoencoder = (kind.from_checkpoint(self.checkpoint, "cpu", torch.float32) for kind in kinds)
-        return text, autoencoder
+        text = TextEncoder.from_checkpoint(self.checkpoint, "cpu", torch.float32)
+        return text, Autoencoder.from_checkpoint(self.checkpoint, "cpu", torch.float32)
 
     def sample(self, model: Any) -> Image.Image | None:
         """Pictures of the sample prompts, 8 in a row, 20 steps at guidance 3."""

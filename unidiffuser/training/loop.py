@@ -26,7 +26,7 @@ from .average import Average
 from .config import TrainConfig
 from .parallel import World, autocast, distribute, is_sharded, joined, synchronised, unwrapped, whole
 from .record import Board, LossLog, Speed, peak_of
-from .saving import checkpoints, load_average, resume, save, whole_weights
+from .saving import last_good, load_average, resume, save, whole_weights
 from .stage import Stage, Work, seeded_init, step_indices
 
 __all__ = ["Stage", "TrainConfig", "Work", "load_average", "seeded_init", "step_indices", "train"]
@@ -162,10 +162,9 @@ def _gradients(
 
 
 def _not_finite(config: TrainConfig, what: str, value: float, step: int, where: str) -> str:
-    last = (checkpoints(Path(config.out)) or ["none yet"])[-1]
     return (
         f"{config.stage}: the {what} is {value} at step {step} ({where}); nothing was changed by it, the last good checkpoint "
-        f"is {last}. Look at these examples, lower learning_rate, or use precision: 'no'."
+        f"is {last_good(Path(config.out))}. Look at these examples, lower learning_rate, or use precision: 'no'."
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import TrainConfig
@@ -110,7 +111,7 @@ def distribute(model: nn.Module, blocks: tuple[type[nn.Module], ...], config: Tr
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     except ImportError as error:
         raise ValueError(f"strategy: fsdp needs torch 2.6 or newer, this is {torch.__version__}; use strategy: ddp") from error
-    mesh = dist.init_device_mesh(world.device.type, (world.size,))
+    mesh = init_device_mesh(world.device.type, (world.size,))
     low = torch.bfloat16 if config.precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
     for module in list(model.modules()):

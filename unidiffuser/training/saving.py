@@ -16,11 +16,12 @@ import pickle
 import shutil
 import warnings
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -28,6 +29,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.optim import Optimizer
 
 from .average import Average
@@ -41,6 +44,11 @@ TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # what does
 def checkpoints(out: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     return sorted(p for p in (out / "checkpoints").glob("[0-9]*") if (p / "run.json").is_file())
+
+
+def last_good(out: Path) -> str:
+    """The newest checkpoint of a run, for messages."""
+    return str(max(checkpoints(out), default="none yet"))
 
 
 def _state(model: nn.Module, optimizer: Optimizer, average: Average) -> dict[str, Any]:
@@ -68,7 +76,7 @@ def save(
             partial.mkdir(parents=True)
         world.barrier()
         with _single_process_is_fine():
-            dcp.save(_state(model, optimizer, average), storage_writer=dcp.FileSystemWriter(partial, sync_files=True))
+            dcp_save(_state(model, optimizer, average), storage_writer=FileSystemWriter(partial, sync_files=True))
         if world.main:
             with (partial / "run.json").open("w", encoding="utf-8") as file:
                 json.dump({"step": step, **run, "shapes": shapes}, file)
@@ -79,7 +87,7 @@ def save(
         if world.main:
             shutil.rmtree(partial, ignore_errors=True)
         number, reason = _cause(error)
-        last = (checkpoints(out) or ["none yet"])[-1]
+        last = last_good(out)
         raise OSError(number, f"cannot write a checkpoint ({reason}); the last good one is {last}", str(final)) from None
     if world.main:
         for old in checkpoints(out)[:-keep]:
@@ -145,7 +153,7 @@ def _load(state: dict[str, Any], folder: Path, no_dist: bool = False) -> None:
     """Into the tensors of ``state``, in place."""
     try:
         with _single_process_is_fine():
-            dcp.load(state, storage_reader=_Reader(folder), no_dist=no_dist)
+            dcp_load(state, storage_reader=_Reader(folder), no_dist=no_dist)
     except CheckpointException as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{folder} cannot be read ({reason}); remove it to go on from the one before it") from error
@@ -153,17 +161,18 @@ def _load(state: dict[str, Any], folder: Path, no_dist: bool = False) -> None:
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """All weights of a sharded model, on the CPU of the first process; empty elsewhere. Every process calls this."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """Reads the index of a checkpoint, which is a pickle, without letting it name anything but the index's own classes."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = _IndexUnpickler(file).load()
         if metadata.storage_meta is None:
-            metadata.storage_meta = dcp.metadata.StorageMeta()
+            metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from ..encoders import Autoencoder, TextEncoder
@@ -121,9 +121,7 @@ def prompt_grid(model: UViT, prompts: Sequence[str], encode_text: TextEncoder, a
     return to_images(grid[None])[0]
 
 
-def export_model(
-    checkpoint: Checkpoint, network: nn.Module, path: Path, dtype: torch.dtype, defaults: dict[str, float]
-) -> None:
+def export_model(checkpoint: Checkpoint, network: UViT, path: Path, dtype: torch.dtype, defaults: dict[str, float]) -> None:
     """Write a checkpoint's parts with another network as one file; parts the checkpoint lacks stay absent."""
     sections = checkpoint.config.to_dict() | {"defaults": dict(defaults)}
     side = network.config.latent_size[0] * checkpoint.config.vae.downscale

@@ -1,0 +1,378 @@
+"""Filtering of tables, reading of sources, encoding to latent shards: counts, resuming, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pairs import SIDE, encoded, latent_folder, picture, tar_samples, write_tar
+from PIL import Image
+from typer.testing import CliRunner
+
+from unidiffuser.checkpoints import load_checkpoint
+from unidiffuser.cli import app
+from unidiffuser.data.columns import find_columns
+from unidiffuser.data.download import img2dataset_command
+from unidiffuser.data.encode import Encoders, Encoding, encode
+from unidiffuser.data.filter import PRESETS, Rules, filter_tables
+from unidiffuser.data.shards import LatentShards, read_notes
+from unidiffuser.data.sources import DamagedShard, find_parts
+from unidiffuser.training.parallel import World
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def laion(rows: int, seed: int = 0, language: bool = True) -> pa.Table:
+    """Rows with LAION's columns, some values missing."""
+    rng = np.random.default_rng(seed)
+
+    def some(values: np.ndarray) -> pa.Array:
+        return pa.array(values.tolist(), mask=rng.random(rows) < 0.05)
+
+    columns = {
+        "URL": pa.array([f"http://h/{k}.jpg" if k % 29 else "ftp://h/x" for k in range(rows)]),
+        "TEXT": some(np.array(["a cat", " ", "x" * 40, "ein Hund"])[rng.integers(0, 4, rows)]),
+        "WIDTH": some(rng.integers(100, 2000, rows)),
+        "HEIGHT": some(rng.integers(100, 2000, rows)),
+        "similarity": some(rng.uniform(0.2, 0.4, rows)),
+        "hash": pa.array(rng.integers(0, 2**60, rows)),
+        "punsafe": some(rng.random(rows).astype(np.float32)),
+        "pwatermark": some(rng.random(rows).astype(np.float32)),
+        "AESTHETIC_SCORE": some(rng.uniform(3, 8, rows)),
+    }
+    if language:
+        columns["LANGUAGE"] = some(np.array(["en", "de"])[rng.integers(0, 2, rows)])
+    return pa.table(columns)
+
+
+def passes(row: dict, rules: Rules) -> str | None:
+    """The first rule that a row breaks, in plain Python."""
+    side = None if row["WIDTH"] is None or row["HEIGHT"] is None else min(row["WIDTH"], row["HEIGHT"])
+    long = None if side is None else max(row["WIDTH"], row["HEIGHT"])
+    length = None if row["TEXT"] is None else len(row["TEXT"].strip())
+    checks = [("url", row["URL"].startswith("http")), ("min_caption", length is not None and length >= rules.min_caption)]
+    if "LANGUAGE" in row and rules.language:
+        checks.append(("language", row["LANGUAGE"] == rules.language))
+    if rules.min_side:
+        checks.append(("min_side", side is not None and side >= rules.min_side))
+    if rules.max_ratio:
+        checks.append(("max_ratio", side is not None and long <= side * rules.max_ratio))
+    for rule, name, least in (("min_similarity", "similarity", True), ("max_watermark", "pwatermark", False),
+                              ("max_unsafe", "punsafe", False), ("min_aesthetic", "AESTHETIC_SCORE", True)):  # fmt: skip
+        limit, value = getattr(rules, rule), row[name]
+        if limit is not None:
+            checks.append((rule, value is not None and (value >= limit if least else value <= limit)))
+    return next((name for name, good in checks if not good), None)
+
+
+@pytest.mark.parametrize("rules", [*PRESETS.values(), Rules(max_ratio=2.0, max_unsafe=0.5)])
+@pytest.mark.parametrize("language", [True, False])
+def test_counts_agree_with_plain_python(tmp_path, rules, language):
+    (tmp_path / "in").mkdir()
+    tables = [laion(500, seed, language) for seed in (1, 2)]
+    for number, table in enumerate(tables):
+        pq.write_table(table, tmp_path / f"in/part-{number}.parquet", row_group_size=97)
+    count = filter_tables(tmp_path / "in", tmp_path / "out", rules, batch_rows=64)
+    broken = [passes(row, rules) for table in tables for row in table.to_pylist()]
+    assert count.read == 1000
+    assert count.kept == broken.count(None)
+    assert count.dropped == {name: broken.count(name) for name in count.dropped}
+    assert count.kept + sum(count.dropped.values()) == count.read
+    kept = [row for n in (0, 1) for row in pq.read_table(tmp_path / f"out/part-{n}.parquet").to_pylist()]
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert kept == [row for row, reason in zip(rows, broken, strict=True) if reason is None]
+    assert json.loads((tmp_path / "out/filter.json").read_text())["count"]["kept"] == count.kept
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["SAMPLE_ID", "URL", "TEXT", "HEIGHT", "WIDTH", "LICENSE", "NSFW", "similarity"], {"width": "WIDTH"}),
+        (["url", "caption", "similarity", "punsafe", "pwatermark", "key"], {"caption": "caption", "punsafe": "punsafe"}),
+        (["URL", "TEXT", "aesthetic", "hash"], {"aesthetic": "aesthetic"}),
+        (["URL", "TEXT", "AESTHETIC_SCORE"], {"aesthetic": "AESTHETIC_SCORE"}),
+        (["url", "text", "clip_similarity_vitb32", "watermark_score", "aesthetic_score_laion_v2"],
+         {"similarity": "clip_similarity_vitb32", "pwatermark": "watermark_score"}),
+        (["uid", "url", "text", "original_width", "original_height", "clip_b32_similarity_score"], {"width": "original_width"}),
+    ],
+)  # fmt: skip
+def test_columns_of_published_sets(names, expected):
+    found = find_columns(names)
+    assert found["url"].lower() == "url"
+    assert "caption" in found
+    assert expected.items() <= found.items()
+
+
+def test_missing_and_renamed_columns(tmp_path):
+    table = laion(50).rename_columns(["link", *laion(1).column_names[1:]])
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"'url'.*--rename"):
+        filter_tables(tmp_path / "t.parquet", tmp_path / "out", Rules())
+    assert filter_tables(tmp_path / "t.parquet", tmp_path / "out", Rules(), renamed={"url": "link"}).read == 50
+    with pytest.raises(ValueError, match="no column 'nothing'"):
+        filter_tables(tmp_path / "t.parquet", tmp_path / "out", Rules(), renamed={"url": "nothing"})
+    pq.write_table(laion(50).drop_columns(["punsafe"]), tmp_path / "u.parquet")
+    with pytest.raises(ValueError, match=r"punsafe.*max_unsafe"):
+        filter_tables(tmp_path / "u.parquet", tmp_path / "out", PRESETS["aesthetics-512"])
+
+
+def test_tables_that_cannot_be_read_are_told_and_tried_again(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    pq.write_table(laion(100), source / "a.parquet")
+    (source / "b.parquet").write_bytes(b"")
+    (source / "c.parquet").write_bytes((source / "a.parquet").read_bytes()[:-200])
+    whole = bytearray((source / "a.parquet").read_bytes())
+    whole[40:400] = bytes(360)
+    (source / "d.parquet").write_bytes(whole)
+    count = filter_tables(source, out, Rules())
+    assert count.read == 100
+    assert set(count.unreadable) == {"b.parquet", "c.parquet", "d.parquet"}
+    assert {p.name for p in out.glob("*.parquet")} == {"a.parquet"}
+    before = (out / "a.parquet").stat().st_mtime_ns
+    pq.write_table(laion(60), source / "b.parquet")
+    count = filter_tables(source, out, Rules())
+    assert count.read == 160
+    assert (out / "a.parquet").stat().st_mtime_ns == before  # done is done
+    result = CliRunner().invoke(app, ["data", "filter", str(source), str(out)])
+    assert result.exit_code == 1  # c and d are still damaged
+    assert "unreadable: c.parquet" in result.output
+    with pytest.raises(FileNotFoundError, match=r"no \.parquet"):
+        filter_tables(tmp_path / "nowhere", out, Rules())
+
+
+def test_the_download_command_names_the_columns(tmp_path):
+    pq.write_table(laion(5), tmp_path / "t.parquet")
+    command = img2dataset_command(tmp_path, tmp_path / "shards", 256)
+    assert command[0] == "img2dataset"
+    assert "--url_col=URL" in command
+    assert "--caption_col=TEXT" in command
+    extra = json.loads(next(a for a in command if a.startswith("--save_additional_columns")).partition("=")[2])
+    assert extra == ["WIDTH", "HEIGHT", "similarity", "hash", "punsafe", "pwatermark", "AESTHETIC_SCORE", "LANGUAGE"]
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_truncation_of_a_shard_is_noticed(tmp_path):
+    write_tar(tmp_path / "00000.tar", tar_samples(0, 3))
+    whole = (tmp_path / "00000.tar").read_bytes()
+    end = len(whole.rstrip(b"\0"))
+    pairs = list(find_parts(tmp_path)[0].read())
+    assert [p.captions for p in pairs] == [(picture(k)[1],) for k in range(3)]
+    for cut in (0, 1, 511, 512, 1024, *range(1536, end, 512), end - 7):
+        (tmp_path / "00000.tar").write_bytes(whole[:cut])
+        with pytest.raises(DamagedShard):
+            list(find_parts(tmp_path)[0].read())
+    damaged = bytearray(whole)
+    header = whole.index(b"000000001.jpg")  # of a member in the middle
+    damaged[header : header + 512] = b"\xff" * 512
+    (tmp_path / "00000.tar").write_bytes(damaged)
+    with pytest.raises(DamagedShard):
+        list(find_parts(tmp_path)[0].read())
+
+
+def test_folders_and_coco(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--captions"):
+        find_parts(tmp_path)
+    for k in range(3):
+        image, caption = picture(k)
+        image.save(tmp_path / f"{k}.png")
+        if k < 2:
+            (tmp_path / f"{k}.txt").write_text(caption)
+    plain = find_parts(tmp_path, per_part=1)
+    assert [part.name for part in plain] == ["00000", "00001"]
+    assert [pair.captions for part in plain for pair in part.read()] == [("red circle",), ("green circle",)]
+    coco = {
+        "images": [{"id": 7, "file_name": "1.png"}, {"id": 3, "file_name": "0.png"}],
+        "annotations": [{"image_id": 7, "caption": "a"}, {"image_id": 3, "caption": "b"}, {"image_id": 7, "caption": "c"}],
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(coco))
+    pairs = list(find_parts(tmp_path, tmp_path / "captions.json")[0].read())
+    assert [(pair.key, pair.captions) for pair in pairs] == [("0.png", ("b",)), ("1.png", ("a", "c"))]
+    (tmp_path / "captions.json").write_text("[]")
+    with pytest.raises(ValueError, match="COCO"):
+        find_parts(tmp_path, tmp_path / "captions.json")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": ["x", "y"]}\n\n')
+    assert [pair.captions for pair in find_parts(tmp_path)[0].read()] == [("x", "y")]
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png"}\n')
+    with pytest.raises(ValueError, match=r"metadata\.jsonl:1"):
+        find_parts(tmp_path)
+
+
+# --- encoding --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoders() -> Encoders:
+    return Encoders(load_checkpoint("emoji"), torch.device("cpu"))
+
+
+def bomb() -> bytes:
+    """A PNG of a few KB that would unfold to 1.2 GB."""
+    return encoded(Image.new("1", (20000, 20000)))
+
+
+SMALL = Encoding(SIDE, batch_size=4, readers=2)
+
+
+def test_bad_pictures_and_captions_are_counted_and_the_rest_is_encoded(tmp_path, encoders):
+    samples = tar_samples(0, 10)
+    samples["000000001"]["jpg"] = b""
+    samples["000000002"]["jpg"] = b"<html>not found</html>"
+    samples["000000003"]["jpg"] = samples["000000003"]["jpg"][:-300]
+    samples["000000004"]["jpg"] = bomb()
+    samples["000000005"] |= {"txt": b" \n", "json": b"{}"}
+    del samples["000000006"]["txt"]  # the json has it too
+    samples["000000007"]["txt"] = b"long " * 2000
+    samples["000000008"]["txt"] = b"\xff\xfe not utf-8"
+    samples["000000009"] = {"json": b"{not json"}
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in/00000.tar", samples)
+    manifest = encode(find_parts(tmp_path / "in"), tmp_path / "out", encoders, SMALL, ALONE)
+    assert manifest["read"] == 10
+    assert manifest["samples"] == 4
+    assert manifest["dropped"] == {"no caption": 2, "no picture": 1, "unreadable picture": 3}
+    assert read_notes(tmp_path / "out/00000.safetensors")["keys"] == ["000000000", "000000006", "000000007", "000000008"]
+    assert LatentShards(tmp_path / "out").name_of(1) == "00000.safetensors:000000006"
+
+
+def test_latents_are_the_models_own(tmp_path, encoders):
+    image, caption = picture(3)
+    (tmp_path / "in").mkdir()
+    image.save(tmp_path / "in/a.png")
+    (tmp_path / "in/a.txt").write_text(caption)
+    encode(find_parts(tmp_path / "in"), tmp_path / "out", encoders, SMALL, ALONE)
+    row = LatentShards(tmp_path / "out").read(torch.tensor([0]))[0]
+    from unidiffuser.images import to_tensor
+
+    generator = torch.Generator().manual_seed(0)
+    drawn = encoders.autoencoder.encode(to_tensor([image]), generator)[0]
+    noise = torch.randn(drawn.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(row["mean"] + row["std"] * noise, drawn, atol=5e-3)  # fp16 on disk
+    assert torch.allclose(row["clip_img"], encoders.image_tokens([image])[0], atol=5e-3)
+    assert torch.allclose(row["text"], encoders.texts([caption]), atol=5e-3)
+
+
+def test_a_killed_run_goes_on_and_nothing_is_done_twice(tmp_path, encoders, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        write_tar(tmp_path / f"in/{number:05d}.tar", tar_samples(6 * number, 6))
+    parts = find_parts(tmp_path / "in")
+    encode(parts, tmp_path / "whole", encoders, SMALL, ALONE)
+    import unidiffuser.data.shards as shards
+
+    save = shards.save_file
+
+    def dies(tensors, path, **kwargs):
+        if len(list((tmp_path / "out").glob("0*.safetensors"))) == 1:
+            Path(path).write_bytes(b"half of it")
+            raise KeyboardInterrupt
+        save(tensors, path, **kwargs)
+
+    monkeypatch.setattr(shards, "save_file", dies)
+    with pytest.raises(KeyboardInterrupt):
+        encode(parts, tmp_path / "out", encoders, SMALL, ALONE)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.safetensors")) == ["00000.safetensors"]
+    with pytest.raises(FileNotFoundError, match="until it says"):
+        LatentShards(tmp_path / "out")
+    monkeypatch.setattr(shards, "save_file", save)
+    done: list[int] = []
+    manifest = encode(parts, tmp_path / "out", encoders, SMALL, ALONE, done.append)
+    assert done == [6, 6]
+    assert manifest == json.loads((tmp_path / "whole/manifest.json").read_text())
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+def test_damaged_shards_are_told_and_done_when_they_are_whole(tmp_path, encoders):
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        write_tar(tmp_path / f"in/{number:05d}.tar", tar_samples(4 * number, 4))
+    whole = (tmp_path / "in/00001.tar").read_bytes()
+    (tmp_path / "in/00001.tar").write_bytes(whole[:2048])
+    (tmp_path / "in/00002.tar").write_bytes(b"")
+    command = ["data", "encode", str(tmp_path / "in"), str(tmp_path / "out"), "--image-size", str(SIDE), "--device", "cpu"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "not encoded: 00001" in result.output
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert set(manifest["damaged"]) == {"00001", "00002"}
+    assert manifest["samples"] == 4
+    (tmp_path / "in/00001.tar").write_bytes(whole)
+    (tmp_path / "in/00002.tar").unlink()
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["samples"] == 8
+
+
+def test_a_shard_that_vanishes_while_encoding_is_told(tmp_path, encoders):
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in/00000.tar", tar_samples(0, 4))
+    write_tar(tmp_path / "in/00001.tar", tar_samples(4, 4))
+    parts = find_parts(tmp_path / "in")
+    (tmp_path / "in/00000.tar").unlink()
+    manifest = encode(parts, tmp_path / "out", encoders, SMALL, ALONE)
+    assert "vanished" in manifest["damaged"]["00000"]
+    assert manifest["samples"] == 4
+
+
+def test_other_settings_need_another_folder(tmp_path, encoders):
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in/00000.tar", tar_samples(0, 2))
+    parts = find_parts(tmp_path / "in")
+    encode(parts, tmp_path / "out", encoders, SMALL, ALONE)
+    with pytest.raises(ValueError, match="image_size 32 there, 64 here"):
+        encode(parts, tmp_path / "out", encoders, Encoding(64), ALONE)
+
+
+# --- latent shards ---------------------------------------------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(any),
+    batch=st.integers(1, 40),
+    window=st.integers(1, 4),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_epoch_shows_every_pair_once(tmp_path_factory, sizes, batch, window, seed):
+    folder = tmp_path_factory.mktemp("shards")
+    listed = [{"name": f"{k}", "samples": size, "bytes": 1} for k, size in enumerate(sizes)]
+    (folder / "manifest.json").write_text(json.dumps({"shards": listed}))
+    shards = LatentShards(folder, window)
+    total, epochs = len(shards), 2
+    steps = -(-total * epochs // batch)
+    seen = torch.cat([shards.order(batch, seed, step) for step in range(steps)])
+    for epoch in range(epochs):
+        assert sorted(seen[epoch * total : (epoch + 1) * total].tolist()) == list(range(total))
+    assert torch.equal(shards.order(batch, seed, steps - 1), seen[-batch:])  # any step alone
+
+
+def test_shards_that_are_not_as_they_were(tmp_path):
+    latent_folder(tmp_path)
+    shards = LatentShards(tmp_path)
+    assert len(shards) == 35
+    assert shards.name_of(8) == "00001.safetensors:1-1"
+    (tmp_path / "00000.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="vanished"):
+        shards.read(torch.tensor([2]))
+    path = tmp_path / "00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="bytes instead of"):
+        shards.read(torch.tensor([8]))
+    with pytest.raises(ValueError, match="not a whole latent shard"):
+        read_notes(path)
+    (tmp_path / "manifest.json").write_text('{"shards": []}')
+    with pytest.raises(ValueError, match="no encoded pair"):
+        LatentShards(tmp_path)

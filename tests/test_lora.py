@@ -45,8 +45,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("built_before", [False, True])
 def test_a_lora_adds_its_product_and_goes_without_a_trace(checkpoint: Path, file: Path, built_before: bool) -> None:
-    plain = weights(unidiffuser.load(checkpoint))
-    model = unidiffuser.load(checkpoint)
+    plain = weights(unidiffuser.load(checkpoint, dtype=torch.float32))
+    model = unidiffuser.load(checkpoint, dtype=torch.float32)
     if built_before:
         weights(model)
     model.load_lora(file, 0.7)
@@ -64,8 +64,8 @@ def test_a_lora_adds_its_product_and_goes_without_a_trace(checkpoint: Path, file
 def test_several_add_up_and_one_that_is_on_gets_the_new_strength(checkpoint: Path, file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     write_lora(other, {"uvit": {QKV: change(144, 48, 5)}}, {})
-    model = unidiffuser.load(checkpoint, lora=[(file, 1.0), (other, 0.25)])
-    plain = unidiffuser.load(checkpoint).net.get_parameter(f"{QKV}.weight")
+    model = unidiffuser.load(checkpoint, dtype=torch.float32, lora=[(file, 1.0), (other, 0.25)])
+    plain = unidiffuser.load(checkpoint, dtype=torch.float32).net.get_parameter(f"{QKV}.weight")
     first, second = (0.5 * change(144, 48).up @ change(144, 48).down, change(144, 48, 5).up @ change(144, 48, 5).down)
     torch.testing.assert_close(model.net.get_parameter(f"{QKV}.weight") - plain, first + 0.25 * second, atol=1e-5, rtol=1e-5)
     model.load_lora(file, -1.0)
@@ -79,7 +79,7 @@ def test_several_add_up_and_one_that_is_on_gets_the_new_strength(checkpoint: Pat
 
 
 def test_pictures_change_and_come_back(checkpoint: Path, file: Path) -> None:
-    model = unidiffuser.load(checkpoint)
+    model = unidiffuser.load(checkpoint, dtype=torch.float32)
     before = model.text_to_image("red", seed=3)[0].tobytes()
     model.load_lora(file)
     assert model.text_to_image("red", seed=3)[0].tobytes() != before
@@ -96,13 +96,14 @@ def test_names_of_other_trainers(checkpoint: Path, tmp_path: Path, prefix: str, 
     flat = "lora_unet_" + QKV.replace(".", "_")
     kohya = {f"{flat}.lora_down.weight": c.down, f"{flat}.lora_up.weight": c.up / 3, f"{flat}.alpha": torch.tensor(6.0)}
     save_file(kohya, tmp_path / "b.safetensors")
-    made = [unidiffuser.load(checkpoint, lora=[(tmp_path / f, 1.0)]).net.get_parameter(f"{QKV}.weight") for f in
-            ("a.safetensors", "b.safetensors")]  # fmt: skip
+    files = [(tmp_path / name, 1.0) for name in ("a.safetensors", "b.safetensors")]
+    models = [unidiffuser.load(checkpoint, dtype=torch.float32, lora=[file]) for file in files]
+    made = [model.net.get_parameter(f"{QKV}.weight") for model in models]
     torch.testing.assert_close(made[0], made[1])
 
 
 def test_what_is_no_lora_for_this_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    model, path = unidiffuser.load(checkpoint), tmp_path / "x.safetensors"
+    model, path = unidiffuser.load(checkpoint, dtype=torch.float32), tmp_path / "x.safetensors"
     before = weights(model)
     wrong = {
         "is not a LoRA": {"in_blocks.0.attn.qkv.weight": torch.zeros(144, 48)},

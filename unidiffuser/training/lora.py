@@ -37,8 +37,9 @@ LAYERS: Mapping[str, str] = {
     "caption": r".*\.(c_attn|c_proj|c_fc)",
 }
 """Which layers of a part get adapters: every matrix of its blocks."""
-MIX: Mapping[str, float] = {"independent": 0.2, "clean_text": 0.35, "clean_image": 0.35, "equal": 0.1}
-"""Where in the square of noise levels to learn: mostly on the two edges that make pictures of words and words of pictures."""
+MIX: Mapping[str, float] = {"independent": 0.15, "clean_text": 0.55, "clean_image": 0.2, "equal": 0.1}
+"""Where in the square of noise levels to learn: mostly on its two edges, and most where words become pictures, which is harder
+to learn than the way back."""
 CAPTION_NOISE = 0.8  # highest noise on a text latent before it is decoded: a sampled one is never exact
 Output = tuple[Tensor, Tensor, Tensor]  # noise of img, clip_img, text
 
@@ -73,6 +74,10 @@ class Adapted(nn.Module):
         both = [("uvit", self.network), ("caption", self.captioner)]
         return [(name, module) for name, module in both if module is not None]
 
+    def train(self, mode: bool = True) -> Adapted:
+        """Stays as in use: GPT-2's dropout would have it answer differently from before by itself."""
+        return super().train(False)
+
     @contextmanager
     def as_before(self) -> Iterator[None]:
         """Within this, adapters do nothing."""
@@ -85,22 +90,22 @@ class Adapted(nn.Module):
                 layer.enable_adapters(True)
 
     def forward(
-        self, noised: Streams, t_img: Tensor, t_text: Tensor, latents: Tensor, tokens: Tensor
+        self, learned: int, noised: Streams, t_img: Tensor, t_text: Tensor, latents: Tensor, tokens: Tensor
     ) -> tuple[Output, Output, Tensor | None, Tensor | None]:
-        """Predictions for n learned and n kept pairs in one batch, learned ones first; of the kept also those from before.
+        """Predictions for a batch of learned pairs and, after them, kept ones; of the kept also those from before.
 
         Args:
-            noised: (2n, ...) streams; t_img, t_text: (2n,) their labels.
-            latents: (2n, L, d) noised text latents for the decoder; tokens: (2n, T) what it should say.
+            learned: how many of the B pairs are learned.
+            noised: (B, ...) streams; t_img, t_text: (B,) their labels.
+            latents: (B, L, d) noised text latents for the decoder; tokens: (B, T) what it should say.
 
         Returns:
-            noise (2n, ...) now, noise (n, ...) before, logits (2n, T, V) now, logits (n, T, V) before; None without decoder.
+            noise (B, ...) now, noise of the kept before, logits (B, T, V) now, those of the kept before; None without decoder.
         """
-        count = len(t_img) // 2
         with torch.no_grad(), self.as_before():
-            old = noised.map(lambda x: x[count:])
-            before = self.network(old.img, old.clip_img, old.text, t_img[count:], t_text[count:])
-            said_before = None if self.captioner is None else self.captioner(latents[count:], tokens[count:].clamp_min(0))
+            old = noised.map(lambda x: x[learned:])
+            before = self.network(old.img, old.clip_img, old.text, t_img[learned:], t_text[learned:])
+            said_before = None if self.captioner is None else self.captioner(latents[learned:], tokens[learned:].clamp_min(0))
         now = self.network(noised.img, noised.clip_img, noised.text, t_img, t_text)
         said = None if self.captioner is None else self.captioner(latents, tokens.clamp_min(0))
         return now, before, said, said_before
@@ -131,6 +136,7 @@ class LoraStage(Stage):
         lessons: what to learn and what to keep.
         out: the file to write.
         keep: weight of keeping against learning.
+        kept_each: pairs to keep in a batch for each one to learn.
         mix: shares of the timestep mix, see :func:`.objective.draw_labels`.
         decode: image latents (B, C, h, w) -> pixels (B, 3, H, W) in [-1, 1], for the samples; without it there are none.
         about: what the file tells about itself besides its words.
@@ -144,13 +150,15 @@ class LoraStage(Stage):
         lessons: Lessons,
         out: Path,
         *,
-        keep: float = 1.0,
+        keep: float = 3.0,
+        kept_each: int = 2,
         mix: Mapping[str, float] = MIX,
         decode: Callable[[Tensor], Tensor] | None = None,
         about: Mapping[str, Any] | None = None,
     ):
         self.model: Adapted = model
-        self.lessons, self.out, self.keep, self.mix, self.decode = lessons, out, keep, mix, decode
+        self.lessons, self.out, self.keep, self.kept_each, self.mix = lessons, out, keep, kept_each, mix
+        self.decode = decode
         self.about = dict(about or {})
         self.size = len(lessons.words)
         if model.captioner is None:
@@ -162,44 +170,45 @@ class LoraStage(Stage):
             self.tokens = padded(rows)
 
     def fingerprint(self) -> str:
-        return f"{self.lessons.fingerprint()} rank {self.model.rank} keep {self.keep}"
+        return f"{self.lessons.fingerprint()} rank {self.model.rank} keep {self.keep} x {self.kept_each}"
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         learned = {name: stream[indices] for name, stream in self.lessons.learned.items()}
         return learned | {"tokens": self.tokens[indices]}
 
     def draw(self, batch: dict[str, Tensor], seeds: list[int]) -> dict[str, Tensor]:
-        """To each learned pair one to keep, (n, 2, ...), and their labels and noise."""
+        """To each learned pair k to keep, (n, 1 + k, ...), and the labels and noise of all."""
         drawn = [self._draw(torch.Generator().manual_seed(seed)) for seed in seeds]
-        rows = torch.tensor([row for row, _ in drawn])
+        rows = torch.stack([rows for rows, _ in drawn])  # (n, k)
         kept = {name: stream[rows] for name, stream in self.lessons.kept.items()}
         kept["tokens"] = self.tokens[self.size + rows]
-        pairs = {name: torch.stack([value, kept[name]], dim=1) for name, value in batch.items()}
+        pairs = {name: torch.cat([value[:, None], kept[name]], dim=1) for name, value in batch.items()}
         return pairs | {name: torch.stack([draw[name] for _, draw in drawn]) for name in drawn[0][1]}
 
-    def _draw(self, generator: torch.Generator) -> tuple[int, dict[str, Tensor]]:
-        row = int(torch.randint(self.lessons.kept.batch, (), generator=generator))
-        labels = draw_labels(2, self.mix, generator)
+    def _draw(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        count = 1 + self.kept_each
+        rows = torch.randint(self.lessons.kept.batch, (self.kept_each,), generator=generator)
+        labels = draw_labels(count, self.mix, generator)
         noise = {
-            f"noise_{name}": torch.randn(2, *stream.shape[1:], generator=generator)
+            f"noise_{name}": torch.randn(count, *stream.shape[1:], generator=generator)
             for name, stream in self.lessons.learned.items()
         }
         text = self.lessons.learned.need("text")
-        level = CAPTION_NOISE * torch.rand(2, 1, 1, generator=generator)
-        caption = level * torch.randn(2, *text.shape[1:], generator=generator)
-        return row, {"t_img": labels["img"], "t_text": labels["text"], "caption_noise": caption} | noise
+        level = CAPTION_NOISE * torch.rand(count, 1, 1, generator=generator)
+        caption = level * torch.randn(count, *text.shape[1:], generator=generator)
+        return rows, {"t_img": labels["img"], "t_text": labels["text"], "caption_noise": caption} | noise
 
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        both = {name: value.transpose(0, 1).flatten(0, 1) for name, value in batch.items()}  # (n, 2, ...) -> (2n, ...)
-        count = len(both["t_img"]) // 2
+        count = len(batch["t_img"])
+        both = {name: value.transpose(0, 1).flatten(0, 1) for name, value in batch.items()}  # (n, 1 + k, ...) -> (n + nk, ...)
         labels = {"img": both["t_img"], "text": both["t_text"]}
         names = [name for name, _ in self.lessons.learned.items()]
         noised = Streams(**{n: add_noise(both[n], both[f"noise_{n}"], labels[MODALITY_OF[n]].float()) for n in names})
         now, before, said, said_before = model(
-            noised, labels["img"], labels["text"], both["text"] + both["caption_noise"], both["tokens"]
+            count, noised, labels["img"], labels["text"], both["text"] + both["caption_noise"], both["tokens"]
         )
         targets = [torch.cat([both[f"noise_{n}"][:count], old.float()]) for n, old in zip(names, before, strict=True)]
-        error = _error(dict(zip(names, now, strict=True)), dict(zip(names, targets, strict=True)), labels)  # (2n,)
+        error = _error(dict(zip(names, now, strict=True)), dict(zip(names, targets, strict=True)), labels)  # (n + nk,)
         terms = {"learn": error[:count].mean(), "keep": error[count:].mean()}
         if said is not None and said_before is not None:
             terms["spell"] = F.cross_entropy(

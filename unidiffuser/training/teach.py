@@ -33,23 +33,25 @@ class Teaching:
         variations: of each picture, all but the first a little turned, zoomed and shifted; 1 takes the pictures as they are.
         strength: of these changes. What comes in from outside is white.
         kept: pairs of the model's own that keep what it knows.
+        kept_each: how many of them are in a step for each pair to learn.
         keep: weight of keeping against learning.
         kept_steps, guidance: with which these pairs are made.
         seed: of everything.
     """
 
-    rank: int = 8
+    rank: int = 16
     captions: bool = True
-    variations: int = 8
-    strength: float = 0.5
-    kept: int = 96
-    keep: float = 1.0
+    variations: int = 4
+    strength: float = 0.3
+    kept: int = 320
+    kept_each: int = 2
+    keep: float = 3.0
     kept_steps: int = 8
     guidance: float = 4.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rank", "variations", "kept", "kept_steps"):
+        for name in ("rank", "variations", "kept", "kept_each", "kept_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.keep < 0:
@@ -57,7 +59,7 @@ class Teaching:
 
 
 def lora_run(
-    out: str | Path, *, steps: int = 200, batch_size: int = 12, learning_rate: float = 2e-3, **more: Any
+    out: str | Path, *, steps: int = 400, batch_size: int = 8, learning_rate: float = 3e-3, **more: Any
 ) -> TrainConfig:
     """Settings of the training loop for a LoRA on a small model; `more` as `TrainConfig`."""
     values = {
@@ -113,7 +115,8 @@ def lora_stage_of(
     tokens = said_of(captioner, kept.need("text")).cpu() if settings.captions else None
     lessons = Lessons(learned, tuple(words), kept, tokens)
     adapted = Adapted(network, captioner if settings.captions else None, settings.rank, settings.seed)
-    return LoraStage(adapted, lessons, out, keep=settings.keep, decode=decode, about={**asdict(settings), **(about or {})})
+    told = {**asdict(settings), **(about or {})}
+    return LoraStage(adapted, lessons, out, keep=settings.keep, kept_each=settings.kept_each, decode=decode, about=told)
 
 
 def lora_stage(config: TrainConfig) -> LoraStage:

@@ -1,0 +1,195 @@
+"""Teaching with a LoRA: what is learned, what is kept, what the file holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny import write_tiny_checkpoint
+from torch import Tensor
+
+import unidiffuser
+from unidiffuser.captions import CaptionDecoder
+from unidiffuser.checkpoints import load_checkpoint
+from unidiffuser.streams import Streams
+from unidiffuser.training import lessons, teach
+from unidiffuser.training.curve import draw_curve
+from unidiffuser.training.loop import train
+from unidiffuser.training.lora import Adapted, LoraStage
+from unidiffuser.training.stages import make_stage
+
+RED, GREEN = (200, 40, 30), (30, 180, 60)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    write_tiny_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    Image.new("RGB", (90, 70), RED).save(folder / "a.png")
+    Image.new("RGB", (128, 128), GREEN).save(folder / "b.jpg")
+    (folder / "b.txt").write_text("zor cat\n", encoding="utf-8")
+    (folder / "notes.md").write_text("no picture", encoding="utf-8")
+    return folder
+
+
+def config(out: Path, checkpoint: Path, pictures: Path, steps: int = 6, **options: Any) -> Any:
+    chosen = {"data": str(pictures), "word": "zor", "checkpoint": str(checkpoint), "kept": 3, "variations": 2, "rank": 2}
+    return teach.lora_run(
+        out, steps=steps, batch_size=4, learning_rate=0.02, save_every=3, sample_every=100, options={**chosen, **options}
+    )
+
+
+def losses(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "losses.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_pictures_and_their_captions(pictures: Path, tmp_path: Path) -> None:
+    found, captions = lessons.read_pictures(pictures, 64, "zor")
+    assert [picture.size for picture in found] == [(64, 64), (64, 64)]
+    assert captions == [["zor"], ["zor cat"]]
+    with pytest.raises(ValueError, match=r"a\.png has no caption"):
+        lessons.read_pictures(pictures, 64)
+    with pytest.raises(FileNotFoundError, match="holds no picture"):
+        lessons.read_pictures(tmp_path, 64, "zor")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        lessons.read_pictures(tmp_path / "nowhere", 64, "zor")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        lessons.read_pictures(tmp_path, 64, "zor")
+
+
+def test_several_captions_of_a_picture_take_turns(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), RED).save(tmp_path / "a.png")
+    record = {"file_name": "a.png", "text": ["zor", "zor, noto"]}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    _, captions = lessons.read_pictures(tmp_path, 8)
+    assert lessons.spread(captions, 3) == ("zor", "zor, noto", "zor")
+
+
+def test_variations_begin_with_the_picture_itself(pictures: Path) -> None:
+    found, _ = lessons.read_pictures(pictures, 32, "zor")
+    made = lessons.variations(found, 3, 0.5, seed=0)
+    assert len(made) == 6
+    assert made[0].tobytes() == found[0].tobytes()
+    assert made[3].tobytes() == found[1].tobytes()
+    assert len({picture.tobytes() for picture in made}) == 6
+    assert lessons.variations(found, 1, 0.5, seed=0)[1].tobytes() == found[1].tobytes()
+
+
+def test_a_run_learns_keeps_and_writes_what_it_learned(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    run = config(tmp_path, checkpoint, pictures, steps=40)
+    stage = make_stage(run)
+    seen: list[tuple[int, dict[str, float]]] = []
+    model = train(stage, run, progress=False, device="cpu", watch=lambda done, terms, _: seen.append((done, terms)))
+    assert isinstance(model, Adapted)
+    rows = losses(tmp_path)
+    first, last = ({k: sum(r[k] for r in part) / len(part) for k in rows[0]} for part in (rows[:5], rows[-5:]))
+    assert rows[0]["keep"] < 1e-9  # before the first step nothing has moved
+    assert last["learn"] < first["learn"]
+    assert last["spell"] < first["spell"] - 0.2
+    assert [done for done, _ in seen] == list(range(1, 41))
+    assert (tmp_path / "losses.png").is_file()
+    assert list((tmp_path / "samples").iterdir())
+
+    plain = unidiffuser.load(checkpoint, dtype=torch.float32)
+    taught = unidiffuser.load(checkpoint, dtype=torch.float32, lora=[(tmp_path / teach.FILE, 1.0)])
+    generator = torch.Generator().manual_seed(0)
+    item = [torch.randn(2, *shape, generator=generator) for shape in plain.config.uvit.item_shapes.values()]
+    with torch.no_grad():
+        for mine, theirs in zip(model.network(*item, 300.0, 700.0), taught.net(*item, 300.0, 700.0), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
+        with model.as_before():
+            before = model.network(*item, 300.0, 700.0)
+        for mine, theirs in zip(before, plain.net(*item, 300.0, 700.0), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+        tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+        assert model.captioner is not None
+        torch.testing.assert_close(model.captioner(item[2], tokens), taught.captioner(item[2], tokens), atol=1e-4, rtol=1e-3)
+    taught.unload_lora()
+    assert all(torch.equal(a, b) for a, b in zip(plain.net.parameters(), taught.net.parameters(), strict=True))
+
+
+def test_a_broken_run_goes_on_with_the_losses_of_an_unbroken_one(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    whole = config(tmp_path / "whole", checkpoint, pictures)
+    train(make_stage(whole), whole, progress=False, device="cpu")
+    broken = config(tmp_path / "broken", checkpoint, pictures)
+
+    def stop(done: int, terms: dict[str, float], sample: Any) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_stage(broken), broken, progress=False, device="cpu", watch=stop)
+    assert not (tmp_path / "broken" / teach.FILE).exists()
+    train(make_stage(broken), broken, progress=False, device="cpu")
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert (tmp_path / "broken" / teach.FILE).read_bytes() == (tmp_path / "whole" / teach.FILE).read_bytes()
+
+
+def test_another_word_is_another_run(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    first = config(tmp_path, checkpoint, pictures, steps=3)
+    train(make_stage(first), first, progress=False, device="cpu")
+    other = config(tmp_path, checkpoint, pictures, steps=3, word="plim")
+    with pytest.raises(ValueError, match="another config"):
+        train(make_stage(other), other, progress=False, device="cpu")
+
+
+def test_without_captions_the_decoder_is_left_alone(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    run = config(tmp_path, checkpoint, pictures, steps=1, captions=False)
+    train(make_stage(run), run, progress=False, device="cpu")
+    assert set(losses(tmp_path)[0]) == {"step", "loss", "learn", "keep"}
+    model = unidiffuser.load(checkpoint, dtype=torch.float32, lora=[(tmp_path / teach.FILE, 1.0)])
+    decoder = unidiffuser.load(checkpoint, dtype=torch.float32).captioner
+    assert all(torch.equal(a, b) for a, b in zip(model.captioner.parameters(), decoder.parameters(), strict=True))
+
+
+def stage_of(checkpoint: Path, streams: Streams, words: tuple[str, ...]) -> LoraStage:
+    opened = load_checkpoint(checkpoint)
+    network = teach.trainable_network(opened.config.uvit, opened.state_dict("uvit", dtype=torch.float32))
+    captioner = CaptionDecoder.from_checkpoint(opened, dtype=torch.float32)
+    kept_tokens = lessons.said_of(captioner, streams.need("text"))
+    return LoraStage(Adapted(network, captioner, 2, 0), lessons.Lessons(streams, words, streams, kept_tokens), Path())
+
+
+def test_the_loss_does_not_depend_on_how_a_batch_is_cut(checkpoint: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = load_checkpoint(checkpoint).config.uvit.item_shapes
+    streams = Streams(**{name: torch.randn(4, *shape, generator=generator) for name, shape in shapes.items()})
+    stage = stage_of(checkpoint, streams, ("a", "b", "a", "b"))  # of one length, so that every example weighs the same
+
+    def terms(rows: list[int]) -> dict[str, Tensor]:
+        batch = stage.draw(stage.batch(torch.tensor(rows)), [100 + row for row in rows])
+        return stage.loss(stage.model, batch, torch.Generator())
+
+    whole, parts = terms([0, 1, 2, 3]), [terms([0, 1]), terms([2, 3])]
+    for name in ("learn", "keep", "spell"):
+        torch.testing.assert_close(whole[name], (parts[0][name] + parts[1][name]) / 2)
+
+
+def test_settings_out_of_range_are_told(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="rank must be at least 1"):
+        teach.Teaching(rank=0)
+    with pytest.raises(ValueError, match="keep must not be negative"):
+        teach.Teaching(keep=-1.0)
+    with pytest.raises(ValueError, match="unknown options colour"):
+        make_stage(config(tmp_path, checkpoint, pictures, colour=1))
+
+
+def test_a_curve_shows_every_term_and_survives_zeros() -> None:
+    rows = [{"step": k, "loss": 1 / (k + 1), "keep": 0.0} for k in range(500)]
+    picture = draw_curve(rows, 400, 300)
+    assert picture.size == (400, 300)
+    assert len(picture.getcolors(1 << 20)) > 10
+    assert draw_curve(rows[:1]).size == (768, 432)
+    with pytest.raises(ValueError, match="at least one step"):
+        draw_curve([])

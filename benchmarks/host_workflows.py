@@ -19,17 +19,17 @@ from typing import Any
 from PIL import Image
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests/host")]
-from conftest import find_comfyui
 from flow import RUN
-from fresh_host import fresh_host, version
+from fresh_host import forget, fresh_host, version
 from host_server import HostServer
 from make_workflows import API_FOLDER, ROOT, WORKFLOWS
+from tiny_server import HOW, find_comfyui
 
 HEAD = """# Every template through the real server
 
-`python benchmarks/host_workflows.py`: fresh ComfyUIs without any checkpoint, on the CPU, the bundled model, one template after
-the other (the first loads the model; the host keeps what it can between them). "Off" are nodes that wait for a checkpoint
-or for a picture of the user's own.
+`python benchmarks/host_workflows.py`: fresh ComfyUIs without any checkpoint, on the CPU, with the bundled model; caches are
+emptied before each template, so the seconds hold the loading of the model. "Off" are nodes that wait for a checkpoint or for a
+picture of the user's own.
 """
 
 
@@ -55,12 +55,15 @@ def files(server: HostServer, shown: dict[str, dict[str, Any]]) -> str:
 
 
 def captions(prompt: dict[str, Any], shown: dict[str, dict[str, Any]]) -> str:
-    texts = [t for name, out in shown.items() if prompt.get(name, {}).get("class_type") == "PreviewAny" for t in out["text"]]
+    kinds = {name: node["class_type"] for name, node in prompt.items() if name in shown}
+    kind = "PreviewAny" if "PreviewAny" in kinds.values() else "UniDiffuserDecodeCaption"
+    texts = [text for name in kinds if kinds[name] == kind for text in shown[name]["text"]]
     return "<br>".join(line for text in texts for line in text.splitlines() if line) or "-"
 
 
 def row(server: HostServer, title: str) -> str:
     prompt = json.loads((API_FOLDER / f"{title}.json").read_text(encoding="utf-8"))
+    forget(server)
     started = time.monotonic()
     try:
         shown = server.run(prompt, 900)
@@ -85,7 +88,7 @@ def main() -> None:
     found = find_comfyui()
     hosts = options.host or ([found] if found else [])
     if not hosts:
-        raise SystemExit("No ComfyUI: give --host, or set COMFYUI_PATH and COMFYUI_PYTHON.")
+        raise SystemExit(HOW)
     options.out.write_text("\n\n".join([HEAD.strip(), *(table(*host) for host in hosts)]) + "\n", encoding="utf-8")
 
 

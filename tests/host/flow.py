@@ -23,7 +23,7 @@ ROOM = {  # below slots and widgets: what a node shows after a run
     "UniDiffuserScoreCaptions": 100,
     "UniDiffuserGibbsChain": 150,
     "UniDiffuserGibbsLoop": 60,
-    "PreviewAny": 110,
+    "PreviewAny": 70,
     "CLIPTextEncode": 60,
     "UniDiffuserRewriteWords": 60,
 }

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conftest import find_comfyui
 from host_server import HostServer
+from tiny_server import HOW, find_comfyui
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def fresh_host(comfyui: Path | None = None, python: Path | None = None) -> Itera
     """This ComfyUI, or that of COMFYUI_PATH and COMFYUI_PYTHON, or ~/comfy, for as long as the block runs."""
     found = (comfyui, python) if comfyui and python else find_comfyui()
     if found is None:
-        raise SystemExit("No ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON.")
+        raise SystemExit(HOW)
     with tempfile.TemporaryDirectory() as folder:
         server = HostServer(*found, Path(folder))
         try:
@@ -28,3 +28,8 @@ def fresh_host(comfyui: Path | None = None, python: Path | None = None) -> Itera
 def version(server: HostServer) -> str:
     """Such as "0.33.0"."""
     return str(server.get("/system_stats")["system"]["comfyui_version"])
+
+
+def forget(server: HostServer) -> None:
+    """Empty the caches, so that the next prompt runs every node."""
+    server.request("/free", {"unload_models": True, "free_memory": True})

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fresh_host import forget
 from host_server import HostServer, error_of
 from playwright.sync_api import ConsoleMessage, Locator, Page, sync_playwright
 
@@ -96,7 +97,7 @@ class FrontEnd:
     def run(self) -> str:
         """Press Run on a host with empty caches and wait for the end: "success", or what went wrong."""
         # NOTE: the page misses pictures of cached nodes, which the server sends before it has told the prompt's id.
-        self.server.request("/free", {"unload_models": True, "free_memory": True})
+        forget(self.server)
         before = set(self.server.get("/history"))
         self.page.get_by_test_id("queue-button").click()
         end, made = time.monotonic() + QUEUED, []
@@ -128,12 +129,12 @@ class FrontEnd:
         return self.page.get_by_role("dialog")
 
     def screenshot(self, path: Path, kinds: tuple[str, ...] = (), margin: float = 12) -> None:
-        """The page, or what holds the nodes of some kinds. The name's end says the format; JPEG is small."""
+        """The page, or the part of it that holds the nodes of some kinds and their badges."""
         path.parent.mkdir(parents=True, exist_ok=True)
         boxes = [box for box in self.nodes() if box["type"] in kinds]
-        settings: dict[str, Any] = {"path": path} | ({"quality": 80} if path.suffix == ".jpg" else {})
+        settings: dict[str, Any] = {"path": path}
         if boxes:
-            left, top = (min(box[side] for box in boxes) - margin for side in "xy")
+            left, top = min(box["x"] for box in boxes) - margin, min(box["y"] for box in boxes) - 3 * margin
             right = max(box["x"] + box["width"] for box in boxes) + margin
             bottom = max(box["y"] + box["height"] for box in boxes) + margin
             settings["clip"] = {"x": left, "y": top, "width": right - left, "height": bottom - top}

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
-from fresh_host import fresh_host
+from fresh_host import forget, fresh_host
 from host_server import HostServer
 from make_workflows import API_FOLDER, ROOT, WORKFLOWS
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE, GIVEN, FONT, INK = 512, 128, 26, "#202020"
+SIDE, GIVEN, ARROW, FONT, INK = 512, 128, 28, 26, "#202020"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Shown:
 
 def results(server: HostServer, title: str) -> Shown:
     prompt: dict[str, Any] = json.loads((API_FOLDER / f"{title}.json").read_text(encoding="utf-8"))
+    forget(server)
     shown = server.run(prompt, 900)
 
     def outputs(kind: str) -> list[dict[str, Any]]:
@@ -44,7 +45,8 @@ def results(server: HostServer, title: str) -> Shown:
         return [[Image.open(io.BytesIO(server.file(item))) for item in output["images"]] for output in outputs(kind)]
 
     given = [picture for group in pictures("UniDiffuserExamplePicture") for picture in group]
-    texts = [line for output in outputs("PreviewAny") for text in output["text"] for line in text.splitlines() if line]
+    captions = outputs("PreviewAny") or outputs("UniDiffuserDecodeCaption")
+    texts = [line for output in captions for text in output["text"] for line in text.splitlines() if line]
     return Shown(given, pictures("SaveImage") or pictures("PreviewImage"), texts)
 
 
@@ -56,34 +58,33 @@ def written(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: in
 
 
 def sheet(shown: Shown) -> Image.Image:
-    """A square of what went in, what came out below it, and captions under their pictures or below all."""
+    """A square: what goes in at the left of what comes out, captions under their pictures or below all."""
     rows = shown.made if len(shown.made) > 1 else [group[k : k + 4] for group in shown.made for k in range(0, len(group), 4)]
     if len(rows) == 1 and len(rows[0]) == 4:
         rows = [rows[0][:2], rows[0][2:]]
-    count = sum(map(len, rows))
-    named = bool(rows) and len(shown.texts) == count
+    named = bool(rows) and len(shown.texts) == sum(map(len, rows))
     below = [] if named else shown.texts
-    line, strip = FONT + 8, GIVEN + 34 if shown.given and rows else 0
+    line = FONT + 8
     caption = line if named else 0
-    room = SIDE - strip - len(below) * line - 16
-    across = max(map(len, rows), default=1)
-    side = min(SIDE // across, room // max(1, len(rows)) - caption)
     canvas = Image.new("RGB", (SIDE, SIDE), "white")
     draw = ImageDraw.Draw(canvas)
-
-    if strip:
-        left = (SIDE - len(shown.given) * (GIVEN + 20)) // 2 + 10
-        for k, picture in enumerate(shown.given):
-            canvas.paste(picture.convert("RGB").resize((GIVEN, GIVEN)), (left + k * (GIVEN + 20), 4))
-        middle = SIDE // 2
-        draw.polygon([(middle - 12, GIVEN + 12), (middle + 12, GIVEN + 12), (middle, GIVEN + 26)], fill="#a0a0a0")
-    for y, row in enumerate(rows or [shown.given]):
-        left, top = (SIDE - len(row) * side) // 2, strip + 8 + y * (side + caption)
+    edge = 0
+    if len(shown.given) == 1 and rows:
+        edge, middle = GIVEN + ARROW, SIDE // 2
+        canvas.paste(shown.given[0].convert("RGB").resize((GIVEN, GIVEN)), (4, middle - GIVEN // 2))
+        draw.polygon([(edge - 18, middle - 10), (edge - 18, middle + 10), (edge - 6, middle)], fill="#a0a0a0")
+    rows = rows or [shown.given]
+    across = max(map(len, rows))
+    room = SIDE - len(below) * line - 8
+    side = min((SIDE - edge) // across, room // len(rows) - caption)
+    upper = (room - len(rows) * (side + caption)) // 2 + 4
+    texts = iter(shown.texts)
+    for y, row in enumerate(rows):
+        left, top = edge + (SIDE - edge - len(row) * side) // 2, upper + y * (side + caption)
         for x, picture in enumerate(row):
             canvas.paste(picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (left + x * side, top))
             if named:
-                text = shown.texts[sum(map(len, rows[:y])) + x]
-                written(draw, text, left + x * side, top + side, side, FONT if across < 4 else FONT * 2 // 3)
+                written(draw, next(texts), left + x * side, top + side, side, FONT if across < 4 else FONT * 2 // 3)
     for k, text in enumerate(below):
         written(draw, text, 0, SIDE - (len(below) - k) * line, SIDE, FONT)
     return canvas

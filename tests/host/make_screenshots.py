@@ -33,7 +33,7 @@ logger = logging.getLogger("make_screenshots")
 SWITCHED_ON = ", all on"  # a template whose second half waits for a checkpoint, with that half on
 OURS = re.compile("unidiffuser", re.IGNORECASE)
 BLUEPRINT_PICTURE = "fox"
-DOCS = ["Image to text", "Joint pairs", "Noise path exploration"]
+DOCS = ["Image to text", "Joint pairs", "Interpolation", "Noise path exploration"]
 HELP: dict[str, dict[str, tuple[str, ...]]] = {  # which nodes of which workflow the help page of a node shows
     "Text to image": {"Loader": ("UniDiffuserLoader", "CLIPTextEncode", "KSampler", "VAEDecode", "SaveImage")},
     "Image to text": {

@@ -172,7 +172,7 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _spellings(layers: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, str]]:
     """(part, layer) by every way of writing the layer's name."""
-    spelled = {}
+    spelled: dict[str, tuple[str, str]] = {}
     for part, names in layers.items():
         for name in names:
             spelled |= {prefix + name: (part, name) for prefix in PREFIXES[part]}

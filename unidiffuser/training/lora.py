@@ -67,7 +67,7 @@ class Adapted(nn.Module):
                     r=rank, lora_alpha=rank, target_modules=LAYERS[part], fan_in_fan_out=part == "caption"
                 )  # alpha = rank: the change is up @ down and nothing else
                 inject_adapter_in_model(config, module)
-        self._adapters = [module for module in self.modules() if isinstance(module, LoraLayer)]
+        self._adapters: list[Any] = [module for module in self.modules() if isinstance(module, LoraLayer)]
 
     def parts(self) -> list[tuple[str, nn.Module]]:
         """The modules with adapters by the part of the checkpoint that they are."""
@@ -114,9 +114,10 @@ class Adapted(nn.Module):
         """What the adapters have learned, by part and layer."""
         from peft.tuners.lora import LoraLayer
 
-        def weight(matrices: nn.ModuleDict) -> Tensor:
+        def weight(matrices: Any) -> Tensor:
             (linear,) = matrices.values()
-            return linear.weight.detach().float().cpu().clone()
+            matrix: Tensor = linear.weight
+            return matrix.detach().float().cpu().clone()
 
         return {
             part: {

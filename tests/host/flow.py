@@ -20,7 +20,7 @@ ROOM = {  # below slots and widgets: what a node shows after a run
     "LoadImage": 60,
     "UniDiffuserSampler": 60,
     "UniDiffuserDecodeCaption": 60,
-    "UniDiffuserScoreCaptions": 100,
+    "UniDiffuserScoreCaptions": 150,
     "UniDiffuserGibbsChain": 150,
     "UniDiffuserGibbsLoop": 60,
     "PreviewAny": 70,

@@ -18,6 +18,47 @@ print(sorted(name for name in ("torch", "numpy", "transformers", "comfy", "unidi
 """
 
 
+INSIDE = """
+import asyncio, os, sys
+sys.path.insert(0, sys.argv[1])
+from inside import NAME, load_pack, start_host
+
+start_host()
+import comfy.samplers, comfy.weight_adapter, folder_paths, nodes, torch
+
+def state():
+    return {
+        "nodes": sorted(nodes.NODE_CLASS_MAPPINGS),
+        "folders": {name: (list(paths), sorted(ends)) for name, (paths, ends) in folder_paths.folder_names_and_paths.items()},
+        "adapters": list(comfy.weight_adapter.adapters),
+        "samplers": [*comfy.samplers.KSampler.SAMPLERS, *comfy.samplers.KSampler.SCHEDULERS],
+        "sys.path": list(sys.path),
+        "environment": dict(os.environ),
+        "random numbers": torch.get_rng_state().tolist(),
+        "types": [torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()],
+    }
+
+before, modules = state(), set(sys.modules)
+pack = load_pack()
+extension = asyncio.run(pack.comfy_entrypoint())
+found = asyncio.run(extension.get_node_list())
+print(len(found) >= 12)
+print([name for name, value in state().items() if value != before[name]])
+print(sorted({name.split(".")[0] for name in set(sys.modules) - modules}) == [NAME])
+asyncio.run(extension.on_load())
+print([name for name, value in state().items() if value != before[name]])
+"""
+
+
+def test_the_host_is_changed_only_when_the_extension_loads(host: tuple[Path, Path]) -> None:
+    """Importing everything registers nothing and imports no other package; loading adds a folder and a kind of adapter."""
+    folder, python = host
+    here = str(Path(__file__).parent)
+    done = subprocess.run([python, "-c", INSIDE, here], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split("\n")[-5:-1] == ["True", "[]", "True", "['folders', 'adapters']"]
+
+
 def test_importing_the_pack_does_no_work() -> None:
     done = subprocess.run([sys.executable, "-c", CODE, str(ROOT / "__init__.py")], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -37,6 +37,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {},  # the same in the CPU's exact format
     **{f"{n} steps": {"steps": n} for n in (14, 10, 8, 6)},
     "10 steps, logsnr": {"steps": 10, "spacing": "logsnr"},
+    "10 steps, logsnr, 3M": {"steps": 10, "spacing": "logsnr", "method": "dpmpp_3m"},
+    "10 steps, logsnr, guidance 5": {"steps": 10, "spacing": "logsnr", "guidance": 5.0},
+    "10 steps, logsnr, guidance 7": {"steps": 10, "spacing": "logsnr", "guidance": 7.0},
+    "10 steps, guidance 5": {"steps": 10, "guidance": 5.0},
     "10 steps, karras": {"steps": 10, "spacing": "karras"},
     "guidance above 500": {"guidance_interval": (500, 1000)},
     "guidance below 700": {"guidance_interval": (0, 700)},

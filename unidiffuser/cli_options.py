@@ -62,7 +62,13 @@ class Settings:
     height: Annotated[int | None, typer.Option(help="Height of pictures in pixels.")] = None
     batch_size: Annotated[int | None, typer.Option(help="Most results made at once; lower it to save memory.")] = None
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is if not given.")] = None
-    dtype: Annotated[Dtype | None, typer.Option(help="float32 on CPU and float16 elsewhere if not given.")] = None
+    dtype: Annotated[Dtype | None, typer.Option(help="Of all parts. If not given: see the README, Speed.")] = None
+    preset: Annotated[str, typer.Option(help="exact, or fast: half the work at a small price in quality.")] = "exact"
+    compile: Annotated[
+        str | None, typer.Option(help="torch.compile's default, reduce-overhead or max-autotune; for long runs.")
+    ] = None
+    offload: Annotated[bool, typer.Option("--offload", help="Keep each part off the device while it does not work.")] = False
+    tiling: Annotated[bool, typer.Option("--tiling", help="Decode large pictures tile by tile, to save memory.")] = False
     lora: Annotated[
         list[str] | None, typer.Option(help="A LoRA file, or FILE:STRENGTH as in zorbi.safetensors:0.8; may be repeated.")
     ] = None
@@ -74,7 +80,8 @@ class Settings:
         from .results import check_folder
 
         check_folder(self.out)
-        return _load(self.model, self.device, self.dtype, tuple(_lora(text) for text in self.lora or []))
+        lora = tuple(_lora(text) for text in self.lora or [])
+        return _load(self.model, self.device, self.dtype, lora, self.offload, self.tiling, self.compile)
 
     def options(self) -> Options:
         """For the methods of the model."""
@@ -86,11 +93,13 @@ class Settings:
             "width": self.width,
             "height": self.height,
             "batch_size": self.batch_size,
+            "preset": self.preset,
             "progress": not self.quiet,
         }
 
     def save(self, task: str, results: Sequence[Result], model: UniDiffuser, **more: Any) -> None:
         """Write the results, print captions to stdout and the names of the files to stderr."""
+        from .acceleration import PRESETS
         from .results import save_results
 
         plan = {key: value for key, value in self.options().items() if value is not None and key != "progress"}
@@ -98,7 +107,7 @@ class Settings:
         made_with: dict[str, Any] = {"model": self.model, "dtype": str(model.dtype).removeprefix("torch.")}
         made_with |= {"lora": self.lora} if self.lora else {}
         chosen = {key: value for key, value in more.items() if value is not None}
-        settings = {**model.config.defaults, **size, **plan, **made_with, **chosen}
+        settings = {**model.config.defaults, **size, **PRESETS[self.preset], **plan, **made_with, **chosen}
         for result in results:
             if result.caption is not None:
                 typer.echo(result.caption)
@@ -154,7 +163,15 @@ def task(name: str, count: int = 1) -> Callable[[Callable[..., None]], Callable[
 
 
 @functools.lru_cache(maxsize=1)  # the demo runs two tasks
-def _load(model: str, device: str | None, dtype: Dtype | None, lora: tuple[tuple[str, float], ...]) -> UniDiffuser:
+def _load(
+    model: str,
+    device: str | None,
+    dtype: Dtype | None,
+    lora: tuple[tuple[str, float], ...],
+    offload: bool,
+    tiling: bool,
+    compile: str | None,
+) -> UniDiffuser:
     import torch
 
     from .pipeline import load
@@ -163,7 +180,7 @@ def _load(model: str, device: str | None, dtype: Dtype | None, lora: tuple[tuple
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is unknown or not there
         raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
-    return load(model, device=device, dtype=torch_dtype(dtype), lora=lora)
+    return load(model, device=device, dtype=torch_dtype(dtype), lora=lora, offload=offload, tiling=tiling, compile=compile)
 
 
 def torch_dtype(dtype: Dtype | None) -> torch.dtype | None:

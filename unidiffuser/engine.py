@@ -219,8 +219,9 @@ class Engine:
         once = net if self.compile is None else self._compiled
         if not depends_on_batch(self.device, self.dtype):
             return once
-        patches = (plan.height // self.config.vae.downscale) * (plan.width // self.config.vae.downscale)
-        return FixedBatches(once, tokens=patches // net.config.patch_size**2 + net.config.num_text_tokens + 3)
+        config, downscale = net.config, self.config.vae.downscale
+        patches = plan.height * plan.width // (downscale * config.patch_size) ** 2
+        return FixedBatches(once, tokens=patches + config.num_text_tokens + 3 + bool(config.data_types))
 
     @torch.inference_mode()
     def encode_texts(self, prompts: Sequence[str]) -> Tensor:

@@ -1,0 +1,116 @@
+"""Ours beside diffusers' UniDiffuserPipeline with the same weights, in one run: one table, one JSON.
+
+    python -m benchmarks [--parts tasks,captions,full,costs,profile,scaling] [--device cuda] [--json FILE] [--readme README.md]
+
+Contestants take turns and the medians count. By default ratios are by the wall clock; `--clock processor` takes processor
+time instead (best with `--threads 1`), for a machine that has other work. What an approximation costs in quality is
+measured by `python -m benchmarks.quality`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import unidiffuser
+from benchmarks import captions, costs, full, profiles, tasks
+from benchmarks.clock import in_turns, network_flops, peak_flops
+from benchmarks.report import markdown, plot_scaling, write_into
+from unidiffuser.files import write_text
+from unidiffuser.precision import FixedBatches, automatic_dtype, depends_on_batch
+
+PARTS = ("tasks", "captions", "full", "costs", "profile", "scaling")
+
+
+def machine(device: torch.device, clock: str) -> dict[str, Any]:
+    import diffusers
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    dtypes = dict.fromkeys((torch.float32, automatic_dtype(device)))
+    peaks = {_name(d): peak_flops(device, d, clock) / 1e9 for d in dtypes}
+    return {
+        "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "diffusers": diffusers.__version__,
+        "peak_gflops": peaks, "clock": clock,
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def profile(name: str, device: torch.device, peaks: dict[str, float], clock: str) -> dict[str, Any]:
+    """Shares of the time of one evaluation of 32 items (16 guided pictures), and of decoding 16 pictures."""
+    model = unidiffuser.load(name, device=device)
+    config, batch = model.config.uvit, 32
+    net = model.net
+    if depends_on_batch(device, model.dtype):
+        net = FixedBatches(net, tokens=net.position_embedding(config.grid).shape[1])
+    given = [torch.randn(batch, *shape, device=device).to(model.dtype) for shape in config.item_shapes.values()]
+    told = [torch.full((batch,), v, device=device) for v in (500.0, 0.0)] + [torch.ones(batch, dtype=torch.long, device=device)]
+    latents = torch.randn(16, *config.item_shapes["img"])
+    runs: dict[str, Callable[[], object]] = {
+        f"evaluation, {batch} items": lambda: net(*given, *told, heads=("img", "clip_img")),
+        "decoding 16 pictures": lambda: model.autoencoder.decode(latents),
+    }
+    rows = {label: {"s": in_turns({"": run}, 5)[""][clock], "shares": profiles.shares(run)} for label, run in runs.items()}
+    evaluation = rows[f"evaluation, {batch} items"]
+    speed = network_flops(config, batch) / evaluation["s"]
+    return rows | {f"evaluation, {batch} items": evaluation | {"peak": speed / 1e9 / peaks[_name(model.dtype)]}}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="tasks,captions,full,costs,profile,scaling", help="comma-separated (default: all)")
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=int, default=8, help="captions of the part captions (default 8)")
+    parser.add_argument("--peer-images", type=int, help="decode only so many with the peer and scale up (default: all)")
+    parser.add_argument("--json", type=Path, default=Path("out/benchmarks.json"), help="parts of earlier runs in it are kept")
+    parser.add_argument("--readme", type=Path, help="write the tables into this file, between the markers")
+    args = parser.parse_args()
+    parts = args.parts.split(",") if args.parts else []
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"unknown parts {sorted(unknown)}; there are {', '.join(PARTS)}")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(args.threads)
+    clock = f"{args.clock}_s"
+    found: dict[str, Any] = json.loads(args.json.read_text()) if args.json.is_file() else {}
+    if parts:
+        found |= {"model": args.model, "machine": machine(args.device, clock)}
+    peaks = found["machine"]["peak_gflops"]
+
+    run: dict[str, Callable[[], Any]] = {
+        "tasks": lambda: list(tasks.measure(args.model, args.device, args.steps, args.guidance, args.repeats)),
+        "captions": lambda: captions.measure(args.device, args.images, args.peer_images),
+        "full": lambda: full.measure(args.device, clock),
+        "costs": lambda: costs.measure(args.model, str(args.device), args.repeats),
+        "profile": lambda: profile(args.model, args.device, peaks, clock),
+        "scaling": lambda: list(tasks.scaling(args.model, args.device, args.repeats)),
+    }
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        found[part] = run[part]()
+        write_text(args.json, json.dumps(found, indent=1))
+    if "scaling" in parts:
+        plot_scaling(found["scaling"], clock, args.json.with_name("scaling.png"))
+    text = markdown(found)
+    print(text)
+    if args.readme:
+        write_into(args.readme, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What it costs to start: import, loading, the first picture, and the most memory that a process holds, each in a fresh one."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+_HEAD = "import json, resource, time; start = time.perf_counter(); "
+_TAIL = (
+    "; seconds = time.perf_counter() - start; rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024; "
+    "print(json.dumps({'seconds': seconds, 'rss_mb': rss}))"
+)
+PROGRAMS = {
+    "import": "import unidiffuser",
+    "import, diffusers": "from diffusers import UniDiffuserPipeline",
+    "load": "import unidiffuser; unidiffuser.load({model!r})",
+    "first picture": "import unidiffuser; unidiffuser.load({model!r}, device={device!r}).text_to_image('red apple', steps=20)",
+    "first picture, diffusers": (
+        "import unidiffuser; from benchmarks.peers import Peer; "
+        "Peer(unidiffuser.load({model!r}, device={device!r})).text_to_image(['red apple'], 20, 4.0)"
+    ),
+    "first caption": (
+        "import unidiffuser; from benchmarks.tasks import PICTURE; "
+        "unidiffuser.load({model!r}, device={device!r}).image_to_text(PICTURE, steps=20)"
+    ),
+}
+
+
+def measure(model: str, device: str, repeats: int) -> list[dict[str, Any]]:
+    """Rows of what was done, seconds (median) and peak resident memory in MB (largest)."""
+    rows = []
+    for name, program in PROGRAMS.items():
+        code = _HEAD + program.format(model=model, device=device) + _TAIL
+        found = []
+        for _ in range(repeats):
+            done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+        seconds = statistics.median(row["seconds"] for row in found)
+        rows.append({"what": name, "seconds": seconds, "rss_mb": max(row["rss_mb"] for row in found)})
+    return rows

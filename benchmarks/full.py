@@ -1,0 +1,80 @@
+"""The published size, 952 M parameters, with random weights: one guided step of text to image (two evaluations) at 512 px."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.clock import network_flops, once, peak_flops
+from benchmarks.peers import network
+from unidiffuser.guidance import Guidance, predict
+from unidiffuser.model_config import V1
+from unidiffuser.precision import FixedBatches, automatic_dtype, depends_on_batch
+from unidiffuser.streams import Streams
+from unidiffuser.uvit import UViT
+
+
+class _Weights:
+    """What `peers.network` asks of a model: a state dict and sizes."""
+
+    def __init__(self, net: UViT, device: torch.device):
+        self.net, self.device, self.config, self.checkpoint = net, device, V1, self
+
+    def state_dict(self, part: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return {name: value.detach() for name, value in self.net.state_dict().items()}
+
+
+@torch.inference_mode()
+def measure(device: torch.device, clock: str, repeats: int = 1) -> dict[str, Any]:
+    """Times of a guided step in fp32 (ours, diffusers) and in the automatic dtype (ours), its deviation and peak fractions."""
+    torch.manual_seed(0)
+    net = UViT(V1.uvit, device=device).eval()
+    for parameter in net.parameters():  # position tables and biases of a fresh network are 0
+        parameter.add_(0.01 * torch.randn_like(parameter))
+    shapes = V1.uvit.item_shapes
+    g = torch.Generator().manual_seed(1)
+    x = Streams(**{name: torch.randn(1, *shape, generator=g).to(device) for name, shape in shapes.items()})
+    noise = {name: torch.randn(1, *shape, generator=g).to(device) for name, shape in shapes.items()}
+    rule = Guidance(img=8.0)
+
+    def step(run: Any, dtype: torch.dtype) -> torch.Tensor:
+        def cast(img: Any, clip_img: Any, text: Any, *told: Any, heads: Any) -> Any:
+            out = run(img.to(dtype), clip_img.to(dtype), text.to(dtype), *told, heads=heads)
+            return tuple(None if o is None else o.float() for o in out)
+
+        found = predict(cast, x, 500.0, 0.0, moving=("img",), guidance=rule, noise=noise.__getitem__)
+        return torch.cat([found.need("img").flatten(), found.need("clip_img").flatten()])
+
+    theirs = network(_Weights(net, device))  # the same tensors under other names
+
+    def their_step() -> torch.Tensor:  # one evaluation after another, as UniDiffuserPipeline._get_noise_pred does
+        t, zero, top = (torch.full((1,), v, device=device) for v in (500.0, 0.0, 1000.0))
+        kind = torch.ones(1, dtype=torch.long, device=device)
+        img, clip_img = x.need("img"), x.need("clip_img")
+        one = theirs(img, clip_img, x.need("text"), t, zero, kind)
+        two = theirs(img, clip_img, noise["text"], t, top, kind)
+        return torch.cat([(8 * a - 7 * b).flatten() for a, b in list(zip(one, two, strict=True))[:2]])
+
+    results: dict[str, torch.Tensor] = {}
+    runs: dict[str, list[dict[str, float]]] = {"ours float32": [], "diffusers float32": [], "ours": []}
+    for _ in range(repeats):
+        runs["ours float32"].append(once(lambda: results.update(exact=step(net, torch.float32))))
+        runs["diffusers float32"].append(once(lambda: results.update(theirs=their_step())))
+    dtype = automatic_dtype(device)
+    net.to(dtype)
+    fast = FixedBatches(net, tokens=1105) if depends_on_batch(device, dtype) else net
+    step(fast, dtype)
+    for _ in range(max(repeats, 3)):
+        runs["ours"].append(once(lambda: results.update(ours=step(fast, dtype))))
+    times = {name: sorted(found, key=lambda t: t[clock])[len(found) // 2] for name, found in runs.items()}
+    flops = 2 * network_flops(V1.uvit)
+    exact = results["exact"]
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "times": times,
+        "tflop": flops / 1e12,
+        "deviation": float((results["ours"] - exact).norm() / exact.norm()),
+        "deviation_of_diffusers": float((results["theirs"] - exact).norm() / exact.norm()),
+        "peak_gflops": {str(d).removeprefix("torch."): peak_flops(device, d, clock) / 1e9 for d in (torch.float32, dtype)},
+    }

@@ -1,0 +1,151 @@
+"""diffusers' UniDiffuserPipeline (deprecated there, still the one to beat) built from the weights of a model of ours.
+
+It is called as its users call it: with PIL pictures and prompts, one task after another. Only the encoder and decoder modules
+that are no work of either project (CLIP, the autoencoder) are shared with ours, in the peer's own precision.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import unidiffuser
+from unidiffuser.checkpoint_keys import apply, uvit_to_diffusers
+from unidiffuser.encoders import Autoencoder
+from unidiffuser.pipeline import UniDiffuser
+
+
+def network(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:
+    """UniDiffuserModel with the weights of a model."""
+    from diffusers.pipelines.deprecated.unidiffuser.modeling_uvit import UniDiffuserModel
+
+    config = model.config.uvit
+    with torch.device("meta"):
+        found = UniDiffuserModel(
+            text_dim=config.text_dim, clip_img_dim=config.clip_img_dim, num_text_tokens=config.num_text_tokens,
+            num_attention_heads=config.num_heads, attention_head_dim=config.embed_dim // config.num_heads,
+            in_channels=config.in_chans, out_channels=config.in_chans, num_layers=config.depth, sample_size=config.img_size,
+            patch_size=config.patch_size, activation_fn="gelu", block_type="unidiffuser", ff_final_dropout=True,
+            use_data_type_embedding=bool(config.data_types),
+        )  # fmt: skip
+    weights = model.checkpoint.state_dict("uvit", dtype=dtype)
+    found.load_state_dict(apply(uvit_to_diffusers(weights), weights), assign=True)
+    return found.to(model.device).eval()
+
+
+def text_decoder(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:
+    """UniDiffuserTextDecoder with the weights of a model."""
+    from diffusers.pipelines.deprecated.unidiffuser.modeling_text_decoder import UniDiffuserTextDecoder
+
+    caption = model.config.caption
+    gpt2 = {name: caption.gpt2[name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
+    found = UniDiffuserTextDecoder(
+        caption.prefix_length, caption.prefix_dim, caption.hidden_dim, **gpt2, activation_function="gelu_new"
+    )
+    weights = model.checkpoint.state_dict("caption", dtype=dtype)
+    found.load_state_dict({name.replace("gpt.", "transformer.", 1): value for name, value in weights.items()}, strict=False)
+    return found.to(model.device, dtype).eval()
+
+
+class SharedAutoencoder(nn.Module):
+    """The autoencoder of a model behind AutoencoderKL's interface, patches included."""
+
+    def __init__(self, autoencoder: Autoencoder):
+        super().__init__()
+        self.vae, self.patch = autoencoder.vae, autoencoder.config.patch_size
+        levels = autoencoder.config.downscale.bit_length()
+        self.config = SimpleNamespace(
+            block_out_channels=(1,) * levels, latent_channels=autoencoder.config.embed_dim,
+            scaling_factor=autoencoder.config.scale_factor,
+        )  # fmt: skip
+        self.dtype, self.device = self.vae.dtype, self.vae.device
+
+    def encode(self, x: Tensor) -> Any:
+        return self.vae.encode(nn.functional.pixel_unshuffle(x, self.patch))
+
+    def decode(self, z: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        return (nn.functional.pixel_shuffle(self.vae.decode(z).sample, self.patch),)
+
+
+class Words:
+    """The tokenizers of a model behind the two interfaces that the pipeline calls."""
+
+    def __init__(self, decoding: Any, stop: int):
+        self.decoding, self.eos_token_id = decoding, stop
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        return self.decoding.decode([int(i) for i in ids if i != self.eos_token_id], skip_special_tokens=skip_special_tokens)
+
+
+class Pixels:
+    """CLIP's preprocessing behind the interface that the pipeline calls."""
+
+    def __init__(self, encoder: Any):
+        self.encoder = encoder
+
+    def preprocess(self, images: Any, return_tensors: str) -> Any:
+        images = images if isinstance(images, list) else [images]
+        from transformers import BatchFeature
+
+        return BatchFeature({"pixel_values": self.encoder.preprocess(images)})
+
+
+class Peer:
+    """The pipeline and its tasks, for `count` results of one input.
+
+    Args:
+        model: whose weights it gets.
+        dtype: its precision; float32 is its own default.
+    """
+
+    def __init__(self, model: UniDiffuser, dtype: torch.dtype = torch.float32):
+        from diffusers import DPMSolverMultistepScheduler, UniDiffuserPipeline
+
+        plain = unidiffuser.UniDiffuser(model.checkpoint, model.device, dtype)
+        self.model, self.side = plain, plain.config.image_size
+        scheduler = DPMSolverMultistepScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", solver_order=2, algorithm_type="dpmsolver++"
+        )
+        self.pipeline = UniDiffuserPipeline(
+            vae=SharedAutoencoder(plain.autoencoder), text_encoder=plain.text_encoder.clip,
+            image_encoder=plain.image_token_encoder.clip, clip_image_processor=Pixels(plain.image_token_encoder),
+            clip_tokenizer=None, text_decoder=text_decoder(plain, dtype),
+            text_tokenizer=Words(plain.checkpoint.gpt2_tokenizer(), plain.config.caption.stop_token_id),
+            unet=network(plain, dtype), scheduler=scheduler,
+        )  # fmt: skip
+        self.pipeline.set_progress_bar_config(disable=True)
+        # It cannot stack captions of different lengths; it decodes one by one anyway.
+        decode = self.pipeline.decode_text_latents
+        self.pipeline.decode_text_latents = lambda latents, device: [t for x in latents.split(1) for t in decode(x, device)]
+
+    def _options(self, steps: int, guidance: float) -> dict[str, Any]:
+        return {"num_inference_steps": steps, "guidance_scale": guidance, "data_type": 1}
+
+    def text_to_image(self, prompts: list[str], steps: int, guidance: float, size: tuple[int, int] | None = None) -> list[Any]:
+        width, height = size or (self.side, self.side)
+        hidden = self.model.text_encoder.hidden(prompts)
+        nothing = self.model.text_encoder.hidden([""]).expand_as(hidden)
+        return self.pipeline(
+            prompt_embeds=hidden, negative_prompt_embeds=nothing, width=width, height=height, **self._options(steps, guidance)
+        ).images
+
+    def image_to_text(self, images: list[Image.Image], steps: int, guidance: float) -> list[str]:
+        """One call a picture: the pipeline takes one PIL picture, and several prompts of it."""
+        return [text for image in images for text in self.pipeline(image=image, **self._options(steps, guidance)).text]
+
+    def joint(self, count: int, steps: int, guidance: float) -> list[tuple[Any, str]]:
+        self.pipeline.set_joint_mode()
+        out = self.pipeline(
+            num_images_per_prompt=count, num_prompts_per_image=count, width=self.side, height=self.side,
+            **self._options(steps, guidance),
+        )  # fmt: skip
+        self.pipeline.reset_mode()
+        return list(zip(out.images, out.text, strict=True))
+
+    def vary_image(self, image: Image.Image, count: int, steps: int, guidance: float) -> list[Any]:
+        """As its documentation tells users: the picture's words, then pictures of those words."""
+        return self.text_to_image(self.image_to_text([image] * count, steps, guidance), steps, guidance)

@@ -12,11 +12,12 @@ COLUMN = WIDTH + GAP
 GROUP_MARGIN, GROUP_TITLE = 20, 40
 LINE = 18
 ROOM = {  # below slots and widgets: what a node shows after a run
+    "UniDiffuserLoader": 20,
     "PreviewImage": 260,
     "SaveImage": 260,
     "SaveAnimatedWEBP": 260,
     "UniDiffuserNoisePath": 250,
-    "UniDiffuserExamplePicture": 190,
+    "UniDiffuserExamplePicture": 250,
     "LoadImage": 60,
     "UniDiffuserSampler": 60,
     "UniDiffuserDecodeCaption": 60,

@@ -30,6 +30,7 @@ from ..streams import MODALITY_OF, Streams, item_generators
 from ..uvit import Block, UViT
 from .lessons import NO_TOKEN, Lessons, caption_tokens, padded
 from .objective import draw_labels
+from .parallel import is_sharded
 from .stage import Stage, seeded_init
 
 LAYERS: Mapping[str, str] = {
@@ -222,7 +223,7 @@ class LoraStage(Stage):
 
     def sample(self, model: Any) -> Image.Image | None:
         """Pictures of the first captions, and below the captions of as many learned pictures: where both directions stand."""
-        if self.decode is None:
+        if self.decode is None or is_sharded(self.model):  # a part of a sharded model cannot run by itself
             return None
         words = list(dict.fromkeys(self.lessons.words))
         words = [words[k % len(words)] for k in range(4)]

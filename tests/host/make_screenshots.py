@@ -2,8 +2,8 @@
 
     python tests/host/make_screenshots.py [--out out/screenshots] [--docs] [title ...]
 
-writes <title>, opened.png, <title>.png and report.md: how each run ended, nodes that overlap, the console's errors. With --docs
-also the pictures of the help pages (web/docs) and those in docs/screenshots.
+writes <title>, opened.png, <title>.png and report.md: how each run ended, nodes that overlap, the console's errors; the report of
+a run of all goes to docs/results too. With --docs also the pictures of the help pages (web/docs) and of docs/screenshots.
 """
 
 # ruff: noqa: E402 (the path of the test helpers comes first)
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -65,7 +66,13 @@ def look(page: FrontEnd, title: str, opening: Callable[[], None], folder: Path) 
     page.fit()
     page.screenshot(folder / f"{title}.png")
     covered = overlaps(page.nodes())
-    cells = [title, end, f"{time.monotonic() - started:.0f}", "; ".join(covered) or "none", "; ".join(missing) or "-"]
+    cells = [
+        title,
+        end,
+        f"{time.monotonic() - started:.0f}",
+        "; ".join(covered) or "none",
+        "; ".join(missing).replace("\n", " ") or "-",
+    ]
     logger.info(" | ".join(cells))
     return f"| {' | '.join(cells)} | {console(page.take_messages())} |"
 
@@ -119,13 +126,16 @@ def main() -> None:
     wanted = options.titles or [*WORKFLOWS, *waiting, *BLUEPRINTS, *(HELP_FLOWS if options.docs else [])]
     with fresh_host() as server, front_end(server) as page:
         folder, info = options.out / version(server), server.get("/object_info")
-        lines = [f"ComfyUI {version(server)}. Console at start: {console(page.take_messages())}", ""]
+        lines = [f"# Every template in the front end of ComfyUI {version(server)}", ""]
+        lines += [f"`python tests/host/make_screenshots.py`. Console at start: {console(page.take_messages())}", ""]
         lines += ["| workflow | end | seconds | overlaps | missing | console |", "|---|---|---|---|---|---|"]
         for title in wanted:
             lines.append(look(page, title, opening(page, title, info), folder))
             if options.docs:
                 keep(page, title)
             (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if not options.titles:
+            shutil.copy(folder / "report.md", ROOT / f"docs/results/host-front-end-{version(server)}.md")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Who the others are is read from the environment that torchrun and `accelerate la
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import TrainConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,10 @@ def joined(device: str | None = None, patience: timedelta = timedelta(minutes=30
                 f"process {local} of this machine has no GPU of its own: start {torch.cuda.device_count()} of them"
             )
         torch.cuda.set_device(chosen)
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if restarts and local == 0 and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+        # Else the processes of the next attempt find the addresses that those of this one have left in the shared store.
+        log.warning("torchrun can only restart this with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment")
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), chosen)

@@ -1,0 +1,316 @@
+"""Training from latent shards on several processes, growth to another size, memory, and prompts shared by processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pairs import SIDE, TINY, latent_folder, picture
+from safetensors.torch import load_file, save_file
+
+from unidiffuser.training.config import TrainConfig
+from unidiffuser.training.growth import grown
+from unidiffuser.training.latent_stage import LatentStage, work_of
+from unidiffuser.training.loop import train
+from unidiffuser.training.memory import GB, SETUPS, Need, need, saved_bytes
+from unidiffuser.training.saving import checkpoints
+from unidiffuser.uvit import UViT, UViTConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    return latent_folder(folder)
+
+
+def config(shards: Path, out: Path, **values: Any) -> TrainConfig:
+    defaults: dict[str, Any] = {"steps": 8, "batch_size": 6, "learning_rate": 1e-3, "warmup_steps": 2, "precision": "no",
+                                "save_every": 4, "sample_every": 100}  # fmt: skip
+    options = {"latents": str(shards), "checkpoint": "emoji", "window": 2, "uvit": dict(TINY)}
+    return TrainConfig("latents", str(out), options=options, **(defaults | values))
+
+
+def launch(settings: TrainConfig, processes: int, *more: str) -> subprocess.Popen:
+    """`torchrun -m unidiffuser train` with a config of its own."""
+    path = Path(settings.out).with_suffix(".yaml")
+    values = asdict(settings)
+    path.write_text(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}))
+    return torchrun(processes, *more, "-m", "unidiffuser", "train", str(path))
+
+
+def torchrun(processes: int, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
+                   "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # fmt: skip
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, _ = process.communicate()
+    assert process.returncode == 0, out[-3000:]
+    return out
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "losses.jsonl").read_text().splitlines()]
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+
+
+def test_passes_and_workers_change_nothing(shards, tmp_path):
+    train(LatentStage(one := config(shards, tmp_path / "one")), one, progress=False)
+    many = config(shards, tmp_path / "many", micro_batch=2, workers=2, checkpoint_activations=True, tensorboard=True)
+    train(LatentStage(many), many, progress=False)
+    assert np.allclose(losses(tmp_path / "one"), losses(tmp_path / "many"), rtol=0, atol=1e-6)
+    assert list((tmp_path / "many/tensorboard").glob("events*"))
+    speed = json.loads((tmp_path / "many/speed.json").read_text())
+    assert speed["tokens_per_s"] == pytest.approx(speed["samples_per_s"] * (3 + 12 + 1 + 4))
+    assert losses(tmp_path / "one")[-1] < losses(tmp_path / "one")[0]
+
+
+def test_the_result_is_a_model(shards, tmp_path):
+    import unidiffuser
+
+    settings = config(shards, tmp_path / "run", steps=2)
+    settings.options["sample_prompts"] = ["red apple"]
+    train(LatentStage(settings), settings, progress=False)
+    model = unidiffuser.load(tmp_path / "run/model.safetensors")
+    assert model.text_to_image("red apple", steps=2)[0].size == (SIDE, SIDE)
+    assert (tmp_path / "run/samples/0000002.png").is_file()
+
+
+def test_a_shard_that_vanishes_in_mid_epoch_stops_the_run(shards, tmp_path):
+    settings = config(shards, tmp_path / "run", steps=30, save_every=1)
+    stage = LatentStage(settings)
+    window = stage.shards.order(35, 0, 0)[:14]  # the first two shards of the first epoch
+    first = {stage.shards.locate(int(i))[0] for i in window}
+    for number in set(range(5)) - first:
+        (shards / f"{number:05d}.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="has vanished; bring it back"):
+        train(stage, settings, progress=False)
+    assert [p.name for p in checkpoints(tmp_path / "run")][-1] == "00000002"  # 2 x 6 pairs were still there
+
+
+def test_a_poisoned_pair_is_named(shards, tmp_path):
+    path = shards / "00003.safetensors"
+    tensors = load_file(path)
+    from unidiffuser.data.shards import read_notes
+
+    notes = read_notes(path)
+    tensors["mean"][:] = float("nan")
+    save_file(tensors, path, metadata={"notes": json.dumps(notes)})
+    settings = config(shards, tmp_path / "run", save_every=1)
+    stage = LatentStage(settings)
+    step = next(s for s in range(8) if any(stage.shards.locate(int(i))[0] == 3 for i in stage.order(6, 0, s)))
+    with pytest.raises(FloatingPointError, match=rf"the loss is nan at step {step} \(process 0, pass 0: 6 examples, 0000\d"):
+        train(stage, settings, progress=False)
+    assert [int(p.name) for p in checkpoints(tmp_path / "run")] == list(range(1, step + 1))[-2:]
+
+
+def test_other_data_are_another_run(shards, tmp_path):
+    settings = config(shards, tmp_path / "run", steps=4)
+    train(LatentStage(settings), settings, progress=False)
+    other = tmp_path / "other"
+    other.mkdir()
+    latent_folder(other, shards=4)
+    settings.options["latents"] = str(other)
+    settings.steps = 8
+    with pytest.raises(ValueError, match=r"another config \(data"):
+        train(LatentStage(settings), settings, progress=False)
+
+
+# --- growth ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data_types", [0, 2])
+def test_a_grown_network_says_what_the_small_one_says_there(data_types):
+    small = UViTConfig(**TINY, img_size=4, data_types=data_types)
+    torch.manual_seed(0)
+    net = UViT(small)
+    state, sizes = grown(net.state_dict(), small, 8)
+    large = UViT(sizes)
+    large.load_state_dict(state)
+    inputs = torch.randn(2, 4, 8, 8), torch.randn(2, 1, 128), torch.randn(2, 12, 64), 300.0, 20.0
+    for a, b in zip(net(*inputs), large(*inputs), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert large.pos_embed.shape[1] == 2 + 12 + 1 + 16
+    assert grown(net.state_dict(), small, 4)[1] == small
+
+
+def test_a_stage_goes_on_from_another_at_twice_the_size(shards, tmp_path):
+    first = config(shards, tmp_path / "small", steps=2)
+    train(LatentStage(first), first, progress=False)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["encoding"]["image_size"] = 2 * SIDE
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    second = config(shards, tmp_path / "large")
+    second.options |= {"checkpoint": str(tmp_path / "small/model.safetensors")}
+    del second.options["uvit"]
+    assert LatentStage(second).model.config.latent_size == (8, 8)
+    second.options["uvit"] = {**TINY, "img_size": 4}
+    with pytest.raises(ValueError, match="hold latents of 8 x 8"):
+        LatentStage(second)
+
+
+# --- work and memory -------------------------------------------------------------------------------------------------
+
+
+def test_operations_are_those_of_the_matrices():
+    sizes = UViTConfig(**TINY, img_size=4, data_types=2)
+    tokens, dim = 2 + 1 + 12 + 1 + 4, 32
+    block = 2 * tokens * dim * dim * (3 + 1 + 4 + 4) + 4 * tokens * tokens * dim
+    ends = 2 * dim * (2 * 12 * 64 + 2 * 128 + 2 * 4 * 16)
+    expected = 3 * (3 * block + 2 * tokens * 2 * dim * dim + ends)
+    assert work_of(sizes).tokens == tokens
+    assert work_of(sizes).flops == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("setup", [s for s in SETUPS if s.devices == 1], ids=lambda s: s.name)
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_memory_that_is_counted_is_memory_that_is_kept(setup, precision):
+    """On fake tensors and in earnest; an example adds the same to both, and the same for each pair of blocks."""
+    sizes = UViTConfig(**{**TINY, "embed_dim": 64}, img_size=8)
+
+    def example(depth: int, fake: bool) -> int:
+        from dataclasses import replace
+
+        one, two = (saved_bytes(replace(sizes, depth=depth), b, setup, precision, fake) for b in (1, 2))
+        return two - one
+
+    assert example(4, fake=True) == pytest.approx(example(4, fake=False), rel=0.01)
+    assert need(UViTConfig(**{**TINY, "embed_dim": 64, "depth": 6}, img_size=8), setup, precision).example == pytest.approx(
+        example(6, fake=True), rel=0.01
+    )
+
+
+def test_memory_of_the_state_is_that_of_the_optimizer():
+    net = UViT(UViTConfig(**TINY, img_size=4))
+    optimizer = torch.optim.AdamW(net.parameters())
+    sum(p.sum() for p in net.parameters()).backward()
+    optimizer.step()
+    tensors = [*net.parameters(), *(p.grad for p in net.parameters()), *net.parameters()]  # weights, gradients, average
+    moments = [m for s in optimizer.state.values() for m in (s["exp_avg"], s["exp_avg_sq"])]
+    held = sum(t.numel() * t.element_size() for t in [*tensors, *moments])
+    assert need(UViTConfig(**TINY, img_size=4), SETUPS[0], "no").fixed == held
+    assert Need(2 * GB, GB).batch(1 * GB) == 0
+
+
+# --- many processes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_have_the_losses_of_one(shards, tmp_path, strategy):
+    one = config(shards, tmp_path / "one", batch_size=7, micro_batch=2)
+    train(LatentStage(one), one, progress=False)
+    two = config(shards, tmp_path / "two", batch_size=7, micro_batch=2, strategy=strategy)
+    finish(launch(two, 2))
+    assert np.abs(np.subtract(losses(tmp_path / "one"), losses(tmp_path / "two"))).max() < 1e-5
+    a, b = (load_file(tmp_path / run / "model.safetensors") for run in ("one", "two"))
+    assert all(torch.allclose(a[name].float(), b[name].float(), atol=1e-4) for name in a)
+    # What two processes saved, one goes on from.
+    two.steps = one.steps = 12
+    train(LatentStage(one), one, progress=False)
+    train(LatentStage(two), two, progress=False)
+    assert np.abs(np.subtract(losses(tmp_path / "one"), losses(tmp_path / "two"))).max() < 1e-5
+
+
+def test_a_killed_process_is_started_again_by_torchrun(shards, tmp_path):
+    """kill -9 of one of two: torchrun starts both again, they go on, and the losses are those of an unbroken run."""
+    whole = config(shards, tmp_path / "whole", steps=40, save_every=5)
+    train(LatentStage(whole), whole, progress=False)
+    broken = config(shards, tmp_path / "broken", steps=40, save_every=5)
+    process = launch(broken, 2, "--max-restarts=1")
+    limit = time.monotonic() + 300
+    while not checkpoints(tmp_path / "broken") and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    import psutil
+
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "unidiffuser" in " ".join(p.cmdline())]
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(max(p.pid for p in workers), signal.SIGKILL)
+    finish(process)
+    assert losses(tmp_path / "broken") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    assert not list((tmp_path / "broken/checkpoints").glob(".*"))
+
+
+# --- prompts and pictures --------------------------------------------------------------------------------------------
+
+
+def same_tree(a: Path, b: Path) -> None:
+    names = {p.relative_to(a) for p in a.rglob("*") if p.is_file()}
+    assert names == {p.relative_to(b) for p in b.rglob("*") if p.is_file()}
+    for name in names:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def run(*arguments: str) -> Any:
+    from typer.testing import CliRunner
+
+    from unidiffuser.cli import app
+
+    return CliRunner().invoke(app, [*arguments, "-q", "--device", "cpu"])
+
+
+def test_prompts_on_two_processes_give_the_files_of_one(tmp_path):
+    (tmp_path / "prompts.txt").write_text("red apple\n\nlion\npizza\nrocket\nfox\n")
+    options = ["--steps", "1", "--batch-size", "2"]
+    prompts = str(tmp_path / "prompts.txt")
+    result = run("generate", prompts, "--out", str(tmp_path / "one"), *options)
+    assert result.exit_code == 0, result.output
+    finish(torchrun(2, "-m", "unidiffuser", "generate", prompts, "-o", str(tmp_path / "two"), *options, "--device", "cpu"))
+    same_tree(tmp_path / "one", tmp_path / "two")
+    rows = [json.loads(line) for line in (tmp_path / "one/manifest.jsonl").read_text().splitlines()]
+    assert [(r["number"], r["source"], r["seed"]) for r in rows] == [
+        (k, word, k) for k, word in enumerate(["red apple", "lion", "pizza", "rocket", "fox"])
+    ]
+    # Broken off: what has no record is made again, the rest is not touched.
+    (tmp_path / "two/.parts/000001.jsonl").unlink()
+    (tmp_path / "two/000002.png").unlink()
+    kept = (tmp_path / "two/000000.png").stat().st_mtime_ns
+    assert run("generate", prompts, "--out", str(tmp_path / "two"), *options).exit_code == 0
+    same_tree(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "two/000000.png").stat().st_mtime_ns == kept
+    result = run("generate", prompts, "--out", str(tmp_path / "two"), "--steps", "2", "--batch-size", "2")
+    assert result.exit_code == 2
+    assert "other settings (steps)" in result.output
+
+
+def test_captions_of_a_folder(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    for k in range(3):
+        picture(k, 128)[0].save(folder / f"{k}.png")
+    (folder / "deep/broken.jpg").write_bytes(b"no picture")
+    options = ["--steps", "1", "--batch-size", "2"]
+    assert run("caption", str(folder), "--out", str(tmp_path / "out"), *options).exit_code == 0
+    rows = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
+    assert [row["source"] for row in rows] == ["0.png", "1.png", "2.png", "deep/broken.jpg"]
+    assert "not a picture" in rows[3]["error"]
+    assert (tmp_path / "out/1.png.txt").read_text().strip()
+    result = run("caption", str(tmp_path / "out"), "--out", str(tmp_path / "out2"))
+    assert result.exit_code == 2
+    assert "holds no pictures" in result.output
+
+
+def test_lists_that_are_none(tmp_path):
+    (tmp_path / "p.txt").write_text("\n \n")
+    assert "holds no prompts" in run("generate", str(tmp_path / "p.txt")).output
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8" in run("generate", str(tmp_path / "p.txt")).output
+    assert "no file of prompts" in run("generate", str(tmp_path / "q.txt")).output

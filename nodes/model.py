@@ -153,7 +153,9 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         transformer_options: dict[str, Any] | None = None,
         **conds: Tensor,
     ) -> Tensor:
-        streams: SampledStreams = (transformer_options or {}).get(WRAPPER_KEY)
+        options = transformer_options or {}
+        self.diffusion_model.attention.options = options
+        streams: SampledStreams = options.get(WRAPPER_KEY)
         if streams is None:
             raise ValueError(
                 "This sampler does not run the MODEL's own wrappers, which UniDiffuser needs. "

@@ -12,9 +12,18 @@ from torch import Tensor
 from ..unidiffuser.uvit import UViT, UViTConfig
 
 
-def host_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The attention that the host was started with; q, k, v (B, heads, L, d) -> (B, L, heads * d)."""
-    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True)
+class HostAttention:
+    """The attention that the host was started with, or that a node has put on the MODEL.
+
+    `options` are the transformer_options of the present call, which hold what such a node has put there.
+    """
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v (B, heads, L, d) -> (B, L, heads * d)."""
+        return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=self.options)
 
 
 class HostUViT(UViT):
@@ -25,7 +34,9 @@ class HostUViT(UViT):
     """
 
     def __init__(self, config: UViTConfig, clip_width: int, operations: Any, device: Any = None, dtype: Any = None):
-        super().__init__(config, operations, host_attention, device=device, dtype=dtype)
+        attention = HostAttention()
+        super().__init__(config, operations, attention, device=device, dtype=dtype)
+        self.attention = attention
         tokens = self.pos_embed.shape[1]
         del self.pos_embed
         self.position = operations.Embedding(tokens, config.embed_dim, device=device, dtype=dtype)

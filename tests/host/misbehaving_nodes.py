@@ -86,6 +86,23 @@ class DumpToken:
         return ()
 
 
+class BlindAttention:
+    """Puts an attention on a MODEL, by the host's own way, that sees nothing: zeros."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
+
+    def run(self, model: Any) -> tuple[Any]:
+        def override(
+            attention: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> torch.Tensor:
+            return torch.zeros_like(attention(q, k, v, *args, **kwargs))
+
+        model = model.clone()
+        model.model_options["transformer_options"]["optimized_attention_override"] = override
+        return (model,)
+
+
 class DumpText:
     """Writes the tensor of a CONDITIONING to a file."""
 
@@ -98,6 +115,7 @@ class DumpText:
 
 
 NODE_CLASS_MAPPINGS = {
+    "TestBlindAttention": BlindAttention,
     "TestDumpText": DumpText,
     "TestDumpToken": DumpToken,
     "TestForeignConditioning": ForeignConditioning,

@@ -26,6 +26,20 @@ def test_text_to_image_by_the_core_sampler_alone(server: HostServer) -> None:
     assert len({image.tobytes() for image in images}) == 3
 
 
+def test_an_attention_that_a_node_puts_on_the_model_is_used(server: HostServer) -> None:
+    graph = Graph()
+    blind = graph.add("TestBlindAttention", model=graph.model)()
+    text = graph.text("a red cat")
+    shown = {}
+    for name, model in (("plain", graph.model), ("blind", blind)):
+        shown[name, "core"] = graph.show(graph.ksampler(text, graph.text(""), graph.empty(), model=model)())
+        shown[name, "ours"] = graph.show(graph.sampler(graph.path("image")(), model=model)())
+    found = server.run(graph.prompt)
+    seen = {key: pictures(server, found[preview])[0].tobytes() for key, preview in shown.items()}
+    for sampler in ("core", "ours"):
+        assert seen["plain", sampler] != seen["blind", sampler]
+
+
 def test_zeroed_conditioning_is_the_unconditional(server: HostServer) -> None:
     graph = Graph()
     text = graph.text("red")

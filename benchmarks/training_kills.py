@@ -35,8 +35,8 @@ def config(arguments: argparse.Namespace, out: Path) -> Path:
         "clip_img_dim": 128,
     }
     values = {
-        "stage": "latents", "out": str(out), "steps": arguments.steps, "batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 5,
-        "precision": "no", "save_every": 5, "sample_every": 10**6, "log_every": 10, "strategy": arguments.strategy,
+        "stage": "latents", "out": str(out), "steps": arguments.steps, "batch_size": 16, "learning_rate": 1e-3,
+        "warmup_steps": 5, "precision": "no", "save_every": 5, "sample_every": 10**6, "strategy": arguments.strategy,
         "options": {"latents": str(arguments.latents), "checkpoint": "emoji", "uvit": sizes},
     }  # fmt: skip
     path = out.with_suffix(".yaml")
@@ -46,8 +46,8 @@ def config(arguments: argparse.Namespace, out: Path) -> Path:
 
 
 def launch(path: Path, restarts: int, log: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}",
-               "-m", "unidiffuser", "train", str(path)]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, f"--max-restarts={restarts}", "-m", "unidiffuser", "train", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(command, env=environment, stdout=log.open("ab"), stderr=subprocess.STDOUT)
 
@@ -103,10 +103,14 @@ def main() -> None:
     code = process.wait()
     look(broken)
     a, b = losses(whole), losses(broken)
-    print(json.dumps({
-        "kills": len(moments), "exit": code, "steps": len(b), "largest difference": max(abs(x - y) for x, y in zip(a, b, strict=True)),
+    report = {
+        "kills": len(moments),
+        "exit": code,
+        "steps": len(b),
+        "largest difference": max(abs(x - y) for x, y in zip(a, b, strict=True)),
         "left over": [p.name for p in (broken / "checkpoints").glob(".*")],
-    }, indent=1))  # fmt: skip
+    }
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

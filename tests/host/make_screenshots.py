@@ -2,8 +2,8 @@
 
     python tests/host/make_screenshots.py [--out out/screenshots] [--docs] [title ...]
 
-writes <title>, opened.png, <title>.png and report.md: how each run ended, nodes that overlap, the console's errors; the report of
-a run of all goes to docs/results too. With --docs also the pictures of the help pages (web/docs) and of docs/screenshots.
+writes <title>, opened.png, <title>.png and report.md: how each run ended, nodes that overlap, the console's errors; without
+titles docs/results gets the report too. With --docs also the pictures of the help pages (web/docs) and of docs/screenshots.
 """
 
 # ruff: noqa: E402 (the path of the test helpers comes first)
@@ -61,6 +61,7 @@ def look(page: FrontEnd, title: str, opening: Callable[[], None], folder: Path) 
     page.fit()
     page.screenshot(folder / f"{title}, opened.png")
     missing = page.page.get_by_text(re.compile("missing", re.IGNORECASE)).all_inner_texts()
+    told = "; ".join(missing).replace("\n", " ")
     page.page.keyboard.press("Escape")
     end = page.run()
     page.fit()
@@ -71,7 +72,7 @@ def look(page: FrontEnd, title: str, opening: Callable[[], None], folder: Path) 
         end,
         f"{time.monotonic() - started:.0f}",
         "; ".join(covered) or "none",
-        "; ".join(missing).replace("\n", " ") or "-",
+        told or "-",
     ]
     logger.info(" | ".join(cells))
     return f"| {' | '.join(cells)} | {console(page.take_messages())} |"

@@ -103,7 +103,7 @@ def measure(like: Checkpoint | ModelConfig, device: torch.device, steps: int, re
     one, eight = pictures(1), pictures(8)
     work = 2 * steps * flops / peak  # seconds of one picture at the peak
     yield {"ours_s": {"batch 1": one, "batch 8": eight}, "peak_fraction": {"batch 1": work / one, "batch 8": 8 * work / eight}}
-    fast = dict(PRESETS["fast"])
+    fast = PRESETS["fast"](options)
     yield {"fast_s": pictures(1, **fast), "fast": fast}
 
     # Joint guidance asks for three evaluations, text to image for two; latents only, no pictures or words made.

@@ -74,13 +74,14 @@ def draw(
     model: UniDiffuser, judge: Judge, examples: Sequence[Example], options: dict[str, Any], seed: int, batch: int
 ) -> dict[str, Any]:
     """One setting and seed: for each caption whether the judge sees its concept and its style; evaluations and seconds."""
+    usual = {} if "preset" in options else {"steps": STEPS}
     concept, style, wall, processor = [], [], 0.0, 0.0
     blocks, passes = model.config.uvit.depth // 2 * 2 + 1, 0.0
     with counted(model.net) as rows:
         for start in range(0, len(examples), batch):
             part = examples[start : start + batch]
             before = time.perf_counter(), time.process_time()
-            pictures = model.text_to_image([e.caption for e in part], **{"steps": STEPS} | options, seed=seed * 10**6 + start)
+            pictures = model.text_to_image([e.caption for e in part], **usual | options, seed=seed * 10**6 + start)
             wall, processor = wall + time.perf_counter() - before[0], processor + time.process_time() - before[1]
             passes = passes or rows[0] / len(part)  # of the first batch, which is whole: the last one may be filled up
             verdicts = judge.judge_pictures(pictures)

@@ -166,11 +166,12 @@ def test_options_reach_the_sampler(tiny_checkpoint: Path, monkeypatch: pytest.Mo
 
 
 def test_a_preset_fills_in_what_is_not_given() -> None:
-    config = ModelConfig()
+    config = ModelConfig(defaults={"steps": 20, "guidance": 6.0})
     plan = Plan.of({"preset": "fast"}, config)
-    for name, value in PRESETS["fast"].items():
-        assert getattr(plan, name) == value
+    assert (plan.steps, plan.spacing, plan.guidance) == (10, "logsnr", 5.0)
     assert Plan.of({"preset": "fast", "steps": 33}, config).steps == 33
+    assert Plan.of({"preset": "fast", "guidance": (2.0, 3.0)}, config).guidance == (2.0, 3.0)
+    assert PRESETS["fast"]({"steps": 1, "guidance": (1.0, 3.5)}) == {"steps": 1, "spacing": "logsnr", "guidance": (1.0, 3.0)}
     assert Plan.of({}, config) == Plan.of({"preset": "exact"}, config)
     for wrong in (
         {"preset": "furious"},

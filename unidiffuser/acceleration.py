@@ -15,7 +15,7 @@ the network. Nothing of it is on unless asked for; `PRESETS` names combinations 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,11 +27,23 @@ from .uvit import UViT
 log = logging.getLogger(__name__)
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 EXACT = "exact"
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    EXACT: {},
-    "fast": {"steps": 10},
-}
-"""Names for options of a call (see `options.Options`); what a caller gives besides goes before."""
+WEAKER = 0.8  # of the paper's scale: with few steps the same guidance overshoots
+
+
+def _fast(usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Half the evaluations: half the model's steps, closer together where little noise is left, and less guidance."""
+    scales = usual["guidance"]
+    weaker = [1 + WEAKER * (g - 1) for g in (scales if isinstance(scales, Sequence) else (scales,))]
+    return {
+        "steps": max(1, usual["steps"] // 2),
+        "spacing": "logsnr",
+        "guidance": tuple(weaker) if isinstance(scales, Sequence) else weaker[0],
+    }
+
+
+Preset = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+PRESETS: Mapping[str, Preset] = {EXACT: lambda usual: {}, "fast": _fast}
+"""Names for options of a call (see `options.Options`), made from a model's usual ones; what a caller gives goes before."""
 
 
 class DeepCache(nn.Module):

@@ -99,15 +99,15 @@ class Settings:
 
     def save(self, task: str, results: Sequence[Result], model: UniDiffuser, **more: Any) -> None:
         """Write the results, print captions to stdout and the names of the files to stderr."""
-        from .acceleration import PRESETS
+        from .options import Plan
         from .results import save_results
 
-        plan = {key: value for key, value in self.options().items() if value is not None and key != "progress"}
-        size = {"width": model.config.image_size, "height": model.config.image_size}
+        plan = {name: value for name, value in vars(Plan.of(self.options(), model.config)).items() if value is not None}
+        del plan["progress"]
         made_with: dict[str, Any] = {"model": self.model, "dtype": str(model.dtype).removeprefix("torch.")}
         made_with |= {"lora": self.lora} if self.lora else {}
         chosen = {key: value for key, value in more.items() if value is not None}
-        settings = {**model.config.defaults, **size, **PRESETS[self.preset], **plan, **made_with, **chosen}
+        settings = {**plan, **made_with, **chosen}
         for result in results:
             if result.caption is not None:
                 typer.echo(result.caption)

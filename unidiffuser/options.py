@@ -87,7 +87,7 @@ class Plan:
         preset = given.get("preset", EXACT)
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-        values = {**defaults, **PRESETS[preset], **given}
+        values = {**defaults, **PRESETS[preset](defaults), **given}
         positive = ("steps", "batch_size", "width", "height", "uncond_interval", "cache_interval", "cache_branch")
         for name, least in (*((name, 1) for name in positive), ("seed", None)):
             if name in values:

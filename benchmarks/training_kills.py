@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--span", type=float, default=30, help="seconds after a start in which the kill falls")
+    parser.add_argument("--span", type=float, default=4, help="seconds after a checkpoint in which the kill falls")
     parser.add_argument("--strategy", default="ddp")
     arguments = parser.parse_args()
     whole, broken = arguments.out / "whole", arguments.out / "broken"
@@ -90,7 +90,13 @@ def main() -> None:
         if len(fresh) < 2:
             time.sleep(0.2)
             continue
-        time.sleep(chance.uniform(0, arguments.span))  # in start-up, between steps, in a checkpoint
+        if chance.random() < 0.8:  # while it trains or writes; else while it starts
+            before = checkpoints(broken)
+            while process.poll() is None and checkpoints(broken) == before:
+                time.sleep(0.02)
+            time.sleep(chance.uniform(0, arguments.span))
+        else:
+            time.sleep(chance.uniform(0, 5 * arguments.span))
         victim = chance.choice(fresh)
         seen.update(workers)
         try:

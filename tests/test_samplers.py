@@ -392,3 +392,15 @@ def test_the_state_is_fp32_and_the_network_runs_in_its_own_dtype(small_net, dtyp
     assert seen == {dtype}
     assert {x.dtype for _, x in out.items()} == {torch.float32}
     assert out.need("img").shape == (1, 4, 4, 8)
+
+
+def test_a_device_is_asked_for_nan_once_and_the_first_step_is_named():
+    from unidiffuser.samplers import NonFiniteError, _Finite
+
+    finite = _Finite(torch.device("cuda"))
+    good, bad = torch.zeros(1, 2), torch.tensor([[0.0, float("nan")]])
+    for step, img in enumerate([good, bad, bad], start=1):
+        finite.check(Streams(img=img, text=good), f"at step {step} of 3")
+    with pytest.raises(NonFiniteError, match="The img stream holds NaN or infinity at step 2 of 3"):
+        finite.settle()
+    finite.settle()  # nothing is left to tell

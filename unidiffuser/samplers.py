@@ -104,7 +104,8 @@ def sample(
     travel = {modality: stages(path.labels(modality), how.least) for modality in MODALITIES}
     kept = _Kept(x, mask, noise)
     x = kept.start(x, path)
-    _check_finite(x, "before the first step")
+    finite = _Finite(device)
+    finite.check(x, "before the first step")
 
     visits: dict[str, list[Visit]] = {name: [] for name in MODALITY_OF}
     for i in range(path.steps):
@@ -126,9 +127,10 @@ def sample(
                 x = x.replace(**{name: how.step([*visits[name], newest[name]], stage)})
         for name, visit in newest.items():
             visits[name] = [*visits[name], visit][-MEMORY:]
-        _check_finite(x, f"at step {i + 1} of {path.steps}")
+        finite.check(x, f"at step {i + 1} of {path.steps}")
         if callback is not None:
             callback(i, path.steps, x.replace(**{name: visit.x0 for name, visit in newest.items()}), x)
+    finite.settle()
     return kept.finish(x, path)
 
 
@@ -208,8 +210,23 @@ def _shapes(net: Net, streams: Streams, path: NoisePath) -> dict[str, tuple[int,
     return shapes
 
 
-def _check_finite(x: Streams, when: str) -> None:
-    for name, value in x.items():
-        if not torch.isfinite(value).all():
-            advice = "Check the inputs, lower the guidance, or use fp32 or bf16."
-            raise NonFiniteError(f"The {name} stream holds NaN or infinity {when}. {advice}")
+class _Finite:
+    """Looks out for NaN and infinity: at once on a CPU; elsewhere at the end, since an answer would wait for the device."""
+
+    def __init__(self, device: torch.device):
+        self.at_once = device.type == "cpu"
+        self.checks: list[tuple[str, str, Tensor]] = []
+
+    def check(self, x: Streams, when: str) -> None:
+        self.checks += [(name, when, torch.isfinite(value).all()) for name, value in x.items()]
+        if self.at_once:
+            self.settle()
+
+    def settle(self) -> None:
+        """Raise NonFiniteError for the first check that failed."""
+        checks, self.checks = self.checks, []
+        if not checks or bool(torch.stack([passed for _, _, passed in checks]).all()):
+            return
+        name, when, _ = next(check for check in checks if not check[2])
+        advice = "Check the inputs, lower the guidance, or use fp32 or bf16."
+        raise NonFiniteError(f"The {name} stream holds NaN or infinity {when}. {advice}")

@@ -97,4 +97,5 @@ def generators_for(generator: torch.Generator | Sequence[torch.Generator] | None
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device | str) -> Tensor:
     """(B, *shape) of N(0, I) in fp32, item k from generator k: the same numbers for every device and batch."""
     noise = [torch.randn(tuple(shape), generator=g, device=g.device, dtype=torch.float32) for g in generators]
-    return torch.stack([n.to(device) for n in noise])
+    # Towards the device no copy need be waited for; one from it may not be read too early.
+    return torch.stack([n.to(device, non_blocking=n.device.type == "cpu") for n in noise])

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pairs import SIDE, TINY, latent_folder, picture
+from pairs import SIDE, TINY, latent_folder, picture, tar_samples, write_tar
 from safetensors.torch import load_file, save_file
 
 from unidiffuser.training.config import TrainConfig
@@ -247,6 +247,22 @@ def test_a_killed_process_is_started_again_by_torchrun(shards, tmp_path):
     finish(process)
     assert losses(tmp_path / "broken") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
     assert not list((tmp_path / "broken/checkpoints").glob(".*"))
+
+
+def test_two_workers_encode_what_one_encodes(tmp_path):
+    for number in range(3):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        write_tar(tmp_path / f"in/{number:05d}.tar", tar_samples(4 * number, 4))
+    options = ["--image-size", str(SIDE), "--device", "cpu"]
+    command = ["data", "encode", str(tmp_path / "in")]
+    finish(torchrun(2, "-m", "unidiffuser", *command, str(tmp_path / "two"), *options))
+    from typer.testing import CliRunner
+
+    from unidiffuser.cli import app
+
+    assert CliRunner().invoke(app, [*command, str(tmp_path / "one"), *options]).exit_code == 0
+    same_tree(tmp_path / "one", tmp_path / "two")
+    assert json.loads((tmp_path / "two/manifest.json").read_text())["samples"] == 12
 
 
 # --- prompts and pictures --------------------------------------------------------------------------------------------

@@ -99,7 +99,8 @@ def _read_tar(path: Path) -> Iterator[Pair]:
     def stop(error: Exception) -> bool:
         raise DamagedShard(f"{path} is damaged ({error})") from error
 
-    for sample in wds.WebDataset(str(path), shardshuffle=False, handler=stop, empty_check=False):
+    alone: dict[str, Any] = {"nodesplitter": None, "workersplitter": None, "shardshuffle": False, "empty_check": False}
+    for sample in wds.WebDataset(str(path), handler=stop, **alone):  # parts are shared out by us, a shard is read by one
         yield _pair(sample)
 
 

@@ -145,15 +145,15 @@ def load_average(out: Path, model: nn.Module) -> nn.Module:
     if not found:
         raise FileNotFoundError(f"{out} has no checkpoint yet")
     state = {"average": {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}}
-    _load(state, found[-1], no_dist=True)
+    _load(state, found[-1])
     return model.eval()
 
 
-def _load(state: dict[str, Any], folder: Path, no_dist: bool = False) -> None:
+def _load(state: dict[str, Any], folder: Path) -> None:
     """Into the tensors of ``state``, in place."""
     try:
         with _single_process_is_fine():
-            dcp_load(state, storage_reader=_Reader(folder), no_dist=no_dist)
+            dcp_load(state, storage_reader=_Reader(folder))
     except CheckpointException as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{folder} cannot be read ({reason}); remove it to go on from the one before it") from error

@@ -207,12 +207,12 @@ class _single_process_is_fine(warnings.catch_warnings):
 
 
 def _cause(error: BaseException) -> tuple[int, str]:
-    """Number and text of the OSError that a failed collective save hides."""
-    for failure in getattr(error, "failures", {}).values():
-        inner = failure[0] if isinstance(failure, tuple) else failure
-        if isinstance(inner, OSError):
-            error = inner
-            break
-    if isinstance(error, OSError):
-        return error.errno or errno.EIO, error.strerror or str(error)
-    return errno.EIO, str(error)
+    """Number and text of the OSError behind a failed save; torch's writer raises one of its own on top of it."""
+    failures = [f[0] if isinstance(f, tuple) else f for f in getattr(error, "failures", {}).values()]
+    for failure in [error, *failures]:
+        inner: BaseException | None = failure
+        while inner is not None:
+            if isinstance(inner, OSError):
+                return inner.errno or errno.EIO, inner.strerror or str(inner)
+            inner = inner.__cause__ or inner.__context__
+    return errno.EIO, str([*failures, error][0]).strip().splitlines()[-1]

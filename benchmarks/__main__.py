@@ -95,7 +95,7 @@ def main() -> None:
     run: dict[str, Callable[[], Any]] = {
         "tasks": lambda: list(tasks.measure(args.model, args.device, args.steps, args.guidance, args.repeats)),
         "captions": lambda: captions.measure(args.device, args.images, args.peer_images),
-        "full": lambda: full.measure(args.device, clock),
+        "full": lambda: full.measure(args.device, clock, args.repeats),
         "costs": lambda: costs.measure(args.model, str(args.device), args.repeats),
         "profile": lambda: profile(args.model, args.device, peaks, clock),
         "scaling": lambda: list(tasks.scaling(args.model, args.device, args.repeats)),

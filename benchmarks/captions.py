@@ -30,10 +30,8 @@ def measure(
     ours = CaptionDecoder(config).eval()
     with torch.no_grad():
         ours.gpt.transformer.wte.weight.mul_(4)  # random weights at their usual scale give a nearly flat distribution
-    theirs = UniDiffuserTextDecoder(
-        config.prefix_length, config.prefix_dim, config.hidden_dim, config.gpt2["vocab_size"]
-    ).eval()
-    theirs.transformer.config.activation_function = "gelu_new"
+    sizes = {name: config.gpt2[name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
+    theirs = UniDiffuserTextDecoder(config.prefix_length, config.prefix_dim, config.hidden_dim, **sizes).eval()
     theirs.load_state_dict({name.replace("gpt.", "transformer.", 1): value for name, value in ours.state_dict().items()})
     ours, theirs = ours.to(device, dtype), theirs.to(device, dtype)
     latents = torch.randn(images, config.prefix_length, config.hidden_dim, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,81 @@
+"""The benchmarks' own arithmetic; their times are nobody's test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import unidiffuser
+from benchmarks import captions, report
+from benchmarks.clock import in_turns, network_flops
+from benchmarks.quality import compare, counted, table
+from unidiffuser.model_config import V1
+
+
+def test_flops_of_the_published_network() -> None:
+    """Two for each weight and token (952 M x 1105), and attention's 4 x L^2 x D in 31 blocks, within a percent or two."""
+    expected = 2 * 952e6 * 1105 + 31 * 4 * 1105**2 * 1536
+    assert network_flops(V1.uvit) == pytest.approx(expected, rel=0.03)
+    assert network_flops(V1.uvit, 2) == 2 * network_flops(V1.uvit)
+
+
+def test_contestants_take_turns() -> None:
+    order: list[str] = []
+    times = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=2)
+    assert order == ["a", "b"] * 3
+    assert times.keys() == {"a", "b"}
+
+
+def test_evaluations_are_counted(tiny_checkpoint: Path) -> None:
+    model = unidiffuser.load(tiny_checkpoint, device="cpu", dtype=torch.float32)
+    blocks = model.config.uvit.depth // 2 * 2 + 1
+    with counted(model.net) as rows:
+        model.text_to_image("a", count=3, steps=2, guidance=2.0)
+    assert rows[0] == 3 * 2 * 2 * blocks
+    model.text_to_image("a", steps=1)
+    assert rows[0] == 3 * 2 * 2 * blocks
+
+
+def test_loss_is_paired() -> None:
+    exact = {"concept": [1, 1, 1, 0], "style": [1, 0, 1, 0], "evaluations": 40, "wall_s": 2.0, "processor_s": 2.0}
+    half = {"concept": [1, 1, 0, 0], "style": [1, 1, 1, 0], "evaluations": 20, "wall_s": 1.0, "processor_s": 1.0}
+    row = compare({"exact/0": exact, "half/0": half}, "half", [0])
+    assert (row["concept"], row["concept_loss"], row["style_loss"], row["n"]) == (50.0, 25.0, -25.0, 4)
+    assert row["concept_error"] == pytest.approx(100 * 1.96 * (0.75 / 3 / 4) ** 0.5)
+    assert "| half | 20.0 | 50.0 | +25.0 ± 49.0 |" in table([row])
+
+
+def test_tables_go_between_the_markers(tmp_path: Path) -> None:
+    times = {"ours": {"wall_s": 1.0}, "ours float32": {"wall_s": 2.0}, "diffusers float32": {"wall_s": 5.0}}
+    machine = {"device": "CPU", "threads": 2, "torch": "2", "diffusers": "0.42", "clock": "wall_s"}
+    found = {
+        "model": "emoji",
+        "machine": machine | {"peak_gflops": {"float32": 100}},
+        "tasks": [{"task": "joint", "batch": 4, "steps": 20, "times": times}],
+    }  # fmt: skip
+    text = report.markdown(found)
+    assert "| joint | 4 | 1.00 | 5.0 | - | 2.5 |" in text
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write_into(readme, text)
+    report.write_into(readme, text)
+    assert readme.read_text() == f"before\n{report.BEGIN}\n\n{text}\n{report.END}\nafter\n"
+    readme.write_text("nothing here")
+    with pytest.raises(ValueError, match="lacks the markers"):
+        report.write_into(readme, text)
+    assert report.BEGIN in (Path(unidiffuser.__file__).parents[1] / "README.md").read_text("utf-8")
+
+
+def test_the_captions_compared_are_of_equal_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unidiffuser.model_config import CaptionConfig
+
+    small = {"vocab_size": 90, "n_positions": 160, "n_embd": 48, "n_layer": 2, "n_head": 4}
+
+    def config(**given: object) -> CaptionConfig:
+        return CaptionConfig(gpt2=small, prefix_dim=48, hidden_dim=8, **given)
+
+    monkeypatch.setattr(captions, "CaptionConfig", config)
+    found = captions.measure(torch.device("cpu"), images=3)
+    assert (found["equal"], found["compared"]) == (3, 3)

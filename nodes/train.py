@@ -68,12 +68,12 @@ class TrainUniDiffuserLora(io.ComfyNode):
                 io.String.Input(
                     "name", default="zorbi", tooltip="Of the file in models/loras; a number is added to a name in use."
                 ),
-                whole("steps", 400, 100_000, "Training steps; about 400 teach the bundled model one thing."),
+                whole("steps", 600, 100_000, "Training steps; about 600 teach the bundled model one thing."),
                 io.Float.Input(
-                    "learning_rate", default=0.003, min=1e-6, max=0.1, step=1e-4, tooltip="Less for a large model: 0.0001."
+                    "learning_rate", default=0.002, min=1e-6, max=0.1, step=1e-4, tooltip="Less for a large model: 0.0001."
                 ),
                 whole("batch_size", 8, 256, "Pairs to learn in a step, and twice as many to keep."),
-                whole("rank", 16, 256, "Size of the LoRA; more can hold more, and forgets more."),
+                whole("rank", 32, 256, "Size of the LoRA; more can hold more, and forgets more."),
                 whole("kept_pairs", 320, 4096, "Pairs that the model makes itself, to keep what it knows."),
                 whole(
                     "variations", 4, 64, "Of each picture, slightly moved on white ground; 1 takes the pictures as they are."

@@ -39,13 +39,13 @@ class Teaching:
         seed: of everything.
     """
 
-    rank: int = 16
+    rank: int = 32
     captions: bool = True
     variations: int = 4
     strength: float = 0.3
     kept: int = 320
     kept_each: int = 2
-    keep: float = 3.0
+    keep: float = 10.0
     kept_steps: int = 8
     guidance: float = 4.0
     seed: int = 0
@@ -59,7 +59,7 @@ class Teaching:
 
 
 def lora_run(
-    out: str | Path, *, steps: int = 400, batch_size: int = 8, learning_rate: float = 3e-3, **more: Any
+    out: str | Path, *, steps: int = 600, batch_size: int = 8, learning_rate: float = 2e-3, **more: Any
 ) -> TrainConfig:
     """Settings of the training loop for a LoRA on a small model; `more` as `TrainConfig`."""
     values = {
@@ -67,7 +67,7 @@ def lora_run(
         "decay": 0.5,
         "betas": (0.9, 0.99),
         "weight_decay": 0.01,
-        "ema_decay": 0.9,
+        "ema_decay": 0.99,
         "precision": "no",
         "save_every": 25,
         "keep": 1,

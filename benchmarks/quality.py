@@ -24,9 +24,8 @@ import torch
 
 import unidiffuser
 from unidiffuser.acceleration import PRESETS
-from unidiffuser.evaluation.data import Example, in_split, read_examples
-from unidiffuser.evaluation.emoji import fixed_order
 from unidiffuser.evaluation.judge import Judge, load_judge
+from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
 from unidiffuser.files import write_text
 from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.uvit import Block, UViT
@@ -71,7 +70,7 @@ def counted(net: UViT) -> Iterator[list[int]]:
 
 
 def draw(
-    model: UniDiffuser, judge: Judge, examples: Sequence[Example], options: dict[str, Any], seed: int, batch: int
+    model: UniDiffuser, judge: Judge, examples: Sequence[Pair], options: dict[str, Any], seed: int, batch: int
 ) -> dict[str, Any]:
     """One setting and seed: for each caption whether the judge sees its concept and its style; evaluations and seconds."""
     usual = {} if "preset" in options else {"steps": STEPS}
@@ -167,7 +166,7 @@ def main() -> None:
     )
 
     judge = load_judge()
-    examples = [example for example in read_examples(args.data) if example.label in judge.concepts]
+    examples = [p for p in read_folder(args.data) if p.fields.get("demo") and p.label in judge.concepts]
     asked = [e for split in ("train", "validation") for e in fixed_order(in_split(examples, split), None)]
     path = args.out / "answers.json"
     answers = json.loads(path.read_text()) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""The yardstick itself: known intervals, and a full run with models whose score is known beforehand."""
+"""A whole evaluation with models whose score is known beforehand: judged rows, measures, restarts, reports."""
 
 from __future__ import annotations
 
@@ -6,152 +6,318 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from evaluation_pictures import CONCEPTS, STYLES, Oracle, labelled_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from unidiffuser.evaluation.data import Example, in_split, pixels, read_examples
-from unidiffuser.evaluation.emoji import Settings, chunks, evaluate, fixed_order
-from unidiffuser.evaluation.judge import BUNDLED, SIDE, Judge, file_digest, load_judge
-from unidiffuser.evaluation.judge_training import augment, train_judge
-from unidiffuser.evaluation.metrics import nearest, nearest_by_caption, parse_caption, psnr, share, shuffled, thumbnails, wilson
-from unidiffuser.evaluation.report import markdown_table
-
-STYLES = ("noto", "twemoji", "flat", "fluent")
-CONCEPTS = 12
-SETTINGS = Settings(model="m", judge="j", pairs=48, batch=7)
-
-
-def draw(concept: int, style: int) -> Image.Image:
-    """A concept is where a block stands and how wide it is; a style is its ink and its outline."""
-    image = Image.new("RGB", (SIDE, SIDE), "white")
-    x, y, wide = 6 + 14 * (concept % 4), 6 + 18 * (concept // 4), 8 + 2 * (concept % 3)
-    ink = ["red", "green", "blue", "black"][style]
-    ImageDraw.Draw(image).rectangle((x, y, x + wide, y + wide), fill=ink, outline="black", width=1 + style)
-    return image
+from unidiffuser.evaluation.config import EvaluationConfig
+from unidiffuser.evaluation.eyes import Eyes
+from unidiffuser.evaluation.metrics import nearest, nearest_by_caption, parse_caption, psnr, shuffled, thumbnails
+from unidiffuser.evaluation.parts import Answers, collect
+from unidiffuser.evaluation.report import html_report, markdown, markdown_report
+from unidiffuser.evaluation.run import Evaluation, Subject
+from unidiffuser.evaluation.sources import Pair, in_split, read_source
+from unidiffuser.evaluation.tasks import SEEDS
+from unidiffuser.images import to_tensor
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A labelled image folder: concept k is held out in style k mod 4, every third concept validates in the next style."""
-    root = tmp_path_factory.mktemp("pictures")
-    lines = []
-    for concept in range(CONCEPTS):
-        for index, style in enumerate(STYLES):
-            name = f"{style}-{concept}.png"
-            draw(concept, index).save(root / name)
-            split = "heldout" if concept % 4 == index else "train"
-            if concept % 3 == 0 and (concept + 1) % 4 == index:
-                split = "validation"
-            lines.append(
-                {"file_name": name, "label": f"thing, {concept}", "style": style, "base": f"A{concept}", "tone": 0}
-                | {"split": split}
-            )
-    root.joinpath("metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    return root
+    return labelled_folder(tmp_path_factory.mktemp("pictures"))
 
 
-class Oracle(Judge):
-    """A judge that is never wrong about the synthetic pictures: it compares with every one of them."""
+class Thumbnails:
+    """Features for tests: 4 x 4 pixels."""
 
-    def __init__(self, examples: list[Example]) -> None:
-        super().__init__(sorted({e.label for e in examples}), STYLES, (1, 1, 1))
-        self.known, self.images = examples, pixels(e.image() for e in examples)
+    name = "thumbnails"
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = [self.known[k] for k in nearest(images, self.images).tolist()]
-        concepts = torch.tensor([[20.0 * (e.label == c) for c in self.concepts] for e in found])
-        return concepts, torch.tensor([[20.0 * (e.style == s) for s in self.styles] for e in found])
+    def __call__(self, images: Any) -> Any:
+        return thumbnails(to_tensor(images), 4).flatten(1).numpy()
 
 
 class Painter:
-    """A model that answers with real pictures and captions; ``answer`` chooses whose."""
+    """A sampler that answers with real pictures and captions; ``answer`` chooses whose."""
 
-    def __init__(self, examples: list[Example], answer: str) -> None:
-        self.examples, self.answer = examples, answer
-        self.by_caption = {e.caption: e for e in examples}
-        self.by_pixels = {e.image().tobytes(): e for e in examples}
-        self.calls: list[tuple[str, int, dict]] = []
-        self.autoencoder = self
+    def __init__(self, pairs: list[Pair], answer: str) -> None:
+        self.pairs, self.answer = pairs, answer
+        self.by_caption = {p.caption: p for p in pairs}
+        self.by_pixels = {p.image().tobytes(): p for p in pairs}
+        self.calls: list[tuple[str, int]] = []
+        self.options: list[dict[str, Any]] = []
 
-    def encode(self, images, generator):
-        return images
+    def __call__(self, **options: Any) -> Painter:  # as Subject.sampler
+        self.options.append(options)
+        return self
 
-    def decode(self, latents):
-        return latents if self.answer == "right" else latents.roll(1, 0)
+    def other(self, pair: Pair, task: str, seed: int) -> Pair:
+        self.calls.append((task, seed))
+        return pair if self.answer == "right" else random.Random(f"{seed} {task}").choice(self.pairs)
 
-    def other(self, example: Example, seed: int) -> Example:
-        return example if self.answer == "right" else random.Random(f"{seed} {example.caption}").choice(self.examples)
+    def autoencode(self, images, seeds):
+        return [self.other(self.by_pixels[i.tobytes()], "autoencode", s).image() for i, s in zip(images, seeds, strict=True)]
 
-    def text_to_image(self, prompt, *, seed, **options):
-        self.calls.append(("text_to_image", seed, options))
-        return [self.other(self.by_caption[caption], seed).image() for caption in prompt]
+    def text_to_image(self, captions, seeds):
+        return [self.other(self.by_caption[c], "text_to_image", s).image() for c, s in zip(captions, seeds, strict=True)]
 
-    def image_to_text(self, image, *, seed, **options):
-        self.calls.append(("image_to_text", seed, options))
-        return [self.other(self.by_pixels[picture.tobytes()], seed).caption for picture in image]
+    def image_to_text(self, images, seeds):
+        return [self.other(self.by_pixels[i.tobytes()], "image_to_text", s).caption for i, s in zip(images, seeds, strict=True)]
 
-    def joint(self, *, count, seed, **options):
-        self.calls.append(("joint", seed, options))
-        chosen = random.Random(seed).choices(self.examples, k=count)
-        return [(self.other(example, seed).image(), example.caption) for example in chosen]
+    def joint(self, seeds):
+        chosen = [random.Random(seed).choice(self.pairs) for seed in seeds]
+        return [(self.other(p, "joint", s).image(), p.caption) for p, s in zip(chosen, seeds, strict=True)]
 
-
-def run(model, folder, out, asked=SETTINGS, **options):
-    judge = Oracle(read_examples(folder))
-    report = evaluate(model, folder, out, judge, asked, progress=False, **options)
-    return {(r["task"], r["split"], r["measure"]): r for r in report["rows"]}
+    def image(self, seeds):
+        return [self.other(random.Random(s).choice(self.pairs), "image", s).image() for s in seeds]
 
 
-# Statistics
+def fit(images, captions, levels, seed):
+    """A network that knows nothing."""
+    return np.zeros((len(images), len(captions)), np.float32)
 
 
-@pytest.mark.parametrize(
-    ("successes", "total", "low", "high"),
-    # Brown, Cai and DasGupta's and textbook values, to four places; 0 of 10 and 10 of 10 have closed forms.
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_gives_the_published_intervals(successes: int, total: int, low: float, high: float) -> None:
-    assert wilson(successes, total) == pytest.approx((low, high), abs=6e-5)
+def evaluation(painter: Painter, folder: Path, out: Path, **changed: Any) -> Evaluation:
+    values = {
+        "data": {"format": "folder", "path": str(folder)},
+        "training": {"format": "folder", "path": str(folder), "where": {"split": "train"}},
+        "splits": ["train", "validation", "heldout"],
+        "out": str(out),
+        "pairs": 48,
+        "batch": 16,
+    }
+    config = EvaluationConfig.of(values | changed)
+    eyes = Eyes(Thumbnails(), 64, judge=Oracle(read_source(config.data)))
+    return Evaluation(config, Subject("m", painter, fit), eyes, progress=False)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_bounds_solve_the_score_equation(case: tuple[int, int]) -> None:
-    successes, total = case
-    rate = successes / total
-    for bound in wilson(successes, total):
-        assert 0 <= bound <= 1
-        spread = 1.959963984540054 * math.sqrt(bound * (1 - bound) / total)
-        assert abs(abs(rate - bound) - spread) < 1e-7
+def judged(report: dict[str, Any]) -> dict[tuple[str, str, str], Any]:
+    return {(r["task"], r["split"], r["measure"]): r for r in report["judged"]}
 
 
-@pytest.mark.parametrize(("successes", "total"), [(1, 0), (-1, 5), (6, 5), (float("nan"), 5)])
-def test_wilson_refuses_what_is_no_share(successes: float, total: float) -> None:
-    with pytest.raises(ValueError, match="successes"):
-        wilson(successes, total)
+def measured(report: dict[str, Any]) -> dict[tuple[str, str, str], Any]:
+    return {(r["task"], r["split"], r["measure"]): r for r in report["measures"]}
 
 
-def test_share_of_repeated_runs_is_no_narrower_than_one_run_and_of_independent_runs_is_pooled() -> None:
-    trials = [True] * 30 + [False] * 20
-    once, thrice = share([trials]), share([trials] * 3)
-    assert (once.low, once.high) == wilson(30, 50)
-    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
-    assert thrice.total == 150
-
-    rng = random.Random(1)
-    runs = [[rng.random() < 0.6 for _ in range(2000)] for _ in range(3)]
-    pooled = share(runs)
-    assert (pooled.low, pooled.high) == pytest.approx(wilson(sum(map(sum, runs)), 6000), abs=2e-3)
+def numbers(report: dict[str, Any]) -> dict[str, Any]:
+    """All but the time it took."""
+    return {key: value for key, value in report.items() if key != "timing"}
 
 
-def test_share_refuses_nothing_and_unequal_runs() -> None:
-    for outcomes in ([], [[]], [[True], [True, False]]):
-        with pytest.raises(ValueError, match=r"outcomes|length"):
-            share(outcomes)
+# What is known beforehand
+
+
+def test_a_model_that_shows_the_real_thing_scores_the_ceiling(folder: Path, tmp_path: Path) -> None:
+    pairs = read_source({"format": "folder", "path": str(folder)})
+    report = evaluation(Painter(pairs, "right"), folder, tmp_path).run()
+    rows = judged(report)
+    assert len(rows) == (2 + 2 + 2) * 3 + 3
+    for row in rows.values():
+        assert row["rate"] == row.get("ceiling", 1.0) == 1.0
+        assert row["high"] == pytest.approx(1.0)
+    concept = rows["text_to_image", "heldout", "concept"]
+    assert concept["total"] == CONCEPTS
+    assert (concept["nearest"], rows["text_to_image", "heldout", "style"]["nearest"]) == (1.0, 0.0)
+    assert concept["shuffled"] == 0.0  # each held-out concept is asked for once
+    assert rows["autoencode", "heldout", "concept"]["psnr"] == 100.0
+
+    per_style = CONCEPTS // 4
+    confusion = report["style_confusion"]["text_to_image/heldout"]
+    assert confusion == {s: [per_style * (s == seen) for seen in STYLES] for s in STYLES}
+
+    found = measured(report)
+    for split in ("train", "validation", "heldout"):
+        assert found["text_to_image", split, "FID"]["value"] == pytest.approx(0.0, abs=1e-5)
+        assert found["image_to_text", split, "exact"]["value"] == 1.0
+        assert found["image_to_text", split, "BLEU-4"]["value"] == 0.0  # captions of three words hold no 4-gram
+    assert found["text_to_image", "train", "nearer than real"]["value"] == 1.0  # it copies
+    assert found["text_to_image", "train", "distance to training"]["value"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_model_that_answers_at_random_scores_chance(folder: Path, tmp_path: Path) -> None:
+    pairs = read_source({"format": "folder", "path": str(folder)})
+    report = evaluation(Painter(pairs, "random"), folder, tmp_path, seeds=list(range(6)), batch=48).run()
+    rows = judged(report)
+    for key, chance in {
+        ("text_to_image", "train", "concept"): 1 / CONCEPTS,
+        ("text_to_image", "train", "style"): 1 / 4,
+        ("image_to_text", "train", "label"): 1 / CONCEPTS,
+        ("image_to_text", "heldout", "style"): 1 / 4,
+        ("joint", "all", "agreed concept"): 1 / CONCEPTS,
+    }.items():
+        deviation = math.sqrt(chance * (1 - chance) / rows[key]["total"])
+        assert rows[key]["rate"] == pytest.approx(chance, abs=4 * deviation), key
+    assert rows["text_to_image", "train", "concept"]["ceiling"] == 1.0
+    assert rows["joint", "all", "caption is a known label"]["rate"] == 1.0
+    exact = measured(report)["image_to_text", "train", "exact"]
+    assert exact["value"] == pytest.approx(1 / (4 * CONCEPTS), abs=0.05)
+    assert len(exact["values"]) == 6
+
+
+def test_captions_that_are_no_label_count_as_wrong(folder: Path, tmp_path: Path) -> None:
+    painter = Painter(read_source({"format": "folder", "path": str(folder)}), "right")
+    picture = painter.pairs[0].image()
+    painter.joint = lambda seeds: [(picture, "nonsense")] * len(seeds)
+    rows = judged(evaluation(painter, folder, tmp_path, tasks=["joint"]).run())
+    assert rows["joint", "all", "caption is a known label"]["rate"] == 0.0
+    assert rows["joint", "all", "agreed concept"]["rate"] == 0.0
+
+
+def test_sweeps_retrieval_and_diversity(folder: Path, tmp_path: Path) -> None:
+    painter = Painter(read_source({"format": "folder", "path": str(folder)}), "right")
+    report = evaluation(
+        painter,
+        folder,
+        tmp_path,
+        tasks=["text_to_image"],
+        splits=["validation"],
+        guidance_sweep={"values": [1, 4], "split": "train", "limit": 12},
+        steps_sweep={"values": [5], "split": "train"},
+        retrieval={"split": "heldout", "count": 8, "levels": 1},
+        diversity={"split": "heldout", "captions": 3, "count": 4},
+    ).run()
+    assert [point["value"] for point in report["sweeps"]["guidance"]] == [1, 4]
+    assert report["sweeps"]["guidance"][0]["n"] == 12
+    assert report["sweeps"]["guidance"][0]["judge: concept"] == 1.0
+    assert {"guidance": 4} in painter.options
+    assert {"steps": 5} in painter.options
+    found = measured(report)
+    assert found["retrieval", "heldout", "of 8, image to text R@1"]["value"] == 0.0  # constant scores find nothing
+    # A painter with one picture for a caption has none of it.
+    assert found["diversity", "heldout", "distance among pictures of one caption"]["value"] == pytest.approx(0.0, abs=1e-7)
+
+
+# Restarts
+
+
+def test_a_killed_run_ends_with_the_same_numbers_and_asks_nothing_twice(folder: Path, tmp_path: Path) -> None:
+    pairs = read_source({"format": "folder", "path": str(folder)})
+    first = Painter(pairs, "random")
+    whole = evaluation(first, folder, tmp_path / "whole", seeds=[0, 1]).run()
+
+    class Killed(Painter):
+        def image_to_text(self, images, seeds):
+            if len(self.calls) > 200:
+                raise KeyboardInterrupt
+            return super().image_to_text(images, seeds)
+
+    killed = Killed(pairs, "random")
+    with pytest.raises(KeyboardInterrupt):
+        evaluation(killed, folder, tmp_path / "cut", seeds=[0, 1]).run()
+    second = Painter(pairs, "random")
+    assert numbers(evaluation(second, folder, tmp_path / "cut", seeds=[0, 1]).run()) == numbers(whole)
+    assert sorted(killed.calls + second.calls) == sorted(first.calls)
+
+    third = Painter(pairs, "random")
+    evaluation(third, folder, tmp_path / "cut", seeds=[0, 1]).run()
+    assert third.calls == []
+    evaluation(third, folder, tmp_path / "cut", seeds=[0], steps=3, tasks=["joint"]).run()
+    assert third.options[-1] == {"steps": 3}
+    assert len(third.calls) == 48
+
+
+def test_every_item_of_every_seed_has_a_seed_of_its_own(folder: Path, tmp_path: Path) -> None:
+    painter = Painter(read_source({"format": "folder", "path": str(folder)}), "right")
+    evaluation(painter, folder, tmp_path, splits=["train"], seeds=[3, 4], limit=10, pairs=9, batch=4).run()
+    for task in ("autoencode", "text_to_image", "image_to_text", "joint", "image"):
+        seeds = [seed for name, seed in painter.calls if name == task]
+        assert len(seeds) == len(set(seeds))
+        assert min(seeds) == 3 * SEEDS
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    def make(items: range) -> Answers:
+        return Answers([{"k": k} for k in items], {"a": np.array(items)}, [Image.new("RGB", (3, 2), "red")] * len(items))
+
+    whole = collect(tmp_path, "cell", {"x": 1}, 5, 2, make, progress=False)
+    assert [item["k"] for item in whole.items] == whole.arrays["a"].tolist() == list(range(5))
+    assert [image.size for image in whole.shown] == [(3, 2)] * 5
+    part = next(tmp_path.rglob("00000002.safetensors"))
+    part.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"00000002\.safetensors is damaged"):
+        collect(tmp_path, "cell", {"x": 1}, 5, 2, make, progress=False)
+    assert len(list(tmp_path.glob("cell-*"))) == 1
+    collect(tmp_path, "cell", {"x": 2}, 5, 2, make, progress=False)
+    assert len(list(tmp_path.glob("cell-*"))) == 2
+
+
+# Report
+
+
+def test_the_report_holds_tables_curves_and_pictures(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    painter = Painter(read_source({"format": "folder", "path": str(folder)}), "right")
+    sweep = {"values": [1, 4], "split": "train"}
+    run = evaluation(painter, folder, tmp_path, tasks=["text_to_image", "joint"], splits=["heldout"], guidance_sweep=sweep)
+    report = run.run()
+    assert json.loads((tmp_path / "scores.json").read_text())["judged"] == report["judged"]
+    page = html_report(report, run.runs, run.chosen)
+    assert page.count("<img") == 3  # one curve sheet, two grids
+    assert "http" not in page.replace("http-equiv", "")
+    for title in ("Judged", "Measured", "Guidance sweep", "Timing"):
+        assert f"<h2>{title}</h2>" in page
+    table = markdown_report(report)
+    assert "| text_to_image | heldout | concept | 100.0 (75.8 to 100.0) | 12 | 100.0 | 100.0 | 0.0 |" in table
+    assert "Timing" not in table
+
+
+def test_a_markdown_table_has_as_many_bars_in_every_line() -> None:
+    lines = markdown([["a", "b"], ["1", "2"], ["3", "4"]]).splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+# Configs
+
+
+def test_bad_configs_are_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
+    good = {"data": {"format": "folder", "path": str(folder)}}
+    for wrong, message in [
+        ({"tasks": ["fly"]}, "unknown tasks fly"),
+        ({"seeds": []}, "at least one seed"),
+        ({"pairs": 1}, "pairs must be"),
+        ({"batch": 0}, "batch must be"),
+        ({"limit": True}, "limit must be"),
+        ({"speed": 3}, "unknown settings speed"),
+        ({"guidance_sweep": {"values": [1]}}, "missing split"),
+        ({"guidance_sweep": {"values": [], "split": "all"}}, "no values"),
+        ({"diversity": {"split": "all", "count": 1}}, "count of 2"),
+        ({"retrieval": 5}, "not a mapping"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            EvaluationConfig.of(good | wrong)
+    with pytest.raises(ValueError, match="missing data"):
+        EvaluationConfig.of({})
+    with pytest.raises(FileNotFoundError, match="no evaluation config"):
+        EvaluationConfig.from_file(tmp_path / "none.yaml")
+    painter = Painter(read_source(good["data"]), "right")
+    with pytest.raises(ValueError, match="heldout, train, validation"):
+        evaluation(painter, folder, tmp_path, splits=["test"])
+    assert painter.calls == []
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data: {format: folder, path: x}\nsteps: 5\n")
+    config = EvaluationConfig.from_file(tmp_path / "a.yaml", ["steps=7", "seeds=[1, 2]", "guidance=[3, 1]"])
+    assert (config.steps, config.seeds) == (7, [1, 2])
+    assert config.options(steps=9) == {"steps": 9, "guidance": (3, 1)}
+    (tmp_path / "a.yaml").write_text("[1]")
+    with pytest.raises(ValueError, match="not a YAML mapping"):
+        EvaluationConfig.from_file(tmp_path / "a.yaml")
+
+
+def test_the_shipped_configs_are_valid() -> None:
+    folder = Path(__file__).parents[1] / "unidiffuser" / "evaluation" / "configs"
+    configs = {path.name: EvaluationConfig.from_file(path) for path in sorted(folder.glob("*.yaml"))}
+    assert set(configs) == {"coco.yaml", "emoji.yaml"}
+    assert configs["emoji.yaml"].seeds == [0, 1, 2]
+
+
+# Judged captions and baselines
 
 
 @pytest.mark.parametrize(
@@ -192,201 +358,11 @@ def test_psnr_of_a_constant_offset() -> None:
 
 
 def test_memory_shows_the_pair_itself_or_its_concept_in_another_style(folder: Path) -> None:
-    examples = read_examples(folder)
-    training = in_split(examples, "train")
+    pairs = read_source({"format": "folder", "path": str(folder)})
+    training, held = in_split(pairs, "train"), in_split(pairs, "heldout")
     assert nearest_by_caption(training, training) == training
-    held = in_split(examples, "heldout")
     for target, found in zip(held, nearest_by_caption(held, training), strict=True):
         assert (found.label, found.split) == (target.label, "train")
         assert found.style != target.style
     with pytest.raises(ValueError, match="thing, 3"):
-        nearest_by_caption([e for e in held if e.label == "thing, 3"], [e for e in training if e.label != "thing, 3"])
-
-
-# Data
-
-
-def test_missing_and_foreign_data_are_named(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"metadata\.jsonl"):
-        read_examples(tmp_path)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
-    with pytest.raises(ValueError, match="line 1"):
-        read_examples(tmp_path)
-    with pytest.raises(ValueError, match="heldout, train, validation"):
-        in_split(read_examples(folder), "test")
-    with pytest.raises(ValueError, match="no picture"):
-        read_examples(folder, {"1F600"})
-
-
-def test_fixed_order_is_a_fair_and_repeatable_sample(folder: Path) -> None:
-    examples = read_examples(folder)
-    assert fixed_order(examples, None) != examples
-    assert sorted(fixed_order(examples, None), key=str) == sorted(examples, key=str)
-    assert fixed_order(examples, 5) == fixed_order(examples, None)[:5]
-    assert [count for _, count in chunks(10, 4)] == [4, 4, 2]
-
-
-# The run
-
-
-def test_a_model_that_shows_the_real_thing_scores_the_ceiling(folder: Path, tmp_path: Path) -> None:
-    rows = run(Painter(read_examples(folder), "right"), folder, tmp_path)
-    assert len(rows) == (2 + 2 + 2) * 3 + 3
-    for row in rows.values():
-        assert row["rate"] == row.get("ceiling", 1.0) == 1.0
-        assert row["high"] == pytest.approx(1.0)
-    concept = rows["text_to_image", "heldout", "concept"]
-    assert concept["total"] == CONCEPTS
-    assert (concept["nearest"], rows["text_to_image", "heldout", "style"]["nearest"]) == (1.0, 0.0)
-    assert concept["shuffled"] == 0.0  # each held-out concept is asked for once
-    assert rows["joint", "all", "caption is a known label"]["distinct"] == CONCEPTS
-    assert rows["autoencode", "heldout", "concept"]["psnr"] == 100.0
-
-
-def test_a_model_that_answers_at_random_scores_chance(folder: Path, tmp_path: Path) -> None:
-    rows = run(Painter(read_examples(folder), "random"), folder, tmp_path, seeds=range(12))
-    for key, chance in {
-        ("text_to_image", "train", "concept"): 1 / CONCEPTS,
-        ("text_to_image", "train", "style"): 1 / 4,
-        ("image_to_text", "train", "label"): 1 / CONCEPTS,
-        ("image_to_text", "heldout", "style"): 1 / 4,
-        ("joint", "all", "agreed concept"): 1 / CONCEPTS,
-    }.items():
-        deviation = math.sqrt(chance * (1 - chance) / rows[key]["total"])
-        assert rows[key]["rate"] == pytest.approx(chance, abs=4 * deviation), key
-    assert rows["text_to_image", "train", "concept"]["ceiling"] == 1.0
-    assert rows["joint", "all", "caption is a known label"]["rate"] == 1.0
-
-
-def test_captions_that_are_no_label_count_as_wrong(folder: Path, tmp_path: Path) -> None:
-    model = Painter(read_examples(folder), "right")
-    model.joint = lambda *, count, **_: [(draw(0, 0), "nonsense")] * count
-    rows = run(model, folder, tmp_path, tasks=["joint"])
-    assert rows["joint", "all", "caption is a known label"]["rate"] == 0.0
-    assert rows["joint", "all", "agreed concept"]["rate"] == 0.0
-
-
-def test_a_finished_cell_is_kept_and_a_killed_run_ends_with_the_same_numbers(folder: Path, tmp_path: Path) -> None:
-    examples = read_examples(folder)
-    whole = run(Painter(examples, "random"), folder, tmp_path / "whole", seeds=(0, 1))
-
-    class Killed(Painter):
-        def image_to_text(self, image, *, seed, **options):
-            if len(self.calls) == 20:
-                raise KeyboardInterrupt
-            return super().image_to_text(image, seed=seed, **options)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(Killed(examples, "random"), folder, tmp_path / "cut", seeds=(0, 1))
-    done = set(json.loads((tmp_path / "cut" / "cells.json").read_text()))
-    assert "text_to_image/heldout/1" in done
-    assert "joint/all/0" not in done
-    second = Painter(examples, "random")
-    assert run(second, folder, tmp_path / "cut", seeds=(0, 1)) == whole
-    assert {task for task, _, _ in second.calls} == {"image_to_text", "joint"}
-
-    third = Painter(examples, "random")
-    run(third, folder, tmp_path / "cut", seeds=(0, 1))
-    assert third.calls == []
-    run(third, folder, tmp_path / "cut", Settings(model="m", judge="j", pairs=48, batch=7, steps=3), seeds=(0, 1))
-    assert {options["steps"] for _, _, options in third.calls} == {3}
-
-
-def test_every_call_has_a_seed_of_its_own_and_grids_are_drawn(folder: Path, tmp_path: Path) -> None:
-    model = Painter(read_examples(folder), "right")
-    run(model, folder, tmp_path, Settings("m", "j", guidance=2.0, limit=5, pairs=9, batch=4), splits=["train"], seeds=(3, 4))
-    for task in ("text_to_image", "image_to_text", "joint"):
-        seeds = [seed for name, seed, _ in model.calls if name == task]
-        assert len(seeds) == len(set(seeds))
-    assert model.calls[0][2] == {"guidance": 2.0}
-    with Image.open(tmp_path / "text_to_image-train-3.png") as sheet:
-        assert min(sheet.size) >= 2 * SIDE
-    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".json") == ["cells.json", "scores.json"]
-
-
-def test_bad_requests_are_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
-    model = Painter(read_examples(folder), "right")
-    for wrong, options in [
-        (SETTINGS, {"tasks": ["fly"]}),
-        (SETTINGS, {"splits": ["test"]}),
-        (SETTINGS, {"seeds": []}),
-        (Settings("m", "j", pairs=1), {}),
-        (Settings("m", "j", batch=0), {}),
-    ]:
-        with pytest.raises(ValueError, match=r"."):
-            run(model, folder, tmp_path, wrong, **options)
-    (tmp_path / "cells.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
-        run(model, folder, tmp_path)
-    assert model.calls == []
-
-
-def test_the_table_has_a_line_for_each_row(folder: Path, tmp_path: Path) -> None:
-    rows = list(
-        run(Painter(read_examples(folder), "right"), folder, tmp_path, splits=["heldout"], tasks=["text_to_image"]).values()
-    )
-    lines = markdown_table(rows).splitlines()
-    assert len(lines) == 2 + len(rows)
-    assert len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith("| text_to_image | heldout | concept | 100.0 (75.8 to 100.0) | 12 | 100.0 | 100.0 | 0.0 |")
-
-
-# The judge
-
-
-def test_the_judge_learns_real_pictures_and_its_file_judges_alike(folder: Path, tmp_path: Path) -> None:
-    concepts = frozenset(f"A{k}" for k in range(CONCEPTS))
-    judge = train_judge(folder, concepts=concepts, steps=40, concept_batch=24, style_batch=8, progress=False)
-    train = in_split(read_examples(folder), "train")
-    right = [v.concept == e.label for v, e in zip(judge.judge_pictures([e.image() for e in train]), train, strict=True)]
-    assert sum(right) / len(right) > 0.8  # chance is 1 / 12
-
-    judge.save(tmp_path / "judge.safetensors")
-    again = load_judge(tmp_path / "judge.safetensors")
-    images = torch.rand(4, 3, 100, 100, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    for ours, theirs in zip(judge.eval()(images), again(images), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.05)
-    assert [p.name for p in tmp_path.iterdir()] == ["judge.safetensors"]
-
-
-def test_training_the_judge_is_repeatable_and_leaves_the_global_generator_alone(folder: Path) -> None:
-    concepts = frozenset(f"A{k}" for k in range(CONCEPTS))
-    state = torch.get_rng_state()
-    one, two = (
-        train_judge(folder, concepts=concepts, steps=2, concept_batch=4, style_batch=4, seed=5, progress=False)
-        for _ in range(2)
-    )
-    torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=0, atol=0)
-    assert torch.equal(state, torch.get_rng_state())
-
-
-def test_augmented_pictures_stay_pictures_and_no_change_is_no_change() -> None:
-    images = torch.rand(6, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    changed = augment(images, torch.Generator().manual_seed(1))
-    assert changed.shape == images.shape
-    assert changed.abs().max() <= 1
-    assert (changed - images).abs().mean() > 0.05
-    white = torch.ones(4, 3, SIDE, SIDE)
-    assert augment(white, torch.Generator().manual_seed(1), colour=0.0).min() > 0.5  # nothing black comes in from outside
-
-
-def test_files_that_are_no_judge_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="train a judge"):
-        load_judge(tmp_path / "none.safetensors")
-    (tmp_path / "bad.safetensors").write_bytes(b"not a judge at all")
-    with pytest.raises(ValueError, match="damaged"):
-        load_judge(tmp_path / "bad.safetensors")
-
-
-def test_the_bundled_judge_is_small_and_knows_the_bundled_concepts() -> None:
-    from unidiffuser.training.emoji import CONCEPTS_FILE
-
-    judge = load_judge()
-    labels = [line.split(maxsplit=1)[1] for line in CONCEPTS_FILE.read_text("utf-8").splitlines() if line[:1] not in "#"]
-    assert set(judge.concepts) == set(labels)
-    assert set(judge.styles) == set(STYLES)
-    assert BUNDLED.stat().st_size <= 1_500_000
-    assert len(file_digest(BUNDLED)) == 64
-    plain = judge.judge(torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 128, 128))[0]
-    assert plain.concept in labels
-    assert plain.style in STYLES
+        nearest_by_caption([p for p in held if p.label == "thing, 3"], [p for p in training if p.label != "thing, 3"])

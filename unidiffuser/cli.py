@@ -16,6 +16,7 @@ import typer
 from . import __version__
 from .cli_options import Dtype, Settings, app, command, task, torch_dtype
 from .data.commands import app as data_app
+from .evaluation.commands import evaluate
 from .training.commands import COMMANDS
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def info(model: Annotated[str, typer.Argument(help='"emoji", or a checkpoint fil
         console.print(f"[bold]{name}[/bold] {value}", highlight=False, soft_wrap=True)
 
 
-for _name, _function in COMMANDS.items():
+for _name, _function in {**COMMANDS, "evaluate": evaluate}.items():
     command(_name)(_function)
 app.add_typer(data_app, name="data")
 

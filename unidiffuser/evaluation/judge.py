@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unidiffuser.evaluation.data import pixels
+from unidiffuser.evaluation.identity import file_digest
+from unidiffuser.evaluation.sources import read_folder
 from unidiffuser.files import replacing
+from unidiffuser.images import to_tensor
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +116,29 @@ class Judge(nn.Module):
 
     def judge_pictures(self, images: Sequence[Image.Image]) -> list[Verdict]:
         """One verdict for each picture; all must be of one size."""
-        return self.judge(pixels(images)) if images else []
+        return self.judge(to_tensor(images)) if images else []
+
+    def among(self, concepts: Collection[str]) -> Judge:
+        """The same judge for a model that knows fewer concepts: it chooses among these.
+
+        Raises:
+            ValueError: it knows none of them.
+        """
+        wanted = set(concepts)
+        rows = [k for k, label in enumerate(self.concepts) if label in wanted]
+        if not rows:
+            raise ValueError("the judge knows none of these concepts; train one on this data, or evaluate without a judge")
+        narrow = Judge([self.concepts[row] for row in rows], self.styles, self.widths)
+        head = {f"concept_head.{name}": value.detach()[rows] for name, value in self.concept_head.named_parameters()}
+        narrow.load_state_dict(self.state_dict() | head)
+        return narrow.eval()
+
+    def digest(self) -> str:
+        """SHA-256 over labels and weights."""
+        digest = hashlib.sha256(json.dumps([self.concepts, self.styles], ensure_ascii=False).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the weights, labels and sizes as one safetensors file; complete or absent."""
@@ -159,28 +183,24 @@ def load_judge(path: str | Path = BUNDLED) -> Judge:
     return judge.eval()
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, as hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     from unidiffuser.evaluation.judge_training import accuracy_report, train_judge
 
     parser = argparse.ArgumentParser(
         prog="python -m unidiffuser.evaluation.judge", description="Train the judge on real pictures and report its accuracy."
     )
-    parser.add_argument("--data", type=Path, required=True, help="image folder made by unidiffuser.training.emoji")
+    parser.add_argument("--data", type=Path, required=True, help="image folder made by `unidiffuser prepare-emoji`")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     parser.add_argument("--steps", type=int, default=1000, help="training steps of 128 pictures (default 1000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", action="store_true", help="only report the accuracy of the judge in --out")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    pairs = list(read_folder(options.data))
     if not options.report:
-        train_judge(options.data, steps=options.steps, seed=options.seed).save(options.out)
+        train_judge(pairs, steps=options.steps, seed=options.seed).save(options.out)
     judge = load_judge(options.out)
-    for line in accuracy_report(judge, options.data):
+    for line in accuracy_report(judge, pairs):
         log.info("%s", line)
     log.info("%s: %d bytes, SHA-256 %s", options.out, options.out.stat().st_size, file_digest(options.out))
     return 0

@@ -11,17 +11,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from unidiffuser.evaluation.data import Example, in_split, pixels, read_examples
 from unidiffuser.evaluation.judge import SIDE, Judge
 from unidiffuser.evaluation.metrics import share
-from unidiffuser.training.emoji import demo_concepts
+from unidiffuser.evaluation.sources import Pair, in_split
+from unidiffuser.images import to_tensor
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +28,8 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def train_judge(
-    data: str | Path,
+    pairs: Sequence[Pair],
     *,
-    concepts: frozenset[str] | None = None,
     steps: int = 1000,
     concept_batch: int = 88,
     style_batch: int = 40,
@@ -39,19 +37,18 @@ def train_judge(
     seed: int = 0,
     progress: bool = True,
 ) -> Judge:
-    """A judge trained on the ``train`` split of an image folder; AdamW, warm-up and cosine decay, bfloat16 where it helps.
+    """A judge trained on the ``train`` split; AdamW, warm-up and cosine decay, bfloat16 where it helps.
 
     Args:
-        data: the image folder.
-        concepts: base hexcodes that the judge shall tell apart; default those of the bundled model.
+        pairs: with the fields ``label``, ``style``, ``split`` and ``demo``, true for the concepts that it shall tell apart.
         steps: training steps; 1,000 take about 10 minutes of one core with bfloat16 matrix units.
         concept_batch, style_batch: pictures of a step for each of the two heads.
         learning_rate: at the end of the warm-up.
         seed: of the start weights, the order and the changes.
         progress: a bar on stderr.
     """
-    known = in_split(read_examples(data, demo_concepts() if concepts is None else concepts), "train")
-    every = in_split(read_examples(data), "train")
+    every = in_split(pairs, "train")
+    known = [pair for pair in every if pair.fields.get("demo")]
     labels, styles = _in_order(e.label for e in known), _in_order(e.style for e in every)
     known_images, every_images = shrunken(known), shrunken(every)
     known_targets = torch.tensor([labels.index(e.label) for e in known])
@@ -102,10 +99,10 @@ def initialise(judge: Judge, generator: torch.Generator) -> None:
                 torch.nn.init.zeros_(module.bias)
 
 
-def shrunken(examples: Sequence[Example], chunk: int = 256) -> Tensor:
+def shrunken(examples: Sequence[Pair], chunk: int = 256) -> Tensor:
     """The pictures at the judge's size: (B, 3, SIDE, SIDE) in [-1, 1]."""
     parts = [examples[start : start + chunk] for start in range(0, len(examples), chunk)]
-    return torch.cat([F.adaptive_avg_pool2d(pixels(e.image() for e in part), SIDE) for part in parts])
+    return torch.cat([F.adaptive_avg_pool2d(to_tensor([e.image() for e in part]), SIDE) for part in parts])
 
 
 def augment(images: Tensor, generator: torch.Generator, *, colour: float = 1.0, place: float = 0.6) -> Tensor:
@@ -158,12 +155,12 @@ def augment(images: Tensor, generator: torch.Generator, *, colour: float = 1.0, 
     return x.clamp(-1.0, 1.0)
 
 
-def accuracy_report(judge: Judge, data: str | Path) -> list[str]:
+def accuracy_report(judge: Judge, pairs: Sequence[Pair]) -> list[str]:
     """Lines on how often the judge is right about real pictures of its concepts, by split, as they are and as a blur.
 
     The blur keeps 16 x 16 pixels: a judge that still knows a picture by them says little about sharpness.
     """
-    examples = [example for example in read_examples(data) if example.label in judge.concepts]
+    examples = [pair for pair in pairs if pair.label in judge.concepts]
     lines = []
     for split in _in_order(example.split for example in examples):
         part = in_split(examples, split)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unidiffuser.evaluation.data import Example
+from unidiffuser.evaluation.sources import Pair
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def thumbnails(images: Tensor, side: int = 16) -> Tensor:
     return F.adaptive_avg_pool2d(images, side)
 
 
-def nearest_by_caption(targets: Sequence[Example], training: Sequence[Example], seed: int = 0) -> list[Example]:
+def nearest_by_caption(targets: Sequence[Pair], training: Sequence[Pair], seed: int = 0) -> list[Pair]:
     """The picture that a mere memory of the training set would show for each target's caption.
 
     It is the training picture of the same label and style where there is one (a trained pair: then this baseline is the
@@ -123,15 +123,15 @@ def nearest_by_caption(targets: Sequence[Example], training: Sequence[Example], 
         ValueError: if a label has no training picture in any style.
     """
     rng = random.Random(seed)
-    by_label: dict[str, list[Example]] = {}
-    for example in training:
-        by_label.setdefault(example.label, []).append(example)
+    by_label: dict[str, list[Pair]] = {}
+    for pair in training:
+        by_label.setdefault(pair.label, []).append(pair)
     found = []
     for target in targets:
         candidates = by_label.get(target.label)
         if not candidates:
             raise ValueError(f"no training picture shows {target.label!r}")
-        same_style = [example for example in candidates if example.style == target.style]
+        same_style = [pair for pair in candidates if pair.style == target.style]
         found.append(rng.choice(same_style or candidates))
     return found
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unidiffuser.evaluation.data import Example, pixels
 from unidiffuser.evaluation.judge import Judge
 from unidiffuser.evaluation.metrics import nearest, nearest_by_caption, parse_caption, share, shuffled, thumbnails
+from unidiffuser.evaluation.sources import Pair
+from unidiffuser.images import to_tensor
 
 Answer = Mapping[str, Any]
 Row = dict[str, Any]
@@ -25,16 +26,17 @@ Row = dict[str, Any]
 
 def score(
     answers: Mapping[str, Sequence[Answer]],
-    chosen: Mapping[str, Sequence[Example]],
-    examples: Sequence[Example],
+    chosen: Mapping[str, Sequence[Pair]],
+    pairs: Sequence[Pair],
     judge: Judge,
 ) -> list[Row]:
     """One row for each task, split and measure.
 
     Args:
-        answers: ``"task/split/seed"`` -> the answers of that cell; the seeds of a split become the runs of its rows.
-        chosen: split -> the examples that were asked for, in order.
-        examples: all real pictures; those of the ``train`` split are the memory of the baseline "nearest".
+        answers: ``"task/split/seed"`` -> the answers of that cell, dicts of the judge's ``concept``, ``drawn`` style (of
+            pictures) and of the ``caption`` (where one was made); the seeds of a split become the runs of its rows.
+        chosen: split -> the pairs that were asked for, in order.
+        pairs: all real pictures; those of the ``train`` split are the memory of the baseline "nearest".
         judge: for the ceilings.
 
     Returns:
@@ -45,8 +47,11 @@ def score(
     runs: dict[tuple[str, str], list[Sequence[Answer]]] = {}
     for key, cell in answers.items():
         task, split, _ = key.split("/")
+        if task != "joint":
+            asked = [{"label": pair.label, "style": pair.style} for pair in chosen[split]]
+            cell = [question | dict(answer) for question, answer in zip(asked, cell, strict=True)]
         runs.setdefault((task, split), []).append(cell)
-    training = [example for example in examples if example.split == "train"]
+    training = [pair for pair in pairs if pair.split == "train"]
     rows: list[Row] = []
     for (task, split), cells in runs.items():
         if task == "autoencode":
@@ -61,8 +66,22 @@ def score(
     return rows
 
 
+def style_confusion(
+    answers: Mapping[str, Sequence[Answer]], chosen: Mapping[str, Sequence[Pair]], styles: Sequence[str]
+) -> dict[str, dict[str, list[int]]]:
+    """``"task/split"`` -> style asked for -> how many pictures were seen in each of ``styles``, all seeds together."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for key, cell in answers.items():
+        task, split, _ = key.split("/")
+        if task in ("autoencode", "text_to_image"):
+            table = found.setdefault(f"{task}/{split}", {style: [0] * len(styles) for style in styles})
+            for pair, answer in zip(chosen[split], cell, strict=True):
+                table[pair.style][styles.index(answer["drawn"])] += 1
+    return found
+
+
 def score_pictures(
-    runs: Sequence[Sequence[Answer]], asked: Sequence[Example], training: Sequence[Example], judge: Judge
+    runs: Sequence[Sequence[Answer]], asked: Sequence[Pair], training: Sequence[Pair], judge: Judge
 ) -> list[Row]:
     """Does the judge see the concept, and the style, that the caption asked for?"""
     concept, style = score_reconstructions(runs, asked, judge)
@@ -72,7 +91,7 @@ def score_pictures(
     return [concept, style]
 
 
-def score_reconstructions(runs: Sequence[Sequence[Answer]], asked: Sequence[Example], judge: Judge) -> list[Row]:
+def score_reconstructions(runs: Sequence[Sequence[Answer]], asked: Sequence[Pair], judge: Judge) -> list[Row]:
     """The same for pictures that were not imagined but only encoded and decoded; and their mean PSNR where it is there."""
     concept = row("concept", runs, lambda picture, asked_for: picture["concept"] == asked_for["label"])
     style = row("style", runs, lambda picture, asked_for: picture["drawn"] == asked_for["style"])
@@ -83,20 +102,20 @@ def score_reconstructions(runs: Sequence[Sequence[Answer]], asked: Sequence[Exam
     return [concept, style]
 
 
-def judged(judge: Judge, shown: Sequence[Example], asked: Sequence[Example]) -> tuple[float, float]:
+def judged(judge: Judge, shown: Sequence[Pair], asked: Sequence[Pair]) -> tuple[float, float]:
     """How often the judge sees in real pictures the concepts, and the styles, of ``asked``."""
-    verdicts = judge.judge_pictures([example.image() for example in shown])
+    verdicts = judge.judge_pictures([pair.image() for pair in shown])
     pairs = list(zip(verdicts, asked, strict=True))
     return mean([v.concept == e.label for v, e in pairs]), mean([v.style == e.style for v, e in pairs])
 
 
 def score_captions(
-    runs: Sequence[Sequence[Answer]], asked: Sequence[Example], training: Sequence[Example], styles: Sequence[str]
+    runs: Sequence[Sequence[Answer]], asked: Sequence[Pair], training: Sequence[Pair], styles: Sequence[str]
 ) -> list[Row]:
     """Is the caption's label, and its style word, letter by letter the picture's?"""
-    memory: list[Example] = []
+    memory: list[Pair] = []
     if training:
-        queries, references = (thumbnails(pixels(e.image() for e in part)) for part in (asked, training))
+        queries, references = (thumbnails(to_tensor([e.image() for e in part])) for part in (asked, training))
         memory = [training[index] for index in nearest(queries, references).tolist()]
     label = row("label", runs, lambda answer, question: parse_caption(answer["caption"], styles)[0] == question["label"])
     style = row("style", runs, lambda answer, question: parse_caption(answer["caption"], styles)[1] == question["style"])

@@ -1,0 +1,172 @@
+"""One YAML file says all of an evaluation: model, pictures, extractor, tasks, sweeps. See unidiffuser/evaluation/configs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+TASKS = ("autoencode", "text_to_image", "image_to_text", "joint", "image")
+
+
+@dataclass
+class Sweep:
+    """One option tried at several values, text to image.
+
+    Attributes:
+        values: of the option; others stay at the config's.
+        split: whose captions are asked; choose options on a split that you do not report.
+        limit: captions of it, the first of the fixed order.
+    """
+
+    values: list[float]
+    split: str
+    limit: int | None = None
+
+
+@dataclass
+class Retrieval:
+    """Real pictures and captions of a split, matched by the network itself: ``count`` of them at ``levels`` noise levels."""
+
+    split: str
+    count: int = 64
+    levels: int = 4
+
+
+@dataclass
+class Diversity:
+    """``count`` pictures for each of ``captions`` captions of a split."""
+
+    split: str
+    captions: int = 32
+    count: int = 4
+
+
+@dataclass
+class EvaluationConfig:
+    """Settings of one evaluation.
+
+    Attributes:
+        model: name, file or folder, as for :func:`unidiffuser.load`.
+        out: folder of the run: ``cells/``, ``scores.json``, ``scores.md``, ``report.html``.
+        data: pictures and captions, see :mod:`unidiffuser.evaluation.sources`.
+        splits: whose captions and pictures are asked; "all" for data without splits.
+        training: the training pictures, for memorisation, or None; same form as ``data``.
+        features: "clip" (the checkpoint's own image encoder) or the file of Inception's weights.
+        clip: folder of a CLIP model for CLIP scores, or None.
+        judge: "bundled", a file, or None; needs data with ``label`` and ``style``.
+        tasks: of :data:`TASKS`.
+        seeds: each task is run with each.
+        steps, guidance, method: None is the checkpoint's default; guidance is one number or two (image, text).
+        limit: most pictures or captions of a split, the first of a fixed shuffle.
+        pairs: items of joint and image for each seed.
+        batch: items in the network at once, and in a part that is kept.
+        image_size: side at which pictures are looked at; None is the model's own.
+        guidance_sweep, steps_sweep, retrieval, diversity: None leaves them out.
+        device, dtype: None is the best device and its usual format.
+    """
+
+    data: dict[str, Any]
+    model: str = "emoji"
+    out: str = "out/evaluation"
+    splits: list[str] = field(default_factory=lambda: ["all"])
+    training: dict[str, Any] | None = None
+    features: str = "clip"
+    clip: str | None = None
+    judge: str | None = None
+    tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    seeds: list[int] = field(default_factory=lambda: [0])
+    steps: int | None = None
+    guidance: float | list[float] | None = None
+    method: str | None = None
+    limit: int | None = None
+    pairs: int = 256
+    batch: int = 16
+    image_size: int | None = None
+    guidance_sweep: Sweep | None = None
+    steps_sweep: Sweep | None = None
+    retrieval: Retrieval | None = None
+    diversity: Diversity | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    @classmethod
+    def from_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> EvaluationConfig:
+        """Read YAML.
+
+        Args:
+            path: the file.
+            overrides: ``"name=value"`` with the value in YAML, such as ``"tasks=[joint]"``; they win over the file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: unknown, missing or impossible settings.
+        """
+        import yaml
+
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no evaluation config at {path}")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            given = {name: yaml.safe_load(text) for name, _, text in (entry.partition("=") for entry in overrides)}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} or an override is not YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} is not a YAML mapping of evaluation settings")
+        return cls.of(values | given, str(path))
+
+    @classmethod
+    def of(cls, values: dict[str, Any], name: str = "the config") -> EvaluationConfig:
+        """From plain values, checked; ValueError that begins with ``name``."""
+        values = dict(values)
+        _known(cls, values, name)
+        for key, kind in (
+            ("guidance_sweep", Sweep),
+            ("steps_sweep", Sweep),
+            ("retrieval", Retrieval),
+            ("diversity", Diversity),
+        ):
+            if values.get(key) is not None:
+                _known(kind, values[key], f"{name}, {key}")
+                values[key] = kind(**values[key])
+        config = cls(**values)
+        config._check(name)
+        return config
+
+    def _check(self, name: str) -> None:
+        if unknown := sorted(set(self.tasks) - set(TASKS)):
+            raise ValueError(f"{name}: unknown tasks {', '.join(unknown)}; known are {', '.join(TASKS)}")
+        if not self.seeds or not self.splits:
+            raise ValueError(f"{name}: give at least one seed and one split")
+        least = {"batch": 1, "pairs": 2, "limit": 2, "image_size": 16, "steps": 1}
+        for key, low in least.items():
+            value = getattr(self, key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+                raise ValueError(f"{name}: {key} must be a whole number of at least {low}, got {value!r}")
+        for key in ("guidance_sweep", "steps_sweep"):
+            sweep = getattr(self, key)
+            if sweep is not None and not sweep.values:
+                raise ValueError(f"{name}: {key} has no values")
+        if self.diversity is not None and (self.diversity.captions < 1 or self.diversity.count < 2):
+            raise ValueError(f"{name}: diversity needs at least 1 caption and a count of 2")
+        if self.retrieval is not None and (self.retrieval.count < 2 or self.retrieval.levels < 1):
+            raise ValueError(f"{name}: retrieval needs a count of at least 2 and at least 1 level")
+
+    def options(self, **changed: Any) -> dict[str, Any]:
+        """Sampling options for :class:`unidiffuser.evaluation.sampling.ModelSampler`; those left open are absent."""
+        guidance = tuple(self.guidance) if isinstance(self.guidance, list) else self.guidance
+        given = {"steps": self.steps, "guidance": guidance, "method": self.method} | changed
+        return {key: value for key, value in given.items() if value is not None}
+
+
+def _known(kind: type, values: Any, name: str) -> None:
+    known = {f.name for f in fields(kind)}
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is not a mapping of {', '.join(sorted(known))}")
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{name}: unknown settings {', '.join(map(str, unknown))}; known are {', '.join(sorted(known))}")
+    required = [key for key in ("data", "values", "split") if key in known and key not in values]
+    if required:
+        raise ValueError(f"{name}: missing {' and '.join(required)}")

@@ -1,0 +1,71 @@
+"""What a model is asked: every item with a seed of its own, so that an answer depends neither on its batch nor on a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from PIL import Image
+
+from unidiffuser.engine import Engine, Generators
+from unidiffuser.images import fit, to_tensor
+from unidiffuser.options import Plan
+from unidiffuser.path import NoisePath
+from unidiffuser.streams import Streams, item_generators
+
+
+class Sampler(Protocol):
+    """A model with its sampling options; one result for each seed. :class:`ModelSampler` is one."""
+
+    def autoencode(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[Image.Image]: ...
+
+    def text_to_image(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]: ...
+
+    def image_to_text(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[str]: ...
+
+    def joint(self, seeds: Sequence[int]) -> list[tuple[Image.Image, str]]: ...
+
+    def image(self, seeds: Sequence[int]) -> list[Image.Image]: ...
+
+
+class ModelSampler:
+    """A loaded model asked with fixed options.
+
+    Args:
+        model: of :func:`unidiffuser.load`.
+        options: steps, guidance, method; what is absent or None is the checkpoint's default.
+    """
+
+    def __init__(self, model: Engine, **options: Any):
+        self.model = model
+        self.plan = Plan.of(options, model.config)  # type: ignore[arg-type]  # checked there
+
+    def autoencode(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[Image.Image]:
+        """Through the autoencoder and back, at the model's size."""
+        pixels = to_tensor([fit(image, self.plan.width, self.plan.height) for image in images])
+        latents = self.model.autoencoder.encode(pixels, _generators(seeds))
+        return self.model.decode_images(Streams(img=latents.float()), self.plan)
+
+    def text_to_image(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        given = Streams(text=self.model.encode_texts(captions))
+        return self.model.decode_images(self._run(NoisePath.text_to_image(self.plan.steps), given, seeds), self.plan)
+
+    def image_to_text(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[str]:
+        generators = _generators(seeds)
+        given = self.model.encode_images(images, 1, self.plan, generators)
+        out = self.model.run(NoisePath.image_to_text(self.plan.steps), given, self.plan, generators)
+        return self.model.decode_texts(out, self.plan)
+
+    def joint(self, seeds: Sequence[int]) -> list[tuple[Image.Image, str]]:
+        out = self._run(NoisePath.joint(self.plan.steps), Streams(), seeds)
+        return list(zip(self.model.decode_images(out, self.plan), self.model.decode_texts(out, self.plan), strict=True))
+
+    def image(self, seeds: Sequence[int]) -> list[Image.Image]:
+        return self.model.decode_images(self._run(NoisePath.image(self.plan.steps), Streams(), seeds), self.plan)
+
+    def _run(self, path: NoisePath, given: Streams, seeds: Sequence[int]) -> Streams:
+        return self.model.run(path, given, self.plan, _generators(seeds))
+
+
+def _generators(seeds: Sequence[int]) -> Generators:
+    return [generator for seed in seeds for generator in item_generators(seed, 1)]

@@ -152,7 +152,7 @@ class LoraStage(Stage):
         lessons: Lessons,
         out: Path,
         *,
-        keep: float = 10.0,
+        keep: float = 5.0,
         kept_each: int = 2,
         mix: Mapping[str, float] = MIX,
         decode: Callable[[Tensor], Tensor] | None = None,

@@ -45,7 +45,7 @@ class Teaching:
     strength: float = 0.3
     kept: int = 320
     kept_each: int = 2
-    keep: float = 10.0
+    keep: float = 5.0
     kept_steps: int = 8
     guidance: float = 4.0
     seed: int = 0

@@ -12,7 +12,6 @@ import asyncio
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/host"))
 from inside import load_pack, start_host
 
 BATCH, STEPS = 8, 20
+Times = tuple[float, ...]
 
 
-def seconds(function: Callable[[], Any]) -> tuple[float, float, Any]:
-    """(by the clock, of the processor, result) of one call."""
-    clock, processor = time.perf_counter(), time.process_time()
-    result = function()
-    return time.perf_counter() - clock, time.process_time() - processor, result
+def now() -> Times:
+    return time.perf_counter(), time.process_time()
+
+
+def since(start: Times) -> Times:
+    """Seconds (by the clock, of the processor)."""
+    return tuple(b - a for a, b in zip(start, now(), strict=True))
 
 
 def import_pack() -> list[Any]:
@@ -36,8 +38,11 @@ def import_pack() -> list[Any]:
     return asyncio.run(extension.get_node_list())
 
 
-def ksampler(loader: Any) -> tuple[Callable[[], None], Callable[[], None], int]:
-    """One run of KSampler on the bundled model, the network evaluations that it made, and their number."""
+def ksampler(loader: Any, runs: int) -> tuple[list[Times], list[Times], int]:
+    """Seconds of some runs of KSampler on the bundled model, those inside of the network, and how often a run called it.
+
+    Both are of the same runs, so that a slow moment hits both.
+    """
     import torch
 
     import nodes
@@ -45,23 +50,22 @@ def ksampler(loader: Any) -> tuple[Callable[[], None], Callable[[], None], int]:
     model, clip = loader.execute("emoji").args[:2]
     positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in ("red apple", ""))
     latent = {"samples": torch.zeros(BATCH, 4, 16, 16)}
+    inside: list[Times] = []
+    started: list[Times] = []
+    net = model.model.diffusion_model
+    net.register_forward_pre_hook(lambda *_: started.append(now()))
+    net.register_forward_hook(lambda *_: inside.append(since(started.pop())))
 
-    @torch.inference_mode()  # as the server does
-    def run() -> None:
-        nodes.common_ksampler(model, 0, STEPS, 4.0, "dpmpp_2m", "normal", positive, negative, latent)
-
-    net, calls = model.model.diffusion_model, []
-    hook = net.register_forward_pre_hook(lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
-    run()
-    hook.remove()
-
-    @torch.inference_mode()
-    def bare() -> None:
-        for args, kwargs in calls:
-            net(*args, **kwargs)
-
-    bare()
-    return run, bare, len(calls)
+    wholes, nets = [], []
+    with torch.inference_mode():  # as in the server
+        for number in range(runs + 1):
+            inside.clear()
+            start = now()
+            nodes.common_ksampler(model, 0, STEPS, 4.0, "dpmpp_2m", "normal", positive, negative, latent)
+            if number > 0:  # the first loads the model
+                wholes.append(since(start))
+                nets.append(tuple(map(sum, zip(*inside, strict=True))))
+    return wholes, nets, len(inside)
 
 
 def main() -> None:
@@ -69,18 +73,17 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     start_host()
-    clock, processor, found = seconds(import_pack)
+    start = now()
+    found = import_pack()
+    clock, processor = since(start)
     print(f"import beyond the host: {clock:.3f} s by the clock, {processor:.3f} s of the processor")
 
-    run, bare, count = ksampler(next(node for node in found if node.__name__ == "LoadUniDiffuser"))
-    times: dict[Any, list[tuple[float, ...]]] = {run: [], bare: []}
-    for _ in range(runs):  # in turn, so that a slow moment hits both
-        for function, found_times in times.items():
-            found_times.append(seconds(function)[:2])
-    print(f"KSampler, batch {BATCH}, {STEPS} steps, {count} evaluations; median of {runs} runs:")
+    wholes, nets, count = ksampler(next(node for node in found if node.__name__ == "LoadUniDiffuser"), runs)
+    print(f"KSampler, batch {BATCH}, {STEPS} steps, {count} evaluations; medians of {runs} runs:")
     for column, what in enumerate(("by the clock", "of the processor")):
-        whole, net = (statistics.median(t[column] for t in times[function]) for function in (run, bare))
-        print(f"{what}: {whole:.3f} s, bare evaluations {net:.3f} s: {100 * (whole / net - 1):+.1f} %")
+        whole, net = (statistics.median(t[column] for t in times) for times in (wholes, nets))
+        more = statistics.median(100 * (w[column] / n[column] - 1) for w, n in zip(wholes, nets, strict=True))
+        print(f"{what}: {whole:.3f} s, of which {net:.3f} s in the network: {more:+.1f} % beyond it")
 
 
 if __name__ == "__main__":

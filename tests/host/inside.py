@@ -5,6 +5,7 @@ For scripts that are started with the host's folder as the working directory.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -25,9 +26,8 @@ def start_host() -> None:
     import comfy.cli_args
 
     sys.argv = arguments
-    import server  # noqa: F401
-
-    import nodes  # noqa: F401
+    for name in ("utils.extra_config", "nodes", "server"):  # in main.py's order: nodes brings another "utils" into the path
+        importlib.import_module(name)
 
 
 def load_pack() -> ModuleType:

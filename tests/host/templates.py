@@ -46,9 +46,12 @@ class Parts:
         return example[0]
 
     def encoded(self, picture: Out) -> tuple[Out, Out]:
+        """Image latent and CLIP token of a picture, first brought to the model's size: a photograph is far larger."""
+        size = {"upscale_method": "lanczos", "width": 128, "height": 128, "crop": "center"}
+        square = self.add("ImageScale", 1, image=picture, **size)[0]
         return (
-            self.add("VAEEncode", 1, pixels=picture, vae=self.vae)[0],
-            self.add("CLIPVisionEncode", 1, clip_vision=self.vision, image=picture, crop="center")[0],
+            self.add("VAEEncode", 1, pixels=square, vae=self.vae)[0],
+            self.add("CLIPVisionEncode", 1, clip_vision=self.vision, image=square, crop="center")[0],
         )
 
     def path(self, task: str, column: int = 1, steps: int = 20, title: str = "", **levels: float) -> Out:

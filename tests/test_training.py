@@ -373,7 +373,7 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
 
     decoder = config(
         "autoencoder", runs / "decoder", precision=precision, steps=10,
-        options=autoencoder.options | {"decoder_of": str(runs / "autoencoder")},
+        options=autoencoder.options | {"decoder_of": str(runs / "autoencoder"), "latent_noise": 0.2},
     )  # fmt: skip
     train(make_stage(decoder), decoder, progress=False)
     before, after = (torch.load(runs / name / "autoencoder.pt", weights_only=True) for name in ("autoencoder", "decoder"))

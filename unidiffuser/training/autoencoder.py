@@ -17,6 +17,8 @@ from ..images import to_images
 from .data import ImageFolder, training_set
 from .loop import Stage, TrainConfig, seeded_init
 
+SCALE = 0.18215  # latents times this have unit variance (Stable Diffusion's convention)
+
 
 class PatchedAutoencoder(nn.Module):
     """diffusers' AutoencoderKL between pixel_unshuffle(p) and pixel_shuffle(p).
@@ -97,6 +99,9 @@ class AutoencoderStage(Stage):
         self.size = len(self.train_set)
         self.kl_weight = options.get("kl_weight", 1e-6)
         self.edge_weight = options.get("edge_weight", 0.5)
+        self.latent_noise = options.get("latent_noise", 0.0)
+        if self.latent_noise and not self.keeps_latents:
+            raise ValueError("latent_noise needs decoder_of: before the latents are settled, noise has no unit")
         self.out = Path(config.out)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
@@ -107,7 +112,11 @@ class AutoencoderStage(Stage):
         pixels = batch["pixels"]
         mean, logvar = model.moments(pixels)
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        decoded = model.decode(mean + noise * (0.5 * logvar).exp()).float()
+        latents = mean + noise * (0.5 * logvar).exp()
+        if self.latent_noise:
+            level = torch.rand(len(mean), 1, 1, 1, generator=generator) * self.latent_noise / SCALE
+            latents = latents + (level * torch.randn(mean.shape, generator=generator)).to(mean)
+        decoded = model.decode(latents).float()
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).sum((1, 2, 3)).mean()
         pixel = F.l1_loss(decoded, pixels)
         edges = sum(F.l1_loss(decoded.diff(dim=d), pixels.diff(dim=d)) for d in (2, 3))
@@ -146,5 +155,5 @@ class AutoencoderStage(Stage):
         stacked = torch.cat(means, dim=2)
         shift = stacked[0].mean(1)
         std = (stacked[0].var(1) + stacked[1].square().mean(1)).sqrt()
-        model.rescale(1 / (std * 0.18215), shift)
+        model.rescale(1 / (std * SCALE), shift)
         torch.save(model.state_dict(), self.out / "autoencoder.pt")

@@ -24,11 +24,13 @@ SIZES = {"embed_dim": 128, "depth": 4, "num_heads": 2, "patch_size": 2, "text_di
          "clip_img_dim": 128}  # fmt: skip
 
 
-def run(latents: Path, out: Path, processes: int, steps: int, strategy: str = "ddp") -> tuple[list[float], dict[str, float]]:
+def run(
+    latents: Path, out: Path, processes: int, steps: int, batch_size: int, strategy: str = "ddp"
+) -> tuple[list[float], dict[str, float]]:
     """Losses and rates of a fresh run."""
     shutil.rmtree(out, ignore_errors=True)
     values = {
-        "stage": "latents", "out": str(out), "steps": steps, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 5,
+        "stage": "latents", "out": str(out), "steps": steps, "batch_size": batch_size, "learning_rate": 1e-3, "warmup_steps": 5,
         "precision": "no", "save_every": steps, "sample_every": steps, "strategy": strategy,
         "options": {"latents": str(latents), "checkpoint": "emoji", "uvit": SIZES},
     }  # fmt: skip
@@ -49,18 +51,20 @@ def main() -> None:
     parser.add_argument("latents", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=128, help="for the speed")
     parser.add_argument("--speed-only", action="store_true")
     arguments = parser.parse_args()
     if not arguments.speed_only:
-        one, _ = run(arguments.latents, arguments.out / "one", 1, 50)
+        one, _ = run(arguments.latents, arguments.out / "one", 1, 50, 32)
         for strategy in ("ddp", "fsdp"):
-            two, _ = run(arguments.latents, arguments.out / strategy, 2, 50, strategy)
+            two, _ = run(arguments.latents, arguments.out / strategy, 2, 50, 32, strategy)
             difference = max(abs(a - b) for a, b in zip(one, two, strict=True))
             print(json.dumps({"strategy": strategy, "steps": len(two), "largest difference": difference}), flush=True)
     rates: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(arguments.rounds):
-        for processes, seen in rates.items():
-            seen.append(run(arguments.latents, arguments.out / f"speed{processes}", processes, 25)[1]["samples_per_s"])
+    for number in range(2 * arguments.rounds):
+        processes = 1 + number % 2
+        _, speed = run(arguments.latents, arguments.out / f"speed{processes}", processes, 14, arguments.batch_size)
+        rates[processes].append(speed["samples_per_s"])
         print(json.dumps(rates), flush=True)
     ratio = statistics.median(rates[2]) / statistics.median(rates[1])
     print(json.dumps({"samples a second": rates, "ratio of medians": ratio}, indent=1))

@@ -24,7 +24,7 @@ from benchmarks import captions, costs, full, profiles, tasks
 from benchmarks.clock import in_turns, network_flops, peak_flops
 from benchmarks.report import markdown, plot_scaling, write_into
 from unidiffuser.files import write_text
-from unidiffuser.precision import FixedBatches, automatic_dtype, depends_on_batch
+from unidiffuser.precision import automatic_dtype
 
 PARTS = ("tasks", "captions", "full", "costs", "profile", "scaling")
 
@@ -46,14 +46,11 @@ def profile(name: str, device: torch.device, peaks: dict[str, float], clock: str
     """Shares of the time of one evaluation of 32 items (16 guided pictures), and of decoding 16 pictures."""
     model = unidiffuser.load(name, device=device)
     config, batch = model.config.uvit, 32
-    net = model.net
-    if depends_on_batch(device, model.dtype):
-        net = FixedBatches(net, tokens=net.position_embedding(config.grid).shape[1])
     given = [torch.randn(batch, *shape, device=device).to(model.dtype) for shape in config.item_shapes.values()]
     told = [torch.full((batch,), v, device=device) for v in (500.0, 0.0)] + [torch.ones(batch, dtype=torch.long, device=device)]
     latents = torch.randn(16, *config.item_shapes["img"])
     runs: dict[str, Callable[[], object]] = {
-        f"evaluation, {batch} items": lambda: net(*given, *told, heads=("img", "clip_img")),
+        f"evaluation, {batch} items": lambda: model.net(*given, *told, heads=("img", "clip_img")),
         "decoding 16 pictures": lambda: model.autoencoder.decode(latents),
     }
     rows = {label: {"s": in_turns({"": run}, 5)[""][clock], "shares": profiles.shares(run)} for label, run in runs.items()}

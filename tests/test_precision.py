@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import unidiffuser
 from unidiffuser import precision
-from unidiffuser.precision import FixedBatches, automatic_dtype, in_fixed_batches, multiplies_bf16
+from unidiffuser.precision import automatic_dtype, in_fixed_batches, multiplies_bf16
 from unidiffuser.uvit import UViT, UViTConfig
 
 SIZES = UViTConfig(
@@ -72,18 +72,24 @@ def test_fixed_batches_are_of_one_size_and_change_nothing(size: int, batch: int)
     assert len(sizes) == -(-batch // size)
 
 
-def test_a_network_in_fixed_batches() -> None:
+@pytest.mark.parametrize("batch", [1, 4, 11, 13])
+def test_a_network_in_fixed_batches(batch: int) -> None:
+    """25 tokens an item and 256 rows: every layer sees 11 items at a time, and the results are those of the whole batch."""
     torch.manual_seed(0)
     net = UViT(SIZES).eval()
-    fixed = FixedBatches(net, tokens=25)
-    assert fixed.size == 11
-    given = [torch.randn(4, *shape) for shape in SIZES.item_shapes.values()]
-    given += [torch.full((4,), 500.0), torch.zeros(4), torch.ones(4, dtype=torch.long)]
-    img, clip_img, text = fixed(*given, heads=("img", "clip_img"))
+    given = [torch.randn(batch, *shape) for shape in SIZES.item_shapes.values()]
+    given += [torch.linspace(1, 999, batch), torch.zeros(batch), torch.arange(batch) % 2]
     expected = net(*given)
-    assert text is None
-    torch.testing.assert_close(img, expected[0])
-    torch.testing.assert_close(clip_img, expected[1])
+    net.rows = 256
+    seen: set[int] = set()
+    for layer in (net.patch_embed, net.text_embed, *net.in_blocks, net.mid_block, *net.out_blocks, net.text_out):
+        layer.register_forward_hook(lambda _, x, out: seen.add(len(out)))
+    for found, wanted in zip(net(*given), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert seen == {11}
+    assert all(
+        torch.allclose(a, b) for a, b in zip(net(*given[:3], 5.0, 0.0), net(*given[:3], 5.0, torch.zeros(batch)), strict=True)
+    )
 
 
 def test_in_bf16_an_item_is_bit_for_bit_the_item_alone(tiny_checkpoint: Path) -> None:

@@ -84,12 +84,12 @@ class DeepCache(nn.Module):
         fresh = self.calls % self.interval == 0 or not self._covers(kinds)
         self.calls += 1
 
-        def inner(level: int, compute: Callable[[], Tensor]) -> Tensor:
+        def inner(level: int, items: int, compute: Callable[[], Tensor]) -> Tensor:
             if level != self.branch - 1:
                 return compute()
             if fresh or self.kept is None:
                 self.kept, self.kinds = compute(), kinds
-            return self.kept[: len(kinds)]
+            return self.kept[:items]
 
         out: Predictions = self.net(img, clip_img, text, t_img, t_text, *args, inner=inner, **kwargs)
         return out

@@ -25,7 +25,7 @@ from .lora import LoRA, layers_of, put_on, read_lora
 from .modules import skeleton
 from .options import Plan, Progress
 from .path import NoisePath
-from .precision import FixedBatches, automatic_dtype, automatic_side_dtype, depends_on_batch
+from .precision import ROWS, automatic_dtype, automatic_side_dtype, depends_on_batch
 from .samplers import sample
 from .streams import Streams, draw_noise
 from .uvit import UViT
@@ -83,6 +83,7 @@ class Engine:
         with skeleton():
             net = UViT(self.config.uvit)
         self.checkpoint.load_into(net, "uvit", device=self._resting, dtype=self.dtype)
+        net.rows = ROWS if depends_on_batch(self.device, self.dtype) else None
         return self._with_loras(net, "uvit", self._loras.values())
 
     @cached_property
@@ -216,12 +217,7 @@ class Engine:
         """The network as one run evaluates it."""
         if plan.cache_interval > 1:
             return DeepCache(net, plan.cache_interval, plan.cache_branch)
-        once = net if self.compile is None else self._compiled
-        if not depends_on_batch(self.device, self.dtype):
-            return once
-        config, downscale = net.config, self.config.vae.downscale
-        patches = plan.height * plan.width // (downscale * config.patch_size) ** 2
-        return FixedBatches(once, tokens=patches + config.num_text_tokens + 3 + bool(config.data_types))
+        return net if self.compile is None else self._compiled
 
     @torch.inference_mode()
     def encode_texts(self, prompts: Sequence[str]) -> Tensor:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
-
-from .guidance import Predictions
+from torch import Tensor
 
 
 def multiplies_bf16() -> bool:
@@ -51,7 +47,7 @@ def depends_on_batch(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 Result = TypeVar("Result", Tensor, Tensor | None)
-ROWS = 256  # of a matrix product, enough to keep the matrix units of a CPU busy
+ROWS = 256  # of a matrix product, enough to keep the matrix units of a CPU busy (`UViT.rows`)
 
 
 def in_fixed_batches(function: Callable[..., Sequence[Result]], size: int, *given: Tensor) -> list[Result]:
@@ -61,22 +57,3 @@ def in_fixed_batches(function: Callable[..., Sequence[Result]], size: int, *give
     parts = [function(*cut) for cut in zip(*(x.split(size) for x in filled), strict=True)]
     # A result that is None in one part is None in all.
     return [outs[0] if outs[0] is None else torch.cat(outs)[:batch] for outs in zip(*parts, strict=True)]  # type: ignore[misc]
-
-
-class FixedBatches(nn.Module):
-    """A network that is only ever asked in batches of one size, so that no item depends on how many others there are.
-
-    Args:
-        net: the network.
-        tokens: of one item; decides how many items make a batch.
-    """
-
-    def __init__(self, net: nn.Module, tokens: int):
-        super().__init__()
-        self.net, self.config = net, net.config
-        self.size = math.ceil(ROWS / tokens)
-
-    def forward(self, *given: Tensor, heads: Sequence[str]) -> Predictions:
-        """As `UViT.forward`, every argument with the batch in front."""
-        img, clip_img, text = in_fixed_batches(functools.partial(self.net, heads=heads), self.size, *given)
-        return img, clip_img, text

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-Inner = Callable[[int, Callable[[], Tensor]], Tensor]
+Inner = Callable[[int, int, Callable[[], Tensor]], Tensor]
 HEADS = ("img", "clip_img", "text")
 CURATED = 1  # data type of the cleaner captions that v1 was continued on; 0 is web data
 
@@ -148,6 +148,20 @@ class PatchEmbed(nn.Module):
         return x.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, H/p * W/p, D)
 
 
+def _in_batches(size: int, layer: nn.Module, *given: Tensor) -> Tensor:
+    """A layer of tensors with the batch in front, `size` items at a time."""
+    if size >= len(given[0]):
+        out: Tensor = layer(*given)
+        return out
+    return torch.cat([layer(*part) for part in zip(*(x.split(size) for x in given), strict=True)])
+
+
+def _filled(x: Any, size: int) -> Any:
+    """A batch filled up with copies of its last item to a multiple of `size`; what is one for all stays as it is."""
+    missing = -len(x) % size if isinstance(x, Tensor) and x.ndim else 0
+    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
+
+
 class UViT(nn.Module):
     """Joint noise prediction, eps(x_tx, y_ty, tx, ty) -> (eps_x, eps_y) of arXiv 2303.06555.
 
@@ -157,7 +171,14 @@ class UViT(nn.Module):
             same names. Weights are initialised for training only with `torch.nn`; a host loads them.
         attention: function of q, k, v (B, heads, L, d) that returns (B, L, heads * d).
         device, dtype: where the parameters are made; "meta" makes none, for load_state_dict(assign=True).
+
+    Attributes:
+        rows: None, or at how many tokens at least every layer works at a time: then always as many items as that takes, the
+            last ones filled up with copies, so that no item depends on the batch it is in (see `precision`). Each block
+            goes through all of a batch before the next, which keeps its weights in the cache.
     """
+
+    rows: int | None = None
 
     def __init__(
         self,
@@ -243,8 +264,8 @@ class UViT(nn.Module):
             t_img, t_text: (B,) or one number for all: labels 0 (clean) .. 1000 (pure noise), fractions allowed.
             data_type: (B,) or one number, below `data_types`; None means curated data. Ignored by v0.
             heads: which of "img", "clip_img", "text" to compute.
-            inner: called at each level of the U, from 0 outside, with the level and a function that computes what lies
-                inside it; returns that, (B, tokens, D), or a stand-in. None computes all.
+            inner: called at each level of the U, from 0 outside, with the level, the number of items and a function that
+                computes what lies inside it; returns that, (items, tokens, D), or a stand-in. None computes all.
 
         Raises:
             ValueError: a shape, data type or head that this network cannot take.
@@ -252,37 +273,44 @@ class UViT(nn.Module):
         self._check(img, clip_img, text, heads)
         grid = img.shape[2] // self.config.patch_size, img.shape[3] // self.config.patch_size
 
+        batch, position = img.shape[0], self.position_embedding(grid)
+        size = batch if self.rows is None else math.ceil(self.rows / position.shape[1])
+        img, clip_img, text = (_filled(x, size) for x in (img, clip_img, text))
+        t_img, t_text, data_type = (_filled(x, size) for x in (t_img, t_text, data_type))
+
         tokens = [self._time_token(t_img, img), self._time_token(t_text, img)]
         if self.config.data_types:
             tokens.append(self._data_token(data_type, img))
-        tokens += [self.text_embed(text), self.clip_img_embed(clip_img), self.patch_embed(img)]
+        given = (self.text_embed, text), (self.clip_img_embed, clip_img), (self.patch_embed, img)
+        tokens += [_in_batches(size, embed, x) for embed, x in given]
         x = torch.cat(tokens, dim=1)  # (B, tokens, D)
-        x = x + self.position_embedding(grid).to(x.dtype)
+        x = x + position.to(x.dtype)
 
-        x = self._through_the_u(x, 0, inner)
+        x = self._through_the_u(x, 0, size, inner)
 
         sizes = [self.config.num_text_tokens, 1, math.prod(grid)]
         _, text_x, clip_x, img_x = torch.split(x, [x.shape[1] - sum(sizes), *sizes], dim=1)
+
+        def head(layer: nn.Module, x: Tensor) -> Tensor:
+            return _in_batches(size, layer, self.norm(x))[:batch]
+
         return (
-            self._unpatchify(self.decoder_pred(self.norm(img_x)), grid) if "img" in heads else None,
-            self.clip_img_out(self.norm(clip_x)) if "clip_img" in heads else None,
-            self.text_out(self.norm(text_x)) if "text" in heads else None,
+            self._unpatchify(head(self.decoder_pred, img_x), grid) if "img" in heads else None,
+            head(self.clip_img_out, clip_x) if "clip_img" in heads else None,
+            head(self.text_out, text_x) if "text" in heads else None,
         )
 
-    def _through_the_u(self, x: Tensor, level: int, inner: Inner | None) -> Tensor:
+    def _through_the_u(self, x: Tensor, level: int, size: int, inner: Inner | None) -> Tensor:
         """One level of the U: its first block, all levels inside, and its last block with the long skip from the first."""
-        out: Tensor
         if level == len(self.in_blocks):
-            out = self.mid_block(x)
-            return out
-        skip = self.in_blocks[level](x)
+            return _in_batches(size, self.mid_block, x)
+        skip = _in_batches(size, self.in_blocks[level], x)
 
         def inside() -> Tensor:
-            return self._through_the_u(skip, level + 1, inner)
+            return self._through_the_u(skip, level + 1, size, inner)
 
-        x = inside() if inner is None else inner(level, inside)
-        out = self.out_blocks[-1 - level](x, skip)
-        return out
+        x = inside() if inner is None else inner(level, len(skip), inside)
+        return _in_batches(size, self.out_blocks[-1 - level], x, skip)
 
     def _time_token(self, label: Tensor | float, img: Tensor) -> Tensor:
         labels = torch.as_tensor(label, device=img.device).expand(img.shape[0])

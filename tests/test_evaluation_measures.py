@@ -199,6 +199,7 @@ def test_nearest_distances_are_those_of_unit_vectors_and_leave_the_query_out() -
     assert distances == pytest.approx([math.sqrt(2)] * 3)
     assert indices[0] == 1
     assert mean_distance(features) == pytest.approx((2 * math.sqrt(2) + 2) / 3)
+    assert mean_distance(features, chunk=2) == pytest.approx((2 * math.sqrt(2) + 2) / 3)
     assert mean_distance(np.ones((4, 3))) == 0.0
 
 

@@ -70,9 +70,8 @@ def kid(real: Array, made: Array, *, subsets: int = 100, size: int = 1000, seed:
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(subsets if size < max(len(real), len(made)) else 1):
-        x = np.asarray(real, np.float64)[rng.choice(len(real), size, replace=False)]
-        y = np.asarray(made, np.float64)[rng.choice(len(made), size, replace=False)]
-        within = sum((_kernel(z, z).sum() - np.trace(_kernel(z, z))) / (size * (size - 1)) for z in (x, y))
+        x, y = (rows[rng.choice(len(rows), size, replace=False)].astype(np.float64) for rows in (real, made))
+        within = sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in (_kernel(x, x), _kernel(y, y)))
         draws.append(within - 2.0 * _kernel(x, y).mean())
     return float(np.mean(draws)), float(np.std(draws))
 

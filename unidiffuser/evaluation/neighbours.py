@@ -39,8 +39,11 @@ def nearest_distances(
     return np.concatenate(distances), np.concatenate(indices)
 
 
-def mean_distance(features: Array) -> float:
+def mean_distance(features: Array, chunk: int = 1024) -> float:
     """Mean distance of all pairs of different rows: (N, D) -> number; how diverse the pictures are.
+
+    Args:
+        chunk: rows at once; bounds memory.
 
     Raises:
         ValueError: fewer than two pictures.
@@ -48,6 +51,10 @@ def mean_distance(features: Array) -> float:
     rows = unit(features)
     if len(rows) < 2:
         raise ValueError("the distance of pictures from each other needs two or more")
-    squared = np.maximum(2.0 - 2.0 * (rows @ rows.T), 0.0)
-    np.fill_diagonal(squared, 0.0)  # rounding must not make a picture differ from itself
-    return float(np.sqrt(squared).sum() / (len(rows) * (len(rows) - 1)))
+    total = 0.0
+    for first in range(0, len(rows), chunk):
+        part = rows[first : first + chunk]
+        squared = np.maximum(2.0 - 2.0 * (part @ rows.T), 0.0)
+        squared[np.arange(len(part)), first + np.arange(len(part))] = 0.0  # rounding: no picture differs from itself
+        total += float(np.sqrt(squared).sum())
+    return total / (len(rows) * (len(rows) - 1))

@@ -25,7 +25,7 @@ def ranks(scores: Array, captions: Sequence[str]) -> NDArray[np.int64]:
     Column j is right for row i if their captions are the same; two pictures of one caption cannot be told apart by it. Ties
     count against the model, so that constant scores find nothing.
     """
-    names = np.asarray(captions, dtype=object)
+    _, names = np.unique(np.asarray(captions, dtype=str), return_inverse=True)
     right = names[:, None] == names[None, :]
     best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
     return ((scores >= best) & ~right).sum(axis=1)

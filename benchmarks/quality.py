@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 import unidiffuser
+from benchmarks.report import QUALITY, write_into
 from unidiffuser.acceleration import PRESETS
 from unidiffuser.evaluation.judge import Judge, load_judge
 from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--only", help="settings, separated by semicolons; all if not given")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--doc", type=Path, help="write the table of all that is there into this file, between the markers")
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -186,11 +188,18 @@ def main() -> None:
                 f"{name} (seed {seed}): {row['evaluations']:.1f} evaluations, concept {row['concept']:.1f}, loss {loss}",
                 flush=True,
             )
-    rows = [compare(answers, name, seeds) for name in names]
-    write_text(args.out / "quality.json", json.dumps({"seeds": seeds, "steps": STEPS, "rows": rows}, indent=1))
-    write_text(args.out / "quality.md", table(rows))
+    rows = [compare(answers, name, seeds_of(answers, name)) for name in SETTINGS if seeds_of(answers, name)]
+    write_text(args.out / "quality.json", json.dumps({"steps": STEPS, "rows": rows}, indent=1))
     plot(rows, args.out / "quality.png")
     print(table(rows))
+    if args.doc:
+        write_into(args.doc, table(rows), QUALITY)
+
+
+def seeds_of(answers: dict[str, Any], name: str) -> list[int]:
+    """The seeds for which both a setting and the exact one were drawn."""
+    found = {n: {int(key.rpartition("/")[2]) for key in answers if key.rpartition("/")[0] == n} for n in (name, "exact")}
+    return sorted(found[name] & found["exact"])
 
 
 if __name__ == "__main__":

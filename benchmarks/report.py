@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- speed: python -m benchmarks -->", "<!-- /speed -->"
+from unidiffuser.files import write_text
+
+SPEED = "<!-- speed: python -m benchmarks -->", "<!-- /speed -->"  # markers in the README
+QUALITY = "<!-- quality: python -m benchmarks.quality -->", "<!-- /quality -->"  # in docs/speed.md
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -16,17 +19,18 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def write_into(readme: Path, text: str) -> None:
+def write_into(file: Path, text: str, markers: tuple[str, str] = SPEED) -> None:
     """Replace what stands between the markers.
 
     Raises:
         ValueError: the file has no markers.
     """
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = markers
+    before, begin, rest = file.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise ValueError(f"{readme} lacks the markers {BEGIN} and {END}")
-    readme.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+        raise ValueError(f"{file} lacks the markers {first} and {last}")
+    write_text(file, f"{before}{first}\n\n{text}\n{last}{after}")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,6 +13,8 @@ from benchmarks.clock import in_turns, network_flops
 from benchmarks.quality import compare, counted, table
 from unidiffuser.model_config import V1
 
+ROOT = Path(unidiffuser.__file__).parents[1]
+
 
 def test_flops_of_the_published_network() -> None:
     """Two for each weight and token (952 M x 1105), and attention's 4 x L^2 x D in 31 blocks, within a percent or two."""
@@ -58,14 +60,15 @@ def test_tables_go_between_the_markers(tmp_path: Path) -> None:
     text = report.markdown(found)
     assert "| joint | 4 | 1.00 | 5.0 | - | 2.5 |" in text
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    readme.write_text(f"before\n{report.SPEED[0]}\nold\n{report.SPEED[1]}\nafter\n")
     report.write_into(readme, text)
     report.write_into(readme, text)
-    assert readme.read_text() == f"before\n{report.BEGIN}\n\n{text}\n{report.END}\nafter\n"
+    assert readme.read_text() == f"before\n{report.SPEED[0]}\n\n{text}\n{report.SPEED[1]}\nafter\n"
     readme.write_text("nothing here")
     with pytest.raises(ValueError, match="lacks the markers"):
         report.write_into(readme, text)
-    assert report.BEGIN in (Path(unidiffuser.__file__).parents[1] / "README.md").read_text("utf-8")
+    assert report.SPEED[0] in (ROOT / "README.md").read_text("utf-8")
+    assert report.QUALITY[0] in (ROOT / "docs" / "speed.md").read_text("utf-8")
 
 
 def test_the_captions_compared_are_of_equal_models(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{f"{n} steps": {"steps": n} for n in (14, 10, 8, 6)},
     "10 steps, logsnr": {"steps": 10, "spacing": "logsnr"},
     "10 steps, logsnr, 3M": {"steps": 10, "spacing": "logsnr", "method": "dpmpp_3m"},
-    "10 steps, logsnr, guidance 5": {"steps": 10, "spacing": "logsnr", "guidance": 5.0},
     "10 steps, logsnr, guidance 7": {"steps": 10, "spacing": "logsnr", "guidance": 7.0},
     "10 steps, guidance 5": {"steps": 10, "guidance": 5.0},
     "10 steps, karras": {"steps": 10, "spacing": "karras"},
@@ -131,18 +130,22 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    rows = [row for row in rows if row["setting"] != "float32"]
-    for row in rows:
+    rows = sorted((row for row in rows if row["setting"] != "float32"), key=lambda row: row["concept_loss"])
+    for number, row in enumerate(rows):
         preset = row["setting"] in PRESETS
+        crowd = [other for other in rows if abs(other["evaluations"] - row["evaluations"]) < 1]
+        x = row["evaluations"] + 0.45 * (crowd.index(row) - (len(crowd) - 1) / 2)  # side by side where many cost the same
+        label = f"{row['setting']} ({row['evaluations']:.1f})"
         axes.errorbar(
-            row["evaluations"], row["concept"], yerr=row["concept_error"] or None, fmt="s" if preset else "o",
-            color="tab:red" if preset else "tab:blue", capsize=2, markersize=7 if preset else 5,
+            x, -row["concept_loss"], yerr=row["concept_error"] or None, fmt="s" if preset else "o", capsize=2, label=label,
+            color="black" if preset else f"C{number % 10}", mfc=None if preset or number < 10 else "white",
         )  # fmt: skip
-        axes.annotate(
-            row["setting"], (row["evaluations"], row["concept"]), xytext=(5, 4), textcoords="offset points", fontsize=8
-        )
-    axes.set_xlabel("evaluations of the network for a picture (its time is in proportion)")
-    axes.set_ylabel("judge sees the concept, % (bars: 95 % of the paired difference to exact)")
+        if preset:
+            axes.annotate(row["setting"], (x, -row["concept_loss"]), xytext=(0, 9), textcoords="offset points", ha="center")
+    axes.legend(title="setting (evaluations)", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    axes.set_xlabel("evaluations of the network a picture; its time is in proportion")
+    axes.set_ylabel("share in which the judge sees the concept, points against exact")
+    axes.set_title("Bars: 95 % interval of the paired difference to exact", fontsize=9)
     axes.grid(alpha=0.3)
     FigureCanvasAgg(figure).print_png(path)
 

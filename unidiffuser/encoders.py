@@ -224,7 +224,7 @@ class Autoencoder:
         if not depends_on_batch(self.vae.device, self.vae.dtype):
             return function(x)
         area = x.shape[2] * x.shape[3] // downscale**2  # of the latent
-        return in_fixed_batches(function, math.ceil(2 * ROWS / area), x)
+        return in_fixed_batches(function, math.ceil(ROWS / area), x)
 
 
 def _without_text_model(names: Iterable[str]) -> Recipes:

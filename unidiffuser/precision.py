@@ -47,7 +47,7 @@ def depends_on_batch(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 Result = TypeVar("Result", Tensor, Tensor | None)
-ROWS = 256  # of a matrix product, enough to keep the matrix units of a CPU busy (`UViT.rows`)
+ROWS = 512  # of a matrix product (`UViT.rows`): keeps the matrix units of a CPU busy; more would only cost small batches
 
 
 def in_fixed_batches(function: Callable[..., Sequence[Result]], size: int, *given: Tensor) -> list[Result]:

@@ -1,4 +1,4 @@
-"""What it costs to start: import, loading, the first picture, and the most memory a process holds, each in a fresh one; Linux."""
+"""What it costs to start: import, loading, first results and the most memory held, each in a fresh process (Linux)."""
 
 from __future__ import annotations
 

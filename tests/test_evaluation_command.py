@@ -114,7 +114,9 @@ def test_an_answer_does_not_depend_on_its_neighbours(config: Path) -> None:
 
 
 def test_inception_takes_the_usual_file_and_nothing_else(tmp_path: Path) -> None:
-    net = Inception()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Inception()
     assert sum(p.numel() for p in net.parameters()) == 21_785_568  # 23,851,784 of pytorch-fid's without its classifier
     state = net.state_dict() | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
     torch.save(state, tmp_path / "inception.pth")
@@ -122,7 +124,7 @@ def test_inception_takes_the_usual_file_and_nothing_else(tmp_path: Path) -> None
     found = extractor([draw(0, 0), draw(1, 1)])
     assert found.shape == (2, 2048)
     assert np.isfinite(found).all()
-    assert not np.allclose(found[0], found[1])
+    assert np.abs(found[0] - found[1]).max() > 1e-3 * np.abs(found).max()  # without training all features are tiny
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     (tmp_path / "bad.pth").write_bytes(b"nothing")
     for name in ("other.pth", "bad.pth"):

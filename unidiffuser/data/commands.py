@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -118,13 +120,13 @@ def encode_command(
         from .encode import Encoders, Encoding, encode
         from .sources import find_parts
 
-        logging.getLogger("unidiffuser.tokenizers").setLevel(logging.ERROR)  # that long captions are cut is no news here
         checkpoint = load_checkpoint(model)
         side = image_size or checkpoint.config.image_size
         if side % side_multiple(checkpoint.config):
             raise ValueError(f"--image-size must be a multiple of {side_multiple(checkpoint.config)}, got {side}")
         parts = find_parts(source, captions, per_part)
-        with joined(device, patience=timedelta(days=7)) as world:  # the first worker to finish waits for the last
+        # The first worker to finish waits for the last.
+        with _long_captions_are_no_news(), joined(device, patience=timedelta(days=7)) as world:
             bar: Any = tqdm(unit="pair", disable=not world.main)
             encoders = Encoders(checkpoint, world.device)
             manifest = encode(parts, out, encoders, Encoding(side, min_side, batch_size, readers), world, bar.update)
@@ -133,6 +135,18 @@ def encode_command(
                 _tell(manifest, out)
         if manifest["damaged"]:
             raise typer.Exit(1)
+
+
+@contextmanager
+def _long_captions_are_no_news() -> Iterator[None]:
+    """The tokenizer's warning that a caption is cut is for prompts; captions from the web are often long."""
+    tokenizers = logging.getLogger("unidiffuser.tokenizers")
+    level = tokenizers.level
+    tokenizers.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        tokenizers.setLevel(level)
 
 
 def _tell(manifest: dict[str, Any], out: Path) -> None:

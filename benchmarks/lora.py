@@ -141,7 +141,8 @@ def compare(before: Path, after: Path) -> None:
         split = found["learned"]
         for what, part in (("learned", slice(split)), ("held back", slice(split, None))):
             captions = [caption for seed in found["said"] for caption in seed[part]]
-            print(f"{name}: {captions.count(WORD)} of {len(captions)} captions of {what} pictures say {WORD}")
+            said = sum(caption.split(",")[0] == WORD for caption in captions)  # "zorbi, fluent" is the word and a style
+            print(f"{name}: {said} of {len(captions)} captions of {what} pictures say {WORD}, {captions.count(WORD)} only that")
         print(f"{name}: the nearest real picture is a {WORD} for {found['nearest'].count(WORD)} of {len(found['nearest'])}")
 
 

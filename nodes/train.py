@@ -68,7 +68,7 @@ class TrainUniDiffuserLora(io.ComfyNode):
                 io.String.Input(
                     "name", default="zorbi", tooltip="Of the file in models/loras; a number is added to a name in use."
                 ),
-                whole("steps", 600, 100_000, "Training steps; about 600 teach the bundled model one thing."),
+                whole("steps", 800, 100_000, "Training steps; about 800 teach the bundled model one thing."),
                 io.Float.Input(
                     "learning_rate", default=0.002, min=1e-6, max=0.1, step=1e-4, tooltip="Less for a large model: 0.0001."
                 ),

@@ -41,6 +41,8 @@ LAYERS: Mapping[str, str] = {
 MIX: Mapping[str, float] = {"independent": 0.15, "clean_text": 0.55, "clean_image": 0.2, "equal": 0.1}
 """Where in the square of noise levels to learn: mostly on its two edges, and most where words become pictures, which is harder
 to learn than the way back."""
+KEPT_MIX: Mapping[str, float] = {"independent": 0.1, "clean_text": 0.4, "clean_image": 0.4, "equal": 0.1}
+"""Where to keep: both directions alike."""
 CAPTION_NOISE = 0.8  # highest noise on a text latent before it is decoded: a sampled one is never exact
 Output = tuple[Tensor, Tensor, Tensor]  # noise of img, clip_img, text
 
@@ -139,7 +141,7 @@ class LoraStage(Stage):
         out: the file to write.
         keep: weight of keeping against learning.
         kept_each: pairs to keep in a batch for each one to learn.
-        mix: shares of the timestep mix, see :func:`.objective.draw_labels`.
+        mix: shares of the timestep mix of what is learned, see :func:`.objective.draw_labels`.
         decode: image latents (B, C, h, w) -> pixels (B, 3, H, W) in [-1, 1], for the samples; without it there are none.
         about: what the file tells about itself besides its words.
     """
@@ -152,7 +154,7 @@ class LoraStage(Stage):
         lessons: Lessons,
         out: Path,
         *,
-        keep: float = 5.0,
+        keep: float = 7.0,
         kept_each: int = 2,
         mix: Mapping[str, float] = MIX,
         decode: Callable[[Tensor], Tensor] | None = None,
@@ -190,7 +192,9 @@ class LoraStage(Stage):
     def _draw(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         count = 1 + self.kept_each
         rows = torch.randint(self.lessons.kept.batch, (self.kept_each,), generator=generator)
-        labels = draw_labels(count, self.mix, generator)
+        mixes = ((1, self.mix), (self.kept_each, KEPT_MIX))
+        drawn = [draw_labels(size, mix, generator) for size, mix in mixes]
+        labels = {name: torch.cat([part[name] for part in drawn]) for name in drawn[0]}
         noise = {
             f"noise_{name}": torch.randn(count, *stream.shape[1:], generator=generator)
             for name, stream in self.lessons.learned.items()

@@ -45,7 +45,7 @@ class Teaching:
     strength: float = 0.3
     kept: int = 320
     kept_each: int = 2
-    keep: float = 5.0
+    keep: float = 7.0
     kept_steps: int = 8
     guidance: float = 4.0
     seed: int = 0
@@ -59,7 +59,7 @@ class Teaching:
 
 
 def lora_run(
-    out: str | Path, *, steps: int = 600, batch_size: int = 8, learning_rate: float = 2e-3, **more: Any
+    out: str | Path, *, steps: int = 800, batch_size: int = 8, learning_rate: float = 2e-3, **more: Any
 ) -> TrainConfig:
     """Settings of the training loop for a LoRA on a small model; `more` as `TrainConfig`."""
     values = {

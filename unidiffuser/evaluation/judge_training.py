@@ -21,6 +21,7 @@ from unidiffuser.evaluation.judge import SIDE, Judge
 from unidiffuser.evaluation.metrics import share
 from unidiffuser.evaluation.sources import Pair, in_split
 from unidiffuser.images import to_tensor
+from unidiffuser.training.augment import hue_turn, moved, softened
 
 log = logging.getLogger(__name__)
 
@@ -124,21 +125,11 @@ def augment(images: Tensor, generator: torch.Generator, *, colour: float = 1.0, 
     # Where: turn, zoom, stretch, shear, shift; what comes in from outside is white.
     turn, shear = uniform(-0.25, 0.25) * place, uniform(-0.15, 0.15) * place
     zoom, stretch = torch.exp(uniform(-0.25, 0.2) * place), torch.exp(uniform(-0.15, 0.15) * place)
-    moves = torch.stack(
-        [
-            torch.stack([turn.cos() / zoom * stretch, turn.sin() / zoom + shear, uniform(-0.15, 0.15) * place], dim=1),
-            torch.stack([-turn.sin() / zoom, turn.cos() / zoom / stretch, uniform(-0.15, 0.15) * place], dim=1),
-        ],
-        dim=1,
-    )  # (B, 2, 3)
-    grid = F.affine_grid(moves, list(images.shape), align_corners=False)
-    x = 1.0 - F.grid_sample(1.0 - images, grid, padding_mode="zeros", align_corners=False)
+    x = moved(images, turn, shear, zoom, stretch, uniform(-0.15, 0.15) * place, uniform(-0.15, 0.15) * place)
 
-    # Colour: saturation, then a turn of the hue about the grey axis (Rodrigues), then contrast and brightness.
+    # Colour: saturation, then a turn of the hue, then contrast and brightness.
     saturation = (1.0 + colour * uniform(-0.5, 0.5))[:, None, None]
-    hue = (colour * uniform(-0.4, 0.4))[:, None, None]
-    axis = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3.0)
-    turned = hue.cos() * torch.eye(3) + (1.0 - hue.cos()) / 3.0 + hue.sin() * axis
+    turned = hue_turn(colour * uniform(-0.4, 0.4))
     recolour = turned @ (saturation * torch.eye(3) + (1.0 - saturation) * torch.tensor(LUMA).expand(3, 3))
     contrast = (1.0 + colour * uniform(-0.25, 0.2))[:, None, None, None]
     x = torch.einsum("bij,bjhw->bihw", recolour, x) * contrast + colour * uniform(-0.15, 0.15)[:, None, None, None]
@@ -149,8 +140,7 @@ def augment(images: Tensor, generator: torch.Generator, *, colour: float = 1.0, 
     x = x + (slope[:, 0] * line[None, None, :] + slope[:, 1] * line[None, :, None])[:, None]
 
     # Softness of up to half the resolution, and noise.
-    soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear", align_corners=False)
-    x = torch.lerp(x, soft, sometimes(1.0).expand_as(x))
+    x = torch.lerp(x, softened(x), sometimes(1.0).expand_as(x))
     x = x + sometimes(0.15) * (0.3 + 0.7 * colour) * torch.randn(x.shape, generator=generator)
     return x.clamp(-1.0, 1.0)
 

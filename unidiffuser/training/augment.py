@@ -29,20 +29,9 @@ def augmented(pixels: Tensor, generator: torch.Generator, *, place: float = 1.0,
 
     turn, shear = uniform(-0.2, 0.2) * place, uniform(-0.1, 0.1) * place
     zoom, stretch = torch.exp(uniform(-0.2, 0.2) * place), torch.exp(uniform(-0.1, 0.1) * place)
-    moves = torch.stack(
-        [
-            torch.stack([turn.cos() / zoom * stretch, turn.sin() / zoom + shear, uniform(-0.16, 0.16) * place], dim=1),
-            torch.stack([-turn.sin() / zoom, turn.cos() / zoom / stretch, uniform(-0.16, 0.16) * place], dim=1),
-        ],
-        dim=1,
-    )
-    grid = F.affine_grid(moves, list(pixels.shape), align_corners=False)
-    x = F.grid_sample(pixels - 1, grid, align_corners=False) + 1
+    x = moved(pixels, turn, shear, zoom, stretch, uniform(-0.16, 0.16) * place, uniform(-0.16, 0.16) * place)
 
-    # The hue turns about the grey axis (Rodrigues' rotation).
-    hue = (uniform(-0.15, 0.15) * colour)[:, None, None]
-    axis = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3.0)
-    turned = hue.cos() * torch.eye(3) + (1 - hue.cos()) / 3 + hue.sin() * axis
+    turned = hue_turn(uniform(-0.15, 0.15) * colour)
     saturation = (1 + uniform(-0.15, 0.15) * colour)[:, None, None]
     grey = torch.full((3, 3), 1 / 3)
     recolour = turned @ (saturation * torch.eye(3) + (1 - saturation) * grey)
@@ -50,5 +39,29 @@ def augmented(pixels: Tensor, generator: torch.Generator, *, place: float = 1.0,
     x = 1 + torch.einsum("bij,bjhw->bihw", recolour, x - 1) * (1 + uniform(-0.15, 0.15) * colour)[:, None, None, None]
 
     softness = (uniform(-1, 1) * colour).clamp(0, 1)[:, None, None, None]
-    soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear", align_corners=False)
-    return torch.lerp(x, soft, softness).clamp(-1, 1)
+    return torch.lerp(x, softened(x), softness).clamp(-1, 1)
+
+
+def moved(x: Tensor, turn: Tensor, shear: Tensor, zoom: Tensor, stretch: Tensor, right: Tensor, down: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] on white ground, each moved by its own numbers (B,); shifts in half sides."""
+    moves = torch.stack(
+        [
+            torch.stack([turn.cos() / zoom * stretch, turn.sin() / zoom + shear, right], dim=1),
+            torch.stack([-turn.sin() / zoom, turn.cos() / zoom / stretch, down], dim=1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(moves, list(x.shape), align_corners=False)
+    return F.grid_sample(x - 1, grid, align_corners=False) + 1
+
+
+def hue_turn(angle: Tensor) -> Tensor:
+    """Matrices (B, 3, 3) that turn RGB by angles (B,) in rad about the grey axis (Rodrigues' rotation)."""
+    hue = angle[:, None, None]
+    axis = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3.0)
+    return hue.cos() * torch.eye(3) + (1 - hue.cos()) / 3 + hue.sin() * axis
+
+
+def softened(x: Tensor) -> Tensor:
+    """Pictures of even sides with half their resolution, at their own size."""
+    return F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear", align_corners=False)

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/host"))
 from inside import load_pack, start_host
 
 BATCH, STEPS = 8, 20
+SOLVERS = ("euler", "simple"), ("dpmpp_2m", "normal")  # the node's own defaults; what our templates use
 Times = tuple[float, ...]
 
 
@@ -38,7 +39,7 @@ def import_pack() -> list[Any]:
     return asyncio.run(extension.get_node_list())
 
 
-def ksampler(loader: Any, runs: int) -> tuple[list[Times], list[Times], int]:
+def ksampler(model: Any, clip: Any, solver: tuple[str, str], runs: int) -> tuple[list[Times], list[Times], int]:
     """Seconds of some runs of KSampler on the bundled model, those inside of the network, and how often a run called it.
 
     Both are of the same runs, so that a slow moment hits both.
@@ -47,24 +48,27 @@ def ksampler(loader: Any, runs: int) -> tuple[list[Times], list[Times], int]:
 
     import nodes
 
-    model, clip = loader.execute("emoji").args[:2]
     positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in ("red apple", ""))
     latent = {"samples": torch.zeros(BATCH, 4, 16, 16)}
     inside: list[Times] = []
     started: list[Times] = []
     net = model.model.diffusion_model
-    net.register_forward_pre_hook(lambda *_: started.append(now()))
-    net.register_forward_hook(lambda *_: inside.append(since(started.pop())))
+    hooks = [
+        net.register_forward_pre_hook(lambda *_: started.append(now())),
+        net.register_forward_hook(lambda *_: inside.append(since(started.pop()))),
+    ]
 
     wholes, nets = [], []
     with torch.inference_mode():  # as in the server
         for number in range(runs + 1):
             inside.clear()
             start = now()
-            nodes.common_ksampler(model, 0, STEPS, 4.0, "dpmpp_2m", "normal", positive, negative, latent)
+            nodes.common_ksampler(model, 0, STEPS, 4.0, *solver, positive, negative, latent)
             if number > 0:  # the first loads the model
                 wholes.append(since(start))
                 nets.append(tuple(map(sum, zip(*inside, strict=True))))
+    for hook in hooks:
+        hook.remove()
     return wholes, nets, len(inside)
 
 
@@ -78,12 +82,14 @@ def main() -> None:
     clock, processor = since(start)
     print(f"import beyond the host: {clock:.3f} s by the clock, {processor:.3f} s of the processor")
 
-    wholes, nets, count = ksampler(next(node for node in found if node.__name__ == "LoadUniDiffuser"), runs)
-    print(f"KSampler, batch {BATCH}, {STEPS} steps, {count} evaluations; medians of {runs} runs:")
-    for column, what in enumerate(("by the clock", "of the processor")):
-        whole, net = (statistics.median(t[column] for t in times) for times in (wholes, nets))
-        more = statistics.median(100 * (w[column] / n[column] - 1) for w, n in zip(wholes, nets, strict=True))
-        print(f"{what}: {whole:.3f} s, of which {net:.3f} s in the network: {more:+.1f} % beyond it")
+    model, clip = next(node for node in found if node.__name__ == "LoadUniDiffuser").execute("emoji").args[:2]
+    for solver in SOLVERS:
+        wholes, nets, count = ksampler(model, clip, solver, runs)
+        print(f"KSampler, {' '.join(solver)}, batch {BATCH}, {STEPS} steps, {count} evaluations; medians of {runs} runs:")
+        for column, what in enumerate(("by the clock", "of the processor")):
+            whole, net = (statistics.median(t[column] for t in times) for times in (wholes, nets))
+            more = statistics.median(100 * (w[column] / n[column] - 1) for w, n in zip(wholes, nets, strict=True))
+            print(f"{what}: {whole:.3f} s, of which {net:.3f} s in the network: {more:+.1f} % beyond it")
 
 
 if __name__ == "__main__":

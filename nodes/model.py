@@ -31,7 +31,35 @@ from .streams import WRAPPER_KEY, SampledStreams, pack, sample_with_clip_stream,
 logger = logging.getLogger(__name__)
 
 TEXT = "unidiffuser_text"  # names of the conditions that extra_conds hands to _apply_model
-NO_TEXT = "unidiffuser_no_text"
+TEXT_LABEL = "unidiffuser_text_label"
+
+
+class OneForAll(comfy.conds.CONDRegular):
+    """A condition (1, ...) or (B, ...); the one is shown to the whole batch without being copied at each step."""
+
+    def process_cond(self, batch_size: int, **kwargs: Any) -> OneForAll:
+        if self.cond.shape[0] == 1:
+            return self._copy_with(self.cond.expand(batch_size, *self.cond.shape[1:]))
+        return super().process_cond(batch_size, **kwargs)
+
+
+class TextLabel(comfy.conds.CONDRegular):
+    """A label 0..1000 for the text of every item; stacked as a list of numbers, which no device has to be asked for."""
+
+    def __init__(self, cond: list[float]):
+        super().__init__(cond)
+
+    def process_cond(self, batch_size: int, **kwargs: Any) -> TextLabel:
+        return TextLabel(self.cond[:1] * batch_size)
+
+    def can_concat(self, other: TextLabel) -> bool:
+        return True
+
+    def concat(self, others: list[TextLabel]) -> list[float]:
+        return sum((other.cond for other in others), self.cond)
+
+    def size(self) -> list[int]:
+        return [len(self.cond)]
 
 
 class LatentFormat(comfy.latent_formats.SD15):
@@ -140,8 +168,7 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
             if given
             else torch.zeros(1, net.config.num_text_tokens, net.config.text_dim, device=device)
         )
-        no_text = torch.full((text.shape[0], 1), 0.0 if given else 1.0, device=device)
-        return {TEXT: comfy.conds.CONDRegular(text), NO_TEXT: comfy.conds.CONDRegular(no_text)}
+        return {TEXT: OneForAll(text), TEXT_LABEL: TextLabel([0.0 if given else float(NUM_LABELS)])}
 
     def _apply_model(
         self,
@@ -151,7 +178,7 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         c_crossattn: Any = None,
         control: Any = None,
         transformer_options: dict[str, Any] | None = None,
-        **conds: Tensor,
+        **conds: Any,
     ) -> Tensor:
         options = transformer_options or {}
         self.diffusion_model.attention.options = options
@@ -166,20 +193,19 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
             return pack([e for e in eps if e is not None])
 
         sigma = t
-        scaled = x / (sigma.view(-1, 1, 1) ** 2 + 1) ** 0.5
-        img, clip_img = unpack(scaled, streams.shapes)
-        text, no_text = conds[TEXT].to(x.device), conds[NO_TEXT].to(x.device) > 0.5
-        if no_text.any():  # the true unconditional of the paper: fresh noise at the text's highest noise level
-            noise = streams.text_noise(text.shape[1:]).to(text)
-            text = torch.where(no_text[..., None], noise.repeat(text.shape[0] // noise.shape[0], 1, 1), text)
+        img, clip_img = unpack(x / torch.hypot(sigma, torch.ones_like(sigma)).view(-1, 1, 1), streams.shapes)
+        text, labels = conds[TEXT].to(x.device), conds[TEXT_LABEL]
+        t_text: Tensor | float = 0.0
+        if any(labels):  # the true unconditional of the paper: fresh noise at the text's highest noise level
+            t_text = torch.tensor(labels, device=x.device)
+            noise = streams.text_noise(text.shape[1:]).to(text).repeat(text.shape[0] // len(streams.generators), 1, 1)
+            text = torch.where(t_text[:, None, None] > 0, noise, text)
         # NOTE: the label comes from sigma itself, so that it survives a node that replaces model_sampling.
-        eps = self.predict(
-            img, clip_img, text, label_of_sigma(sigma), no_text[:, 0].float() * NUM_LABELS, heads=("img", "clip_img")
-        )
+        eps = self.predict(img, clip_img, text, label_of_sigma(sigma), t_text, heads=("img", "clip_img"))
         return self.model_sampling.calculate_denoised(sigma, pack(eps[:2]), x)
 
     def predict(
-        self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor, **kwargs: Any
+        self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor | float, **kwargs: Any
     ) -> list[Tensor | None]:
         """Noise predictions in fp32, computed in the model's dtype; shapes and labels as in `UViT.forward`."""
         dtype = self.get_dtype_inference()

@@ -37,6 +37,13 @@ def _log_alpha_table(device: torch.device, dtype: torch.dtype) -> Tensor:
     return table.to(dtype).to(device)
 
 
+@lru_cache(maxsize=8)
+def _falling_table(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """-log alpha of the labels 0..1000, which rises, and its (1000,) steps."""
+    falls = -_log_alpha_table(device, dtype)
+    return falls, falls.diff()
+
+
 def _floating(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
@@ -63,23 +70,25 @@ def half_logsnr(labels: Tensor) -> Tensor:
 
 def label_of_half_logsnr(lam: Tensor) -> Tensor:
     """Inverse of `half_logsnr`: labels in [0, 1000]; what lies beyond is clamped to the nearer end."""
-    lam = _floating(lam)
-    la = -0.5 * F.softplus(-2 * lam, threshold=50.0)
-    table = _log_alpha_table(lam.device, lam.dtype)
-    high = torch.searchsorted(-table, -la.contiguous()).clamp(1, NUM_LABELS)  # the table falls, its negative rises
-    labels = high - 1 + (la - table[high - 1]) / (table[high] - table[high - 1])
-    return labels.clamp(0, NUM_LABELS)
+    return _label_of_log_alpha(-0.5 * F.softplus(-2 * _floating(lam), threshold=50.0))
+
+
+def _label_of_log_alpha(log_alpha: Tensor) -> Tensor:
+    """Inverse of `log_alpha`, clamped to [0, 1000]."""
+    falls, widths = _falling_table(log_alpha.device, log_alpha.dtype)
+    fall = -log_alpha
+    low = (torch.searchsorted(falls, fall.contiguous()) - 1).clamp_(0, NUM_LABELS - 1)
+    return ((fall - falls[low]) / widths[low] + low).clamp_(0, NUM_LABELS)
 
 
 def sigma_of_label(labels: Tensor) -> Tensor:
     """sigma / alpha, the noise level of k-diffusion (arXiv 2206.00364): 0 at label 0, about 14.6 at label 1000."""
-    alpha, sigma = alpha_sigma(labels)
-    return sigma / alpha
+    return torch.expm1(-2 * log_alpha(labels)).sqrt()
 
 
 def label_of_sigma(sigma: Tensor) -> Tensor:
     """Inverse of `sigma_of_label`, clamped to [0, 1000]."""
-    return label_of_half_logsnr(-_floating(sigma).log())
+    return _label_of_log_alpha(-0.5 * torch.log1p(_floating(sigma).square()))  # alpha^2 = 1 / (1 + sigma^2)
 
 
 def add_noise(x0: Tensor, noise: Tensor, labels: Tensor | float) -> Tensor:

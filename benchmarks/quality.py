@@ -1,9 +1,10 @@
 """What each acceleration costs: judge accuracy of the bundled model against evaluations of the network and time.
 
-    python -m benchmarks.quality --data data/emoji [--seeds 0,1,2] [--only exact,fast] [--out out/quality]
+    python -m benchmarks.quality --data data/emoji [--task captions] [--seeds 0,1,2] [--only "exact;fast"] [--out out/quality]
 
-Every setting draws the same captions from the same noise (text to image, trained and validation pairs), so settings are
-compared picture by picture: the loss is given with the 95 % interval of the paired difference. An evaluation is one pass of
+Every setting draws the same captions from the same noise (text to image, trained and validation pairs; with --task captions it
+reads the same pictures, and label and style must be right to the letter), so settings are compared item by item: the loss is
+given with the 95 % interval of the paired difference. An evaluation is one pass of
 one item through all blocks of the network; cached passes count by their blocks. Answers are kept in answers.json, so a run
 that was stopped goes on, and more seeds add to what is there.
 """
@@ -15,7 +16,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from typing import Any
 import torch
 
 import unidiffuser
-from benchmarks.report import QUALITY, write_into
+from benchmarks.report import CAPTION_QUALITY, QUALITY, write_into
 from unidiffuser.acceleration import PRESETS
 from unidiffuser.evaluation.judge import Judge, load_judge
+from unidiffuser.evaluation.metrics import parse_caption
 from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
 from unidiffuser.files import write_text
 from unidiffuser.pipeline import UniDiffuser
@@ -69,10 +71,28 @@ def counted(net: UViT) -> Iterator[list[int]]:
             hook.remove()
 
 
+def seen_in_pictures(model: UniDiffuser, judge: Judge, part: Sequence[Pair], **options: Any) -> list[tuple[str, str | None]]:
+    """Concept and style that the judge sees in the pictures of some captions."""
+    pictures = model.text_to_image([e.caption for e in part], **options)
+    return [(v.concept, v.style) for v in judge.judge_pictures(pictures)]
+
+
+def said_of_pictures(model: UniDiffuser, judge: Judge, part: Sequence[Pair], **options: Any) -> list[tuple[str, str | None]]:
+    """Label and style in the captions of some pictures."""
+    return [parse_caption(text, judge.styles) for text in model.image_to_text([e.image() for e in part], **options)]
+
+
+Answer = Callable[..., list[tuple[str, str | None]]]
+TASKS: dict[str, tuple[Answer, tuple[str, str]]] = {
+    "pictures": (seen_in_pictures, QUALITY),
+    "captions": (said_of_pictures, CAPTION_QUALITY),
+}
+
+
 def draw(
-    model: UniDiffuser, judge: Judge, examples: Sequence[Pair], options: dict[str, Any], seed: int, batch: int
+    answer: Answer, model: UniDiffuser, judge: Judge, examples: Sequence[Pair], options: dict[str, Any], seed: int, batch: int
 ) -> dict[str, Any]:
-    """One setting and seed: for each caption whether the judge sees its concept and its style; evaluations and seconds."""
+    """One setting and seed: for each pair whether its concept and its style are right; evaluations and seconds."""
     usual = {} if "preset" in options else {"steps": STEPS}
     concept, style, wall, processor = [], [], 0.0, 0.0
     blocks, passes = model.config.uvit.depth // 2 * 2 + 1, 0.0
@@ -80,12 +100,11 @@ def draw(
         for start in range(0, len(examples), batch):
             part = examples[start : start + batch]
             before = time.perf_counter(), time.process_time()
-            pictures = model.text_to_image([e.caption for e in part], **usual | options, seed=seed * 10**6 + start)
+            found = answer(model, judge, part, **usual | options, seed=seed * 10**6 + start)
             wall, processor = wall + time.perf_counter() - before[0], processor + time.process_time() - before[1]
             passes = passes or rows[0] / len(part)  # of the first batch, which is whole: the last one may be filled up
-            verdicts = judge.judge_pictures(pictures)
-            concept += [int(v.concept == e.label) for v, e in zip(verdicts, part, strict=True)]
-            style += [int(v.style == e.style) for v, e in zip(verdicts, part, strict=True)]
+            concept += [int(label == e.label) for (label, _), e in zip(found, part, strict=True)]
+            style += [int(said == e.style) for (_, said), e in zip(found, part, strict=True)]
     items = len(examples)
     return {
         "concept": concept, "style": style, "evaluations": passes / blocks,
@@ -144,7 +163,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axes.annotate(row["setting"], (x, -row["concept_loss"]), xytext=(0, 9), textcoords="offset points", ha="center")
     axes.legend(title="setting (evaluations)", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     axes.set_xlabel("evaluations of the network a picture; its time is in proportion")
-    axes.set_ylabel("share in which the judge sees the concept, points against exact")
+    axes.set_ylabel("share with the right concept, points against exact")
     axes.set_title("Bars: 95 % interval of the paired difference to exact", fontsize=9)
     axes.grid(alpha=0.3)
     FigureCanvasAgg(figure).print_png(path)
@@ -154,7 +173,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--data", type=Path, required=True, help="image folder made by unidiffuser prepare-emoji")
-    parser.add_argument("--out", type=Path, default=Path("out/quality"))
+    parser.add_argument("--task", choices=list(TASKS), default="pictures")
+    parser.add_argument("--out", type=Path, help="default: out/quality for pictures, out/quality-captions for captions")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--only", help="settings, separated by semicolons; all if not given")
     parser.add_argument("--batch", type=int, default=64)
@@ -164,7 +184,9 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
+    args.out = args.out or Path("out/quality" if args.task == "pictures" else f"out/quality-{args.task}")
     args.out.mkdir(parents=True, exist_ok=True)
+    answer, markers = TASKS[args.task]
     seeds = [int(seed) for seed in args.seeds.split(",")]
     names = (
         list(SETTINGS) if args.only is None else ["exact", *(n.strip() for n in args.only.split(";") if n.strip() != "exact")]
@@ -182,10 +204,9 @@ def main() -> None:
             if f"{name}/{seed}" in answers:
                 continue
             model = exact if name == "float32" else automatic
-            answers[f"{name}/{seed}"] = draw(model, judge, asked, SETTINGS[name], seed, args.batch)
+            answers[f"{name}/{seed}"] = draw(answer, model, judge, asked, SETTINGS[name], seed, args.batch)
             write_text(path, json.dumps(answers))
             row = compare(answers, name, [seed])
-            loss = f"{row['concept_loss']:+.1f} ± {row['concept_error']:.1f}"
             loss = f"{row['concept_loss']:+.1f} ± {row['concept_error']:.1f}"
             print(
                 f"{name} (seed {seed}): {row['evaluations']:.1f} evaluations, concept {row['concept']:.1f}, loss {loss}",
@@ -196,7 +217,7 @@ def main() -> None:
     plot(rows, args.out / "quality.png")
     print(table(rows))
     if args.doc:
-        write_into(args.doc, table(rows), QUALITY)
+        write_into(args.doc, table(rows), markers)
 
 
 def seeds_of(answers: dict[str, Any], name: str) -> list[int]:

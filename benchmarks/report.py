@@ -10,6 +10,7 @@ from unidiffuser.files import write_text
 
 SPEED = "<!-- speed: python -m benchmarks -->", "<!-- /speed -->"  # markers in the README
 QUALITY = "<!-- quality: python -m benchmarks.quality -->", "<!-- /quality -->"  # in docs/speed.md
+CAPTION_QUALITY = "<!-- caption quality: python -m benchmarks.quality --task captions -->", "<!-- /caption quality -->"
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -110,6 +110,7 @@ def main() -> None:
     look(broken)
     a, b = losses(whole), losses(broken)
     report = {
+        "strategy": arguments.strategy,
         "kills": len(moments),
         "exit": code,
         "steps": len(b),

@@ -27,10 +27,14 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 from flow import RUN
 from fresh_host import fresh_host, version
 from front_end import FrontEnd, front_end, overlaps
+from host_server import HostServer
 from make_workflows import ROOT
-from templates import BLUEPRINTS, HELP_FLOWS, WORKFLOWS
+from templates import BLUEPRINTS, HELP_FLOWS, NEW_THING, WORKFLOWS
+
+from benchmarks.lora import draw
 
 logger = logging.getLogger("make_screenshots")
+TRAINING = "Train a LoRA"
 SWITCHED_ON = ", all on"  # a template whose second half waits for a checkpoint, with that half on
 OURS = re.compile("unidiffuser", re.IGNORECASE)
 BLUEPRINT_PICTURE = "fox"
@@ -51,6 +55,8 @@ HELP: dict[str, dict[str, tuple[str, ...]]] = {  # which nodes of which workflow
     "Gibbs (quick)": {"GibbsLoop": ("UniDiffuserGibbsLoop", "PreviewImage", "UniDiffuserDecodeCaption")},
     "Invert": {"Invert": ("UniDiffuserInvert", "UniDiffuserSampler", "PreviewImage")},
     "Score captions": {"ScoreCaptions": ("UniDiffuserScoreCaptions", "PreviewAny")},
+    TRAINING: {"TrainLora": ("UniDiffuserTrainLora", "PreviewImage")},
+    "Use a LoRA": {"LoraLoader": ("UniDiffuserLoraLoader", "UniDiffuserSampler", "PreviewImage")},
 }
 
 
@@ -116,6 +122,14 @@ def opening(page: FrontEnd, title: str, info: dict[str, Any]) -> Callable[[], No
     return partial(page.open_template, title)
 
 
+def bring(server: HostServer, names: list[str]) -> None:
+    """Put pictures of something that the model does not know into the input folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        draw(Path(folder))
+        for name in names:
+            shutil.copy(Path(folder) / "learn" / name, server.base / "input" / name)
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
@@ -127,11 +141,15 @@ def main() -> None:
     wanted = options.titles or [*WORKFLOWS, *waiting, *BLUEPRINTS, *(HELP_FLOWS if options.docs else [])]
     with fresh_host() as server, front_end(server) as page:
         folder, info = options.out / version(server), server.get("/object_info")
+        if TRAINING in wanted:
+            bring(server, NEW_THING)
         lines = [f"# Every template in the front end of ComfyUI {version(server)}", ""]
         lines += [f"`python tests/host/make_screenshots.py`. Console at start: {console(page.take_messages())}", ""]
         lines += ["| workflow | end | seconds | overlaps | missing | console |", "|---|---|---|---|---|---|"]
         for title in wanted:
             lines.append(look(page, title, opening(page, title, info), folder))
+            if title == TRAINING:
+                info = server.get("/object_info")  # its file is there for the next
             if options.docs:
                 keep(page, title)
             (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ SD15 = {
 MODELS = {"UniDiffuserLoader": [LARGE_MODEL], "CheckpointLoaderSimple": [SD15]}
 OWN = "For a picture of your own, enable Load Image (Ctrl+B) and connect it in place of the example."
 LARGE = "For the published 1 B model (512 x 512), see the help of **Load UniDiffuser**, choose its file and set sizes to 512."
+NEW_THING = [f"zorbi-{number}.png" for number in range(4)]  # benchmarks/lora.py draws them
 HOLD = {"start": 1000, "hold": 0}
 BOTH = {"image_start": 1000, "text_start": 1000, "speed_image": 1, "speed_text": 1}
 
@@ -298,6 +299,27 @@ def score(info: Info, title: str) -> Flow:
     return p.flow
 
 
+def train_lora(info: Info, title: str) -> Flow:
+    p = Parts(info, title, "")
+    batch, *others = [p.add("LoadImage", 1, image=name)[0] for name in NEW_THING]
+    for other in others:
+        batch = p.add("ImageBatch", 2, image1=batch, image2=other)[0]
+    given = {"model": p.model, "clip": p.clip, "vae": p.vae, "clip_vision": p.vision, "caption_decoder": p.decoder}
+    trained = p.add("UniDiffuserTrainLora", 3, images=batch, **given)
+    for slot in (3, 4):
+        p.add("PreviewImage", 4, images=trained[slot])
+    return p.flow
+
+
+def use_lora(info: Info, title: str) -> Flow:
+    p = Parts(info, title, "")
+    loaded = p.add("UniDiffuserLoraLoader", 1, model=p.model, caption_decoder=p.decoder, lora_name="zorbi.safetensors")
+    path, given = p.path("text to image", **HOLD), {"text": p.text("zorbi"), "latent_image": p.empty(4)}
+    made = p.add("UniDiffuserSampler", 2, model=loaded[0], path=path, image_guidance=4.0, **given)
+    p.add("PreviewImage", 3, images=p.add("VAEDecode", 3, samples=made[0], vae=p.vae)[0])
+    return p.flow
+
+
 def describe_a_picture(p: Parts, image: Out) -> dict[str, Out]:
     latent, token = p.encoded(image)
     made = p.sampler(p.path("image to text", **HOLD), latent_image=latent, clip_vision_output=token)
@@ -326,5 +348,11 @@ WORKFLOWS: dict[str, Build] = {
     "Caption then Stable Diffusion 1.5": caption_then_sd15,
     "Hand-over to Stable Diffusion 1.5": latent_to_sd15,
 }
-HELP_FLOWS: dict[str, Build] = {"Gibbs (quick)": quick_gibbs, "Invert": invert, "Score captions": score}
+HELP_FLOWS: dict[str, Build] = {
+    "Gibbs (quick)": quick_gibbs,
+    "Invert": invert,
+    "Score captions": score,
+    "Train a LoRA": train_lora,
+    "Use a LoRA": use_lora,  # the one that the flow before has trained
+}
 BLUEPRINTS = {"UniDiffuser - Describe a picture": describe_a_picture, "UniDiffuser - Vary a picture": vary_a_picture}

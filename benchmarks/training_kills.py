@@ -3,7 +3,8 @@
     python benchmarks/training_kills.py LATENTS OUT [--kills 20] [--strategy fsdp]
 
 LATENTS: a folder of `unidiffuser data encode`. Two gloo processes, started again by torchrun after each kill -9. After every
-kill the script looks at what lies under final names: all checkpoints must load whole, all else must be of a known kind.
+kill the script looks at what lies under final names: all checkpoints must load whole, all else must be of a known kind. Exit code
+1 if there were fewer kills than asked for, or any difference.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("latents", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=500, help="enough that the run outlives the kills")
     parser.add_argument("--span", type=float, default=4, help="seconds after a checkpoint in which the kill falls")
     parser.add_argument("--strategy", default="ddp")
     arguments = parser.parse_args()
@@ -118,6 +119,8 @@ def main() -> None:
         "left over": [p.name for p in (broken / "checkpoints").glob(".*")],
     }
     print(json.dumps(report, indent=1))
+    if report["kills"] < arguments.kills or code or report["largest difference"] or report["left over"]:
+        raise SystemExit("not as it must be, or too few steps for so many kills")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/training_kills.py LATENTS OUT [--kills 20] [--strategy fsdp]
 
 LATENTS: a folder of `unidiffuser data encode`. Two gloo processes, started again by torchrun after each kill -9. After every
-kill the script looks at what lies under final names: all checkpoints must load whole, all else must be of a known kind. Exit code
-1 if there were fewer kills than asked for, or any difference.
+kill the script looks at what lies under final names: all checkpoints must load whole, all else must be of a known kind.
+Exit code 1 if there were fewer kills than asked for, or any difference.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ ROOM = {  # below slots and widgets: what a node shows after a run
     "UniDiffuserSampler": 60,
     "UniDiffuserDecodeCaption": 60,
     "UniDiffuserScoreCaptions": 150,
-    "UniDiffuserGibbsChain": 150,
+    "UniDiffuserGibbsChain": 300,
     "UniDiffuserGibbsLoop": 60,
     "PreviewAny": 70,
     "CLIPTextEncode": 60,

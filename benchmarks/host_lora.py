@@ -88,7 +88,9 @@ def use(server: HostServer, names: list[str], out: Path) -> None:
         img, token = graph.encoded(graph.add("LoadImage", image=name)())
         read = graph.path("image to text", STEPS)()
         out_text = graph.sampler(read, 0, model=ours(0), text_guidance=6.0, latent_image=img, clip_vision_output=token)(2)
-        said.append(graph.caption(out_text, caption_decoder=ours(1), beams=5)()[0])
+        ways = {"method": "beam", "candidates": 1, "beams": 5, "top_p": 0.8, "temperature": 1.0, "seed": 0}
+        words = graph.add("UniDiffuserDecodeCaption", caption_decoder=ours(1), text=out_text, **ways)
+        said.append(words()[0])
     shown = server.run(graph.prompt, SECONDS)
     print([text for name in said for text in shown[name]["text"]])
     found = pictures(server, shown[above]) + pictures(server, shown[below])
@@ -99,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="made by `python -m benchmarks.lora draw`")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--lora", type=Path, help="use this file instead of training one")
     options = parser.parse_args()
     if (comfyui := find_comfyui()) is None:
         raise SystemExit(HOW)
@@ -110,7 +113,10 @@ def main() -> None:
             names[part] = [f"{part}-{path.name}" for path in sorted((options.folder / part).glob("*.png"))]
             for name in names[part]:
                 shutil.copy(options.folder / part / name.removeprefix(f"{part}-"), server.base / "input" / name)
-        train(server, names["learn"], options.out)
+        if options.lora:
+            shutil.copy(options.lora, server.base / "models/loras" / f"{WORD}.safetensors")
+        else:
+            train(server, names["learn"], options.out)
         use(server, names["held-back"], options.out)
 
 

@@ -26,6 +26,7 @@ from unidiffuser.training.latent_stage import LatentStage, work_of
 from unidiffuser.training.loop import train
 from unidiffuser.training.memory import GB, SETUPS, Need, need, saved_bytes
 from unidiffuser.training.saving import checkpoints
+from unidiffuser.training.stages import assemble
 from unidiffuser.uvit import UViT, UViTConfig
 
 ROOT = Path(__file__).parents[1]
@@ -228,6 +229,36 @@ def test_two_processes_have_the_losses_of_one(shards, tmp_path, strategy):
     train(LatentStage(one), one, progress=False)
     train(LatentStage(two), two, progress=False)
     assert np.abs(np.subtract(losses(tmp_path / "one"), losses(tmp_path / "two"))).max() < 1e-5
+
+
+def test_every_stage_runs_on_two_processes_and_leaves_what_the_next_one_reads(tmp_path):
+    """Encoders and captioner look at a batch as a whole, so their losses depend on its cut; that all of them run does not."""
+    data = tmp_path / "pictures"
+    data.mkdir()
+    rows = []
+    for number in range(8):
+        image, caption = picture(number)
+        image.save(data / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "text": caption, "split": "train"})
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common, runs = {"data": str(data), "image_size": SIDE}, tmp_path / "runs"
+    runs.mkdir()
+    options: dict[str, dict[str, Any]] = {
+        "autoencoder": {"patch_size": 4, "channels": [32, 32], "layers": 1},
+        "encoders": {"vocabulary_size": 560, "text_tokens": 8, "width": 64, "layers": 1, "image_patch": 16, "projection": 16},
+        "captioner": {"encoders": str(runs / "encoders"), "vocabulary_size": 300, "hidden_dim": 8, "width": 64, "layers": 1,
+                      "max_new_tokens": 8},
+        "uvit": {"checkpoint": str(runs / "all.safetensors"),
+                 "uvit": {"img_size": 4, "patch_size": 2, "embed_dim": 64, "depth": 2, "num_heads": 1, "text_dim": 8,
+                          "num_text_tokens": 8, "clip_img_dim": 16}},
+    }  # fmt: skip
+    for stage, own in options.items():
+        if stage == "uvit":
+            assemble(runs, runs / "all.safetensors")
+        settings = TrainConfig(stage, str(runs / stage), steps=2, batch_size=8, warmup_steps=1, options=common | own)
+        finish(launch(settings, 2))
+        assert np.isfinite(losses(runs / stage)).all()
+    assert (runs / "uvit/model.safetensors").is_file()
 
 
 def test_a_killed_process_is_started_again_by_torchrun(shards, tmp_path):

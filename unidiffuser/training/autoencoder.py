@@ -33,7 +33,7 @@ class PatchedAutoencoder(nn.Module):
         super().__init__()
         from diffusers import AutoencoderKL
 
-        self.patch_size = patch_size
+        self.patch_size, self.latent = patch_size, latent
         depth = 3 * patch_size**2
         self.kl = AutoencoderKL(
             in_channels=depth,
@@ -51,6 +51,11 @@ class PatchedAutoencoder(nn.Module):
         h = self.kl.quant_conv(self.kl.encoder(F.pixel_unshuffle(pixels, self.patch_size)))
         mean, logvar = h.chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
+
+    def forward(self, pixels: Tensor, noise: Tensor, more: Tensor | float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and log variance of the latents, and the pictures decoded from mean + standard deviation * noise + more."""
+        mean, logvar = self.moments(pixels)
+        return mean, logvar, self.decode(mean + noise * (0.5 * logvar).exp() + more)
 
     def decode(self, latents: Tensor) -> Tensor:
         return F.pixel_shuffle(self.kl.decoder(self.kl.post_quant_conv(latents)), self.patch_size)
@@ -80,10 +85,13 @@ class AutoencoderStage(Stage):
         with them all that was trained on them.
     """
 
+    model: PatchedAutoencoder
+
     def __init__(self, config: TrainConfig):
         options = config.options
         with seeded_init(config.seed):
             self.model = PatchedAutoencoder(options["patch_size"], tuple(options["channels"]), options["layers"])
+        self.downscale = options["patch_size"] * 2 ** (len(options["channels"]) - 1)
         self.keeps_latents = "decoder_of" in options
         if self.keeps_latents:
             state = torch.load(Path(options["decoder_of"]) / "autoencoder.pt", map_location="cpu", weights_only=True)
@@ -110,13 +118,14 @@ class AutoencoderStage(Stage):
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """L1 on pixels and on their differences (edges), and a small KL term that keeps the latents bounded."""
         pixels = batch["pixels"]
-        mean, logvar = model.moments(pixels)
-        noise = torch.randn(mean.shape, generator=generator).to(mean)
-        latents = mean + noise * (0.5 * logvar).exp()
+        shape = (len(pixels), self.model.latent, *(side // self.downscale for side in pixels.shape[2:]))
+        noise = torch.randn(shape, generator=generator).to(pixels)
+        more: Tensor | float = 0.0
         if self.latent_noise:
-            level = torch.rand(len(mean), 1, 1, 1, generator=generator) * self.latent_noise / SCALE
-            latents = latents + (level * torch.randn(mean.shape, generator=generator)).to(mean)
-        decoded = model.decode(latents).float()
+            level = torch.rand(len(pixels), 1, 1, 1, generator=generator) * self.latent_noise / SCALE
+            more = (level * torch.randn(shape, generator=generator)).to(pixels)
+        mean, logvar, decoded = model(pixels, noise, more)
+        decoded = decoded.float()
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).sum((1, 2, 3)).mean()
         pixel = F.l1_loss(decoded, pixels)
         edges = sum(F.l1_loss(decoded.diff(dim=d), pixels.diff(dim=d)) for d in (2, 3))

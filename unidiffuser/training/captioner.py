@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..captions import CaptionDecoder
 from ..model_config import CaptionConfig
@@ -22,6 +22,21 @@ from .data import training_set
 from .encoders import load_clip
 from .loop import Stage, TrainConfig, seeded_init
 from .vocabulary import gpt2_vocabulary
+
+
+class Speller(nn.Module):
+    """A caption decoder as it learns: from CLIP text to normalised, noisy text latents, to logits of the words."""
+
+    def __init__(self, decoder: CaptionDecoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, hidden: Tensor, tokens: Tensor, noise: Tensor) -> Tensor:
+        """hidden (B, L, width), tokens (B, T), noise (B, L, hidden_dim) -> logits (B, T, vocabulary)."""
+        latents = self.decoder.encode_prefix(hidden).float()
+        latents = (latents - latents.mean((0, 1))) / (latents.std((0, 1)) + 1e-5)
+        logits: Tensor = self.decoder(latents + noise, tokens)
+        return logits.float()
 
 
 class CaptionerStage(Stage):
@@ -67,19 +82,17 @@ class CaptionerStage(Stage):
             max_new_tokens=options["max_new_tokens"],
         )
         with seeded_init(config.seed):
-            self.model = CaptionDecoder(self.config, self.tokenizer)
-        self.model.gpt.config._attn_implementation = "eager"  # faster backwards for short sequences on a CPU
+            self.model = Speller(CaptionDecoder(self.config, self.tokenizer))
+        self.model.decoder.gpt.config._attn_implementation = "eager"  # faster backwards for short sequences on a CPU
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         return {"hidden": self.hidden[indices], "tokens": self.tokens[indices]}
 
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        latents = model.encode_prefix(batch["hidden"]).float()
-        latents = (latents - latents.mean((0, 1))) / (latents.std((0, 1)) + 1e-5)
-        level = self.noise * torch.rand(len(latents), 1, 1, generator=generator)
-        latents = latents + (level * torch.randn(latents.shape, generator=generator)).to(latents)
-        tokens = batch["tokens"]
-        logits = model(latents, tokens.clamp_min(0)).float()
+        hidden, tokens = batch["hidden"], batch["tokens"]
+        level = self.noise * torch.rand(len(hidden), 1, 1, generator=generator)
+        noise = level * torch.randn(*hidden.shape[:2], self.config.hidden_dim, generator=generator)
+        logits = model(hidden, tokens.clamp_min(0), noise.to(hidden))
         loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=-100)
         right = (logits.argmax(-1) == tokens) | (tokens == -100)
         return {"loss": loss, "wrong": 1 - right.all(1).float().mean() + 1e-4}
@@ -87,6 +100,7 @@ class CaptionerStage(Stage):
     @torch.no_grad()
     def export(self, model: Any) -> None:
         """``caption.pt`` and ``caption.json``; the normalisation is folded into ``encode_prefix``."""
+        model = model.decoder
         latents = model.encode_prefix(self.hidden)
         mean, std = latents.mean((0, 1)), latents.std((0, 1))
         model.encode_prefix.weight /= std[:, None]

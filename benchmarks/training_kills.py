@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("latents", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=500, help="enough that the run outlives the kills")
+    parser.add_argument("--steps", type=int, default=1500, help="enough that the run outlives the kills")
     parser.add_argument("--span", type=float, default=4, help="seconds after a checkpoint in which the kill falls")
     parser.add_argument("--strategy", default="ddp")
     arguments = parser.parse_args()

@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests/host")]
+from flow import default_of, is_widget
 from fresh_host import fresh_host, version
 from host_server import HostServer
 from prompts import Graph
@@ -35,16 +36,10 @@ STEPS, GUIDANCE, SECONDS = 20, 4.0, 3600
 
 
 def defaults(server: HostServer, node: str) -> dict[str, Any]:
-    """What a fresh node in the graph is set to: of each widget its default, or the first entry of its list."""
-    found = {}
-    for section in server.get(f"/object_info/{node}")[node]["input"].values():
-        for name, (kind, *more) in section.items():
-            told = more[0] if more else {}
-            if "default" in told:
-                found[name] = told["default"]
-            elif kind == "COMBO" or isinstance(kind, list):
-                found[name] = (told.get("options") or kind)[0]
-    return found
+    """What a fresh node in the graph is set to."""
+    sections = server.get(f"/object_info/{node}")[node]["input"]
+    slots = {**sections.get("required", {}), **sections.get("optional", {})}
+    return {name: default_of(spec) for name, spec in slots.items() if is_widget(spec)}
 
 
 def pictures(server: HostServer, shown: dict[str, Any]) -> list[Image.Image]:

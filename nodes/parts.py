@@ -13,6 +13,7 @@ import comfy.clip_model
 import comfy.clip_vision
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..unidiffuser.checkpoints import Checkpoint
+from ..unidiffuser.stem import ConvStem
 from ..unidiffuser.tokenizers import END, START, BytePairTokenizer
 from .folders import BUNDLED
 from .memory import say_what_to_do
@@ -157,13 +159,18 @@ def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
 
 
 def load_clip_vision(checkpoint: Checkpoint) -> comfy.clip_vision.ClipVisionModel:
-    """CLIP_VISION; the host's own loader does not know a ViT of 12 layers."""
+    """CLIP_VISION; the host's own loader does not know a ViT of 12 layers, nor one with convolutions in front."""
     from transformers import CLIPVisionConfig
 
+    config = dict(checkpoint.config.clip_image)
+    stem = config.pop("stem", None)
     with tempfile.TemporaryDirectory() as folder:  # ComfyUI 0.18 takes the sizes only from a file
         sizes = Path(folder) / "config.json"
-        sizes.write_text(json.dumps({**CLIPVisionConfig().to_dict(), **checkpoint.config.clip_image}))
+        sizes.write_text(json.dumps({**CLIPVisionConfig().to_dict(), **config}))
         vision = comfy.clip_vision.ClipVisionModel(str(sizes))
+    if stem is not None:
+        made = {"operations": comfy.ops.manual_cast, "device": vision.patcher.offload_device, "dtype": vision.dtype}
+        vision.model.vision_model.embeddings.patch_embedding = ConvStem(**stem, **made)
     vision.load_sd(checkpoint.state_dict("clip_image"))
     return vision
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import tiny_config, tokenizer_specs
 
-from unidiffuser.checkpoints import load_checkpoint
+from unidiffuser.checkpoints import load_checkpoint, save_checkpoint
 from unidiffuser.encoders import Autoencoder, ImageTokenEncoder, TextEncoder, clip_image_model, clip_text_model
 from unidiffuser.modules import fit
+from unidiffuser.stem import ConvStem
 from unidiffuser.tokenizers import STOP, BytePairTokenizer, clip_spec, gpt2_spec, read_spec
 
 CONFIG = tiny_config()
@@ -171,6 +172,42 @@ def test_image_tokens(tiny_checkpoint: Path) -> None:
     tokens = encoder(images)
     assert tokens.shape == (2, 1, CONFIG.uvit.clip_img_dim)
     assert torch.allclose(tokens[:, 0], embeds, atol=1e-5)
+
+
+STEM = {"unshuffle": 4, "channels": [8, 8, CONFIG.clip_image["hidden_size"]]}
+
+
+def test_an_image_tower_with_convolutions_in_front_comes_back_from_its_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    config = replace(CONFIG, clip_image=CONFIG.clip_image | {"stem": STEM})
+    tower = clip_image_model(config.clip_image).eval()
+    other = load_checkpoint(tiny_checkpoint)
+    parts = {name: other.state_dict(name) for name in other.parts()} | {"clip_image": tower.state_dict()}
+    save_checkpoint(tmp_path / "stem.safetensors", config, parts, tokenizer_specs())
+    encoder = ImageTokenEncoder.from_checkpoint(load_checkpoint(tmp_path / "stem.safetensors"))
+    noise = np.random.default_rng(0).integers(0, 256, (4, 50, 50, 3), dtype=np.uint8)
+    images = [Image.fromarray(x) for x in noise]
+    with torch.inference_mode():
+        expected = tower(pixel_values=encoder.preprocess(images)).image_embeds
+    assert torch.allclose(encoder(images)[:, 0], expected, atol=1e-5)
+    assert torch.allclose(encoder(images[:1])[0], encoder(images)[0], atol=1e-5)
+
+
+def test_norms_of_a_stem_fold_into_its_convolutions() -> None:
+    g = torch.Generator().manual_seed(0)
+    stem = ConvStem(4, [8, 8, 12], norm=torch.nn.BatchNorm2d)
+    for _ in range(5):  # running statistics and weights that are not the fresh ones
+        stem(torch.randn(4, 3, 32, 32, generator=g) * 2 + 1)
+    with torch.no_grad():
+        for parameter in stem.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=g)
+    pixels = torch.randn(2, 3, 32, 48, generator=g)
+    before = stem.eval()(pixels)
+    stem.fold_norms()
+    assert before.shape == (2, 12, 4, 6)
+    assert torch.allclose(stem(pixels), before, atol=1e-5)
+    assert set(stem.state_dict()) == set(ConvStem(4, [8, 8, 12]).state_dict())
 
 
 @pytest.mark.parametrize("image", [Image.new("RGB", (8, 9)), Image.new("L", (8, 8))], ids=["oblong", "grey"])

@@ -24,6 +24,7 @@ from unidiffuser.streams import Streams
 from unidiffuser.training.augment import augmented
 from unidiffuser.training.autoencoder import PatchedAutoencoder, psnr
 from unidiffuser.training.data import ImageFolder
+from unidiffuser.training.encoders import image_tokens, load_clip
 from unidiffuser.training.loop import Stage, TrainConfig, step_indices, train
 from unidiffuser.training.objective import diffusion_loss, draw_labels
 from unidiffuser.training.saving import checkpoints
@@ -47,7 +48,10 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (draw.ellipse if shape == "circle" else draw.rectangle)(box, fill=rgb)
             name = f"{colour}-{shape}.png"
             image.save(folder / name)
-            rows.append({"file_name": name, "text": [f"{colour} {shape}, drawn", f"{colour} {shape}"], "split": "train"})
+            texts = [f"{colour} {shape}, drawn", f"{colour} {shape}"]
+            rows.append(
+                {"file_name": name, "text": texts, "split": "train", "shape": shape, "colour": colour, "red": colour == "red"}
+            )
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
@@ -62,6 +66,18 @@ def fell(out: Path) -> float:
     """Mean loss of the last ten steps over that of the first ten."""
     losses = [json.loads(line)["loss"] for line in (out / "losses.jsonl").read_text().splitlines()]
     return float(np.mean(losses[-10:]) / np.mean(losses[:10]))
+
+
+def nearest_says(run: Path, folder: Path, fields: tuple[str, ...]) -> float:
+    """The share of pictures, a little changed, whose token is nearest to that of a picture with the same fields."""
+    clip, _, _ = load_clip(run)
+    images = ImageFolder(folder, SIDE)
+    pixels = images.pixels(torch.arange(len(images)))
+    changed = augmented(pixels, torch.Generator().manual_seed(5), place=0.4, colour=0.1)
+    tokens, asked = (torch.nn.functional.normalize(image_tokens(clip, x), dim=1) for x in (pixels, changed))
+    found = (asked @ tokens.T).argmax(1).tolist()
+    pairs = [(images.records[i], images.records[j]) for i, j in enumerate(found)]
+    return sum(all(a[name] == b[name] for name in fields) for a, b in pairs) / len(pairs)
 
 
 # --- objective -----------------------------------------------------------------------------------------------------
@@ -353,6 +369,14 @@ def test_rescaling_the_latents_does_not_change_the_picture():
     assert torch.allclose(scaled_logvar[:, 2], logvar[:, 2] + 2 * np.log(3.0), atol=1e-5)
 
 
+@pytest.mark.parametrize("missing", [{"favour": "nothing"}, {"tell": {"nothing": {"share": 1}}}], ids=["favour", "tell"])
+def test_an_image_tower_wants_fields_that_are_there(shapes, tmp_path, missing):
+    options = {"data": str(shapes), "image_size": SIDE, "encoders_of": str(tmp_path), "tell": {"shape": {"share": 1}},
+               "image": {"hidden_size": 32, "num_attention_heads": 2, "patch_size": 8, "projection_dim": 16}}  # fmt: skip
+    with pytest.raises(ValueError, match="nothing"):
+        make_stage(config("image_tower", tmp_path / "tower", options=options | missing))
+
+
 def test_psnr_of_a_known_error():
     pixels = torch.zeros(1, 3, 4, 4)
     assert psnr(pixels + 0.2, pixels).item() == pytest.approx(20.0)  # 0.1 of the range: -10 log10(0.01)
@@ -360,7 +384,7 @@ def test_psnr_of_a_known_error():
 
 @pytest.mark.parametrize("precision", ["bf16"])
 def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path, precision):
-    """All four stages on twelve pictures, one file, its use as a model, and a fine-tuning that resumes from it."""
+    """All stages on twelve pictures, one file, its use as a model, and a fine-tuning that resumes from it."""
     runs = tmp_path / "runs"
     data = {"data": str(shapes), "image_size": SIDE}
 
@@ -388,6 +412,21 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     train(make_stage(encoders), encoders, progress=False)
     assert fell(runs / "encoders") < 0.8
 
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8,
+             "projection_dim": 16, "stem": {"unshuffle": 4, "channels": [16, 32]}}  # fmt: skip
+    image_tower = config(
+        "image_tower", runs / "image_tower", precision=precision, batch_size=24, steps=60,
+        options=data | {"encoders_of": str(runs / "encoders"), "image": tower, "favour": "red",
+                        "tell": {"shape": {"share": 2, "place": 0.5, "colour": 1.0, "mirror": True, "noise": 0.1},
+                                 "colour": {"share": 1, "place": 1.0, "colour": 0.2, "shade": 0.1}}},
+    )  # fmt: skip
+    train(make_stage(image_tower), image_tower, progress=False)
+    assert fell(runs / "image_tower") < 0.5
+    assert nearest_says(runs / "image_tower", shapes, ("shape", "colour")) > 0.7  # by chance, one in twelve
+    other = dict(torch.load(runs / "encoders/clip.pt", weights_only=True))
+    made = torch.load(runs / "image_tower/clip.pt", weights_only=True)
+    assert all(torch.equal(made[name], value) for name, value in other.items() if name.startswith("text_model."))
+
     captioner = config(
         "captioner", runs / "captioner", precision=precision, batch_size=24, steps=80, learning_rate=4e-3,
         options=data | {"encoders": str(runs / "encoders"), "vocabulary_size": 300, "hidden_dim": 16, "width": 64, "layers": 1,
@@ -414,6 +453,7 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     import unidiffuser
 
     model = unidiffuser.load(runs / "uvit/model.safetensors")
+    assert model.checkpoint.config.clip_image["stem"] == tower["stem"]
     pictures = model.text_to_image("red circle", count=2, steps=3, seed=0)
     assert [p.size for p in pictures] == [(SIDE, SIDE)] * 2
     assert all(isinstance(text, str) for text in model.image_to_text(pictures, steps=3))

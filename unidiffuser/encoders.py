@@ -22,6 +22,7 @@ from .checkpoint_keys import Recipe, Recipes, vae_to_diffusers
 from .checkpoints import Checkpoint, VAEConfig
 from .modules import skeleton
 from .precision import ROWS, depends_on_batch, in_fixed_batches
+from .stem import ConvStem, Norm, no_norm
 from .tokenizers import BytePairTokenizer
 
 if TYPE_CHECKING:
@@ -38,12 +39,15 @@ def clip_text_model(config: dict[str, Any]) -> CLIPTextModel:
     return CLIPTextModel(CLIPTextConfig(**config))
 
 
-def clip_image_model(config: dict[str, Any]) -> CLIPVisionModelWithProjection:
-    """The image tower that `ModelConfig.clip_image` describes, with fresh weights."""
+def clip_image_model(config: dict[str, Any], norm: Norm = no_norm) -> CLIPVisionModelWithProjection:
+    """The image tower that `ModelConfig.clip_image` describes, with fresh weights; `norm` is for training a `ConvStem`."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    fields = {name: value for name, value in config.items() if name not in ("image_mean", "image_std")}
-    return CLIPVisionModelWithProjection(CLIPVisionConfig(**fields))
+    fields = {name: value for name, value in config.items() if name not in ("image_mean", "image_std", "stem")}
+    tower = CLIPVisionModelWithProjection(CLIPVisionConfig(**fields))
+    if "stem" in config:
+        tower.vision_model.embeddings.patch_embedding = ConvStem(**config["stem"], norm=norm)
+    return tower
 
 
 def autoencoder_kl(config: VAEConfig, sample_size: int = 512) -> AutoencoderKL:

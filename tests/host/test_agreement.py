@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from host_server import HostServer
 from PIL import Image
 from prompts import Graph
 from safetensors.torch import load_file, save_file
+from tiny import WIDTH, write_tiny_checkpoint
 
 from unidiffuser.captions import CaptionDecoder
 from unidiffuser.checkpoints import load_checkpoint
@@ -232,8 +234,12 @@ def test_the_vae_agrees(server: HostServer, tiny_file: Path) -> None:
     assert picture.std() > 1
 
 
-def test_the_clip_image_token_agrees(server: HostServer, tiny_file: Path) -> None:
-    graph = Graph()
+@pytest.mark.parametrize("stem", [{}, {"stem": {"unshuffle": 4, "channels": [8, WIDTH]}}], ids=["patches", "convolutions"])
+def test_the_clip_image_token_agrees(server: HostServer, tiny_file: Path, stem: dict[str, Any]) -> None:
+    if stem:
+        tiny_file = tiny_file.with_name("convolutions.safetensors")
+        write_tiny_checkpoint(tiny_file, **stem)
+    graph = Graph(tiny_file.name)
     _, token = graph.encoded(graph.add("UniDiffuserExamplePicture", picture="sunflower")())
     file = server.base / "token.pt"
     graph.add("TestDumpToken", output=token, file=str(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -100,9 +101,10 @@ def tiny_config() -> ModelConfig:
     )
 
 
-def write_tiny_checkpoint(path: Path, seed: int = 0) -> None:
-    """The same file for the same seed."""
+def write_tiny_checkpoint(path: Path, seed: int = 0, **clip_image: Any) -> None:
+    """The same file for the same seed; `clip_image` are other fields of the image encoder."""
     config = tiny_config()
+    config.clip_image.update(clip_image)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = UViT(config.uvit)

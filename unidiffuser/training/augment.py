@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def augmented(pixels: Tensor, generator: torch.Generator, *, place: float = 1.0, colour: float = 1.0) -> Tensor:
+def augmented(
+    pixels: Tensor,
+    generator: torch.Generator,
+    *,
+    place: float = 1.0,
+    colour: float = 1.0,
+    mirror: bool = False,
+    shade: float = 0.0,
+    noise: float = 0.0,
+) -> Tensor:
     """Each picture turned, zoomed, stretched, shifted and recoloured in its own way, some a little soft.
 
     Args:
@@ -18,6 +27,9 @@ def augmented(pixels: Tensor, generator: torch.Generator, *, place: float = 1.0,
         place: strength of the moves; 1 turns by up to 0.2 rad, zooms by 20 % and shifts by 8 % of the side.
         colour: strength of the recolouring; 1 turns the hue by up to 0.15 rad and changes saturation, contrast and
             brightness by up to 15 %: less than what tells one house's palette from another's.
+        mirror: half of them, by chance, the other way round.
+        shade: standard deviation of the slope of a gradient over the picture, in [-1, 1] a half side.
+        noise: half of them, by chance, get white noise of up to this standard deviation.
 
     Returns:
         (B, 3, H, W) in [-1, 1].
@@ -27,6 +39,8 @@ def augmented(pixels: Tensor, generator: torch.Generator, *, place: float = 1.0,
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(count, generator=generator) * (high - low) + low
 
+    if mirror:
+        pixels = mirrored(pixels, generator)
     turn, shear = uniform(-0.2, 0.2) * place, uniform(-0.1, 0.1) * place
     zoom, stretch = torch.exp(uniform(-0.2, 0.2) * place), torch.exp(uniform(-0.1, 0.1) * place)
     x = moved(pixels, turn, shear, zoom, stretch, uniform(-0.16, 0.16) * place, uniform(-0.16, 0.16) * place)
@@ -39,7 +53,21 @@ def augmented(pixels: Tensor, generator: torch.Generator, *, place: float = 1.0,
     x = 1 + torch.einsum("bij,bjhw->bihw", recolour, x - 1) * (1 + uniform(-0.15, 0.15) * colour)[:, None, None, None]
 
     softness = (uniform(-1, 1) * colour).clamp(0, 1)[:, None, None, None]
-    return torch.lerp(x, softened(x), softness).clamp(-1, 1)
+    x = torch.lerp(x, softened(x), softness)
+    if shade:
+        slope = torch.randn(count, 2, 1, 1, generator=generator) * shade
+        across, down = (torch.linspace(-1.0, 1.0, side) for side in (x.shape[3], x.shape[2]))
+        x = x + (slope[:, 0] * across[None, None, :] + slope[:, 1] * down[None, :, None])[:, None]
+    if noise:
+        strength = (torch.rand(count, generator=generator) < 0.5) * uniform(0.0, noise)
+        x = x + strength[:, None, None, None] * torch.randn(x.shape, generator=generator)
+    return x.clamp(-1, 1)
+
+
+def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the pictures (B, 3, H, W), by chance, the other way round."""
+    flip = torch.rand(len(pixels), generator=generator) < 0.5
+    return torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
 
 
 def moved(x: Tensor, turn: Tensor, shear: Tensor, zoom: Tensor, stretch: Tensor, right: Tensor, down: Tensor) -> Tensor:

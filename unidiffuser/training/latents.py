@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class Latents:
         images: ImageFolder,
         *,
         versions: int = 1,
-        strength: Mapping[str, float] | None = None,
+        strength: Mapping[str, Any] | None = None,
         seed: int = 0,
         batch_size: int = 32,
         device: str = "cpu",

@@ -15,6 +15,7 @@ from .loop import Stage, TrainConfig
 STAGES: Mapping[str, str] = {
     "autoencoder": "autoencoder:AutoencoderStage",
     "encoders": "encoders:EncodersStage",
+    "image_tower": "image_tower:ImageTowerStage",
     "captioner": "captioner:CaptionerStage",
     "uvit": "uvit:UViTStage",
     "latents": "latent_stage:LatentStage",
@@ -39,7 +40,8 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
 
     Args:
         runs: folder of the three run folders, all finished.
-            A fourth, ``decoder`` (an autoencoder run that went on with the decoder alone), takes the first one's place.
+            Two more may be there: ``decoder`` (an autoencoder run that went on with the decoder alone) takes the place of
+            the first, and ``image_tower`` that of the image half of the second.
         out: the ``.safetensors`` file, which the ``uvit`` stage takes as its checkpoint.
         dtype: of the weights in the file; the network is then trained on the latents of exactly these encoders.
     """
@@ -54,12 +56,13 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         return {k: v for k, v in state.items() if not k.endswith(drop)}
 
+    encoders = "image_tower" if (runs / "image_tower").is_dir() else "encoders"
     clip, kl, caption = (
-        weights("encoders/clip.pt"),
+        weights(f"{encoders}/clip.pt"),
         weights("decoder/autoencoder.pt" if (runs / "decoder").is_dir() else "autoencoder/autoencoder.pt"),
         weights("captioner/caption.pt"),
     )
-    clip_sizes = json.loads((runs / "encoders/clip.json").read_text(encoding="utf-8"))
+    clip_sizes = json.loads((runs / f"{encoders}/clip.json").read_text(encoding="utf-8"))
     caption_sizes = json.loads((runs / "captioner/caption.json").read_text(encoding="utf-8"))
     vae = json.loads((runs / "autoencoder/config.json").read_text(encoding="utf-8"))["options"]
     patch, channels = vae["patch_size"], vae["channels"]

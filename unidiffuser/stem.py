@@ -45,16 +45,28 @@ class ConvBlock(nn.Module):
 class ConvStem(nn.Module):
     """Pictures (B, 3, H, W) -> the features of patches (B, channels[-1], H/p, W/p).
 
+    p is `unshuffle` times 2 for each change of `channels`, times `pool`.
+
     Args:
         unshuffle: side of the squares of pixels that become channels first.
         channels: of the first convolution and of each block after it; where they change, the side is halved.
+        pool: side of the squares of places whose features are averaged in the end. Things keep their layout from one way of
+            drawing them to another, but not their outlines: a few large patches generalise better than many small ones.
         norm: makes what follows each convolution: in training BatchNorm2d, which `fold_norms` takes in afterwards.
         operations: where Conv2d comes from: `torch.nn`, or a host's namespace of the same name.
     """
 
-    def __init__(self, unshuffle: int, channels: Sequence[int], norm: Norm = no_norm, operations: Any = nn, **factory: Any):
+    def __init__(
+        self,
+        unshuffle: int,
+        channels: Sequence[int],
+        pool: int = 1,
+        norm: Norm = no_norm,
+        operations: Any = nn,
+        **factory: Any,
+    ):
         super().__init__()
-        self.unshuffle = unshuffle
+        self.unshuffle, self.pool = unshuffle, pool
         self.conv = operations.Conv2d(3 * unshuffle**2, channels[0], 3, 1, 1, **factory)
         self.norm = norm(channels[0])
         self.blocks = nn.Sequential(*(ConvBlock(a, b, norm, operations, **factory) for a, b in pairwise(channels)))
@@ -67,8 +79,8 @@ class ConvStem(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = F.pixel_unshuffle(pixels, self.unshuffle).contiguous(memory_format=torch.channels_last)
-        out: Tensor = self.blocks(F.relu(self.norm(self.conv(x))))
-        return out
+        x = self.blocks(F.relu(self.norm(self.conv(x))))
+        return F.avg_pool2d(x, self.pool) if self.pool > 1 else x
 
     @torch.no_grad()
     def fold_norms(self) -> None:

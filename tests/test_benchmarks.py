@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from evaluation_pictures import labelled_folder
 
 import unidiffuser
-from benchmarks import captions, report
+from benchmarks import captions, claims, report
 from benchmarks.clock import in_turns, network_flops
 from benchmarks.quality import compare, counted, table
+from unidiffuser.evaluation.judge import load_judge
+from unidiffuser.evaluation.sources import read_folder
 from unidiffuser.model_config import V1
 
 ROOT = Path(unidiffuser.__file__).parents[1]
+EXAMPLE = ROOT / "unidiffuser/assets/example.png"
 
 
 def test_flops_of_the_published_network() -> None:
@@ -82,3 +87,36 @@ def test_the_captions_compared_are_of_equal_models(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(captions, "CaptionConfig", config)
     found = captions.measure(torch.device("cpu"), images=3)
     assert (found["equal"], found["compared"]) == (3, 3)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> claims.Bench:
+    """The bundled model before six pictures that it does not know; two steps, so that only the wiring is looked at."""
+    folder = tmp_path_factory.mktemp("claims")
+    pairs = list(read_folder(labelled_folder(folder)))
+    model = unidiffuser.load("emoji", device="cpu")
+    return claims.Bench(model, load_judge(), pairs[:6], pairs[6:9], {"steps": 2, "guidance": 2.0}, folder)
+
+
+@pytest.mark.parametrize("name", ["guidance", "variation", "noisy condition", "rewriting"])
+def test_claims(bench: claims.Bench, name: str) -> None:
+    rows = claims.CLAIMS[name](bench)
+    assert rows
+    assert all(len(row) == 3 for row in rows)
+    assert name in claims.table({name: rows})
+    assert name == "rewriting" or (bench.out / f"{name.replace(' ', '-')}.jpg").is_file()
+
+
+def test_rewriting_keeps_the_label(bench: claims.Bench) -> None:
+    """The label of a wrong caption stays, although the picture shows another thing."""
+    apples = [
+        replace(pair, path=EXAMPLE, captions=(f"red apple, {pair.style}",), fields={**pair.fields, "label": "red apple"})
+        for pair in bench.trained
+    ]
+    kept = {row[0]: row[2] for row in claims.rewriting(replace(bench, trained=apples, options={"steps": 10, "guidance": 2.0}))}
+    assert float(kept["label"].split(" ")[0]) > 80
+
+
+def test_distance_of_pictures() -> None:
+    pixels = torch.zeros(2, 3, 4, 4)
+    assert claims.distance(pixels + torch.tensor([0.5, 0.25])[:, None, None, None], pixels).tolist() == [0.5, 0.25]

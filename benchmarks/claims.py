@@ -1,0 +1,285 @@
+"""What the paper claims of one network, shown on the bundled model: a table of shares and a sheet of pictures for each claim.
+
+    python -m benchmarks.claims --data data/emoji [--model emoji] [--only guidance,gibbs] [--out out/claims]
+
+A judge trained on real pictures alone says what pictures show; captions are compared to the letter. Each share has its 95 %
+interval. Claims that are done are in claims.json, so a run that was stopped goes on with the next one. Networks for one task
+alone, of the same size and budget, are compared with `unidiffuser evaluate`, see docs/bundled-model.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import unidiffuser
+from benchmarks.report import write_into
+from unidiffuser.evaluation.judge import Judge, Verdict, load_judge
+from unidiffuser.evaluation.metrics import parse_caption, share
+from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
+from unidiffuser.files import replacing, write_text
+from unidiffuser.images import contact_sheet, to_tensor
+from unidiffuser.options import Plan
+from unidiffuser.path import NoisePath
+from unidiffuser.pipeline import UniDiffuser
+from unidiffuser.samplers import sample
+from unidiffuser.schedule import add_noise
+from unidiffuser.streams import Streams, item_generators
+
+MARKERS = ("<!-- claims -->", "<!-- /claims -->")
+BATCH = 48
+SHOWN = 8  # columns of a sheet
+Row = tuple[str, str, str]  # setting, measure, value
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every claim is shown with.
+
+    Attributes:
+        trained, held: pairs that the network was trained on, and ones that no part of the model has seen, in a fixed order.
+        options: steps and guidance.
+        out: where the sheets go.
+    """
+
+    model: UniDiffuser
+    judge: Judge
+    trained: Sequence[Pair]
+    held: Sequence[Pair]
+    options: dict[str, Any]
+    out: Path
+
+    def sees(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
+        return self.judge.judge_pictures(pictures)
+
+    def says(self, caption: str) -> tuple[str, str | None]:
+        return parse_caption(caption, self.judge.styles)
+
+    def sheet(self, name: str, pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = SHOWN) -> None:
+        with replacing(self.out / f"{name}.jpg") as partial:
+            contact_sheet(pictures, captions, columns).save(partial, format="JPEG", quality=90)
+
+    def plan(self, seed: int = 0) -> Plan:
+        return Plan.of({**self.options, "seed": seed, "batch_size": BATCH}, self.model.config)
+
+
+def rate(right: Sequence[bool]) -> str:
+    return str(share([list(right)]))
+
+
+def drawn(bench: Bench, pairs: Sequence[Pair], **options: Any) -> list[Image.Image]:
+    chosen = {**bench.options, "seed": 0, "batch_size": BATCH, **options}
+    return bench.model.text_to_image([pair.caption for pair in pairs], **chosen)
+
+
+def guidance(bench: Bench) -> list[Row]:
+    """Guidance for free: the network's own p(image) is the unconditional model; it was never trained to drop captions."""
+    pairs, rows, first = bench.trained[:192], [], []
+    for scale in (1.0, 2.0, 3.0, 4.0, 6.0, 8.0):
+        pictures = drawn(bench, pairs, guidance=scale)
+        seen = bench.sees(pictures)
+        rows.append((f"guidance {scale:g}", "concept", rate([v.concept == p.label for v, p in zip(seen, pairs, strict=True)])))
+        rows.append((f"guidance {scale:g}", "style", rate([v.style == p.style for v, p in zip(seen, pairs, strict=True)])))
+        first += pictures[:SHOWN]
+    bench.sheet("guidance", first, [f"{p.caption}, {s:g}" for s in (1, 2, 3, 4, 6, 8) for p in pairs[:SHOWN]])
+    return rows
+
+
+def variation(bench: Bench) -> list[Row]:
+    """A varied picture shows what the first one showed, but is another picture."""
+    rows, shown, under = [], [], []
+    for split, pairs in (("trained", bench.trained[:96]), ("held out", bench.held[:96])):
+        given = [pair.image() for pair in pairs]
+        made = bench.model.vary_image(given, count=2, seed=0, batch_size=BATCH, **bench.options)
+        seen = bench.sees(made)
+        twice = [pair for pair in pairs for _ in range(2)]
+        rows.append((split, "concept kept", rate([v.concept == p.label for v, p in zip(seen, twice, strict=True)])))
+        rows.append((split, "style kept", rate([v.style == p.style for v, p in zip(seen, twice, strict=True)])))
+        one, two, real = to_tensor(made[::2]), to_tensor(made[1::2]), to_tensor([g.resize(made[0].size) for g in given])
+        rows.append((split, "root mean square between the two variations", f"{distance(one, two).mean():.3f}"))
+        rows.append((split, "and to the given picture", f"{distance(one, real).mean():.3f}"))
+        for k in range(min(SHOWN // 2, len(pairs))):
+            shown += [given[k].resize(made[0].size), made[2 * k], made[2 * k + 1]]
+            under += [pairs[k].caption, "variation", "variation"]
+    bench.sheet("variation", shown, under, columns=6)
+    return rows
+
+
+def gibbs(bench: Bench) -> list[Row]:
+    """Chains of eight rounds stay on their topic."""
+    starts, rounds = bench.trained[:24], 8
+    chains = [
+        bench.model.gibbs(pair.caption, rounds=rounds, seed=k, **bench.options) for k, pair in enumerate(starts)
+    ]  # (chain, round) pairs of picture and caption
+    rows = []
+    for number in range(rounds):
+        pictures, captions = zip(*(chain[number] for chain in chains), strict=True)
+        seen, said = bench.sees(pictures), [bench.says(caption) for caption in captions]
+        place = f"round {number + 1}"
+        rows.append((place, "picture shows the start", rate([v.concept == p.label for v, p in zip(seen, starts, strict=True)])))
+        rows.append((place, "caption names the start", rate([s[0] == p.label for s, p in zip(said, starts, strict=True)])))
+        rows.append((place, "picture and caption agree", rate([v.concept == s[0] for v, s in zip(seen, said, strict=True)])))
+    cells = [pair for chain in chains[:6] for pair in chain]
+    bench.sheet("gibbs", [picture for picture, _ in cells], [caption for _, caption in cells], columns=rounds)
+    return rows
+
+
+def interpolation(bench: Bench) -> list[Row]:
+    """Between two pictures no frame is far from the next: the largest step over the mean step, 1 being even."""
+    frames, pairs = 9, 12
+    ends = [pair.image() for pair in bench.trained[: 2 * pairs]]
+    ratios, known, shown = [], [], []
+    for k in range(pairs):
+        made = bench.model.interpolate(ends[2 * k], ends[2 * k + 1], frames=frames, seed=0)
+        pixels = to_tensor(made)
+        steps = distance(pixels[1:], pixels[:-1])
+        ratios.append(float(steps.max() / steps.mean()))
+        labels = {bench.trained[2 * k].label, bench.trained[2 * k + 1].label}
+        known += [v.concept in labels for v in bench.sees(made)]
+        shown += made if k < 6 else []
+    bench.sheet("interpolation", shown, [], columns=frames)
+    middle = sorted(ratios)[pairs // 2]
+    return [
+        ("9 frames", "largest step over mean step, median of 12", f"{middle:.2f}"),
+        ("9 frames", "its range", f"{min(ratios):.2f} to {max(ratios):.2f}"),
+        ("9 frames", "frames that show one of the two ends", rate(known)),
+    ]
+
+
+def speeds(bench: Bench) -> list[Row]:
+    """Unequal speeds: the same network draws pairs with the picture ahead, the caption ahead, or one after the other."""
+    plan = bench.plan()
+    ways = {f"{a:g} : {b:g}": NoisePath.joint(plan.steps, speeds=(a, b)) for a, b in ((1, 1), (2, 1), (1, 2), (4, 1), (1, 4))}
+    top = (1000.0, 1000.0)
+    ways["picture first"] = NoisePath.through(top, (0.0, 1000.0), (0.0, 0.0), steps=2 * plan.steps)
+    ways["caption first"] = NoisePath.through(top, (1000.0, 0.0), (0.0, 0.0), steps=2 * plan.steps)
+    rows, shown, under = [], [], []
+    for name, path in ways.items():
+        out = bench.model.run(path, Streams(), plan, item_generators(0, 144))
+        pictures, captions = bench.model.decode_images(out, plan), bench.model.decode_texts(out, plan)
+        seen, said = bench.sees(pictures), [bench.says(caption) for caption in captions]
+        rows.append((name, "agree in the concept", rate([v.concept == s[0] for v, s in zip(seen, said, strict=True)])))
+        rows.append((name, "agree in the style", rate([v.style == s[1] for v, s in zip(seen, said, strict=True)])))
+        rows.append((name, "different concepts of 144", str(len({v.concept for v in seen}))))
+        shown, under = shown + pictures[:SHOWN], under + [f"{name}: {caption}" for caption in captions[:SHOWN]]
+    bench.sheet("speeds", shown, under)
+    return rows
+
+
+def noisy_condition(bench: Bench) -> list[Row]:
+    """A condition known only up to some noise: held at a label between 0 (clean) and 1000 (none), it loosens by degrees."""
+    pairs, plan = bench.trained[:96], bench.plan()
+    text = bench.model.encode_texts([pair.caption for pair in pairs])
+    rows, shown, under = [], [], []
+    for level in (0.0, 200.0, 400.0, 600.0, 800.0, 1000.0):
+        generators = item_generators(0, len(pairs))
+        noise = torch.stack([torch.randn(text.shape[1:], generator=g) for g in generators])
+        given = text if level == 0 else add_noise(text, noise.to(text), level)
+        path = NoisePath.text_to_image(plan.steps, hold=level)
+        pictures = bench.model.decode_images(bench.model.run(path, Streams(text=given), plan, generators), plan)
+        seen = bench.sees(pictures)
+        rows.append(
+            (f"caption at label {level:g}", "concept", rate([v.concept == p.label for v, p in zip(seen, pairs, strict=True)]))
+        )
+        rows.append(
+            (f"caption at label {level:g}", "style", rate([v.style == p.style for v, p in zip(seen, pairs, strict=True)]))
+        )
+        shown, under = shown + pictures[:SHOWN], under + [f"{p.caption}, {level:g}" for p in pairs[:SHOWN]]
+    bench.sheet("noisy-condition", shown, under)
+    return rows
+
+
+def rewriting(bench: Bench) -> list[Row]:
+    """Part of a caption is rewritten to fit a picture: the style word of a wrong caption, the label being kept."""
+    pairs, plan, model = [p for p in bench.trained if p.caption.endswith(f", {p.style}")][:144], bench.plan(), bench.model
+    styles = bench.judge.styles
+    wrong = [
+        f"{p.label}, {styles[(styles.index(p.style) + 1 + k % (len(styles) - 1)) % len(styles)]}" for k, p in enumerate(pairs)
+    ]
+    generators = item_generators(0, len(pairs))
+    state = model.encode_images([p.image() for p in pairs], 1, plan, generators)
+    text = model.encode_texts(wrong)
+    tokenizer = model.text_encoder.tokenizer
+    mask = torch.ones(len(pairs), model.text_encoder.length, 1)
+    for row, pair in zip(mask, pairs, strict=True):
+        row[: 1 + len(tokenizer.encode(f"{pair.label},"))] = 0  # 1: the start token
+    noise = torch.stack([torch.randn(text.shape[1:], generator=g) for g in generators])
+    state = state.replace(text=torch.where(mask > 0, noise, text.cpu()))  # at the path's start, what is not kept is noise
+    with model.working("net") as net:
+        out = sample(
+            net,
+            NoisePath.image_to_text(plan.steps),
+            state,
+            guidance=plan.guidance,
+            generator=generators,
+            mask=Streams(text=mask),
+        )
+    said = [bench.says(caption) for caption in model.decode_texts(out, plan)]
+    return [
+        ("style word", "is now that of the picture", rate([s[1] == p.style for s, p in zip(said, pairs, strict=True)])),
+        ("label", "is still what it was", rate([s[0] == p.label for s, p in zip(said, pairs, strict=True)])),
+    ]
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Root mean square difference of pictures (B, 3, H, W) in [-1, 1], one number a pair."""
+    return (a - b).square().mean(dim=(1, 2, 3)).sqrt()
+
+
+CLAIMS: dict[str, Callable[[Bench], list[Row]]] = {
+    "guidance": guidance,
+    "variation": variation,
+    "gibbs": gibbs,
+    "interpolation": interpolation,
+    "speeds": speeds,
+    "noisy condition": noisy_condition,
+    "rewriting": rewriting,
+}
+
+
+def table(found: dict[str, list[Row]]) -> str:
+    lines = ["| claim | setting | measure | value |", "| --- | --- | --- | --- |"]
+    lines += [f"| {name} | {' | '.join(row)} |" for name, rows in found.items() for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--data", type=Path, required=True, help="image folder made by unidiffuser prepare-emoji")
+    parser.add_argument("--out", type=Path, default=Path("out/claims"))
+    parser.add_argument("--only", help=f"some of: {', '.join(CLAIMS)}")
+    parser.add_argument("--doc", type=Path, help="write the table into this file, between the markers")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    examples = [p for p in read_folder(args.data) if p.fields.get("demo")]
+    model = unidiffuser.load(args.model)
+    usual = {"steps": model.config.defaults["steps"], "guidance": model.config.defaults["guidance"]}
+    parts = [fixed_order(in_split(examples, split), None) for split in ("train", "heldout")]
+    bench = Bench(model, load_judge(), *parts, usual, args.out)
+    path = args.out / "claims.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name in [n.strip() for n in args.only.split(",")] if args.only else CLAIMS:
+        if name not in found:
+            found[name] = CLAIMS[name](bench)
+            write_text(path, json.dumps(found, indent=1))
+            print(table({name: found[name]}), flush=True)
+    ordered = {name: found[name] for name in CLAIMS if name in found}
+    if args.doc:
+        write_into(args.doc, table(ordered), MARKERS)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,8 +3,7 @@
     python -m benchmarks.claims --data data/emoji [--model emoji] [--only guidance,gibbs] [--out out/claims]
 
 A judge trained on real pictures alone says what pictures show; captions are compared to the letter. Each share has its 95 %
-interval. Claims that are done are in claims.json, so a run that was stopped goes on with the next one. Networks for one task
-alone, of the same size and budget, are compared with `unidiffuser evaluate`, see docs/bundled-model.md.
+interval. Claims that are done are in claims.json, so a run that was stopped goes on with the next one.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from unidiffuser.streams import Streams, item_generators
 MARKERS = ("<!-- claims -->", "<!-- /claims -->")
 BATCH = 48
 SHOWN = 8  # columns of a sheet
+COUNT = 144  # pairs out of nothing, and captions to rewrite
 Row = tuple[str, str, str]  # setting, measure, value
 
 
@@ -67,27 +67,29 @@ class Bench:
         with replacing(self.out / f"{name}.jpg") as partial:
             contact_sheet(pictures, captions, columns).save(partial, format="JPEG", quality=90)
 
-    def plan(self, seed: int = 0) -> Plan:
-        return Plan.of({**self.options, "seed": seed, "batch_size": BATCH}, self.model.config)
+    def plan(self) -> Plan:
+        return Plan.of({**self.options, "batch_size": BATCH}, self.model.config)
+
+    def recognised(self, setting: str, pictures: Sequence[Image.Image], pairs: Sequence[Pair], kept: str = "") -> list[Row]:
+        """Two rows: how many pictures show the concepts of these pairs, and how many their styles."""
+        seen = list(zip(self.sees(pictures), pairs, strict=True))
+        return [
+            (setting, f"concept{kept}", rate([verdict.concept == pair.label for verdict, pair in seen])),
+            (setting, f"style{kept}", rate([verdict.style == pair.style for verdict, pair in seen])),
+        ]
 
 
 def rate(right: Sequence[bool]) -> str:
     return str(share([list(right)]))
 
 
-def drawn(bench: Bench, pairs: Sequence[Pair], **options: Any) -> list[Image.Image]:
-    chosen = {**bench.options, "seed": 0, "batch_size": BATCH, **options}
-    return bench.model.text_to_image([pair.caption for pair in pairs], **chosen)
-
-
 def guidance(bench: Bench) -> list[Row]:
     """Guidance for free: the network's own p(image) is the unconditional model; it was never trained to drop captions."""
     pairs, rows, first = bench.trained[:192], [], []
     for scale in (1.0, 2.0, 3.0, 4.0, 6.0, 8.0):
-        pictures = drawn(bench, pairs, guidance=scale)
-        seen = bench.sees(pictures)
-        rows.append((f"guidance {scale:g}", "concept", rate([v.concept == p.label for v, p in zip(seen, pairs, strict=True)])))
-        rows.append((f"guidance {scale:g}", "style", rate([v.style == p.style for v, p in zip(seen, pairs, strict=True)])))
+        options = {**bench.options, "guidance": scale, "batch_size": BATCH}
+        pictures = bench.model.text_to_image([pair.caption for pair in pairs], **options)
+        rows += bench.recognised(f"guidance {scale:g}", pictures, pairs)
         first += pictures[:SHOWN]
     bench.sheet("guidance", first, [f"{p.caption}, {s:g}" for s in (1, 2, 3, 4, 6, 8) for p in pairs[:SHOWN]])
     return rows
@@ -99,10 +101,7 @@ def variation(bench: Bench) -> list[Row]:
     for split, pairs in (("trained", bench.trained[:96]), ("held out", bench.held[:96])):
         given = [pair.image() for pair in pairs]
         made = bench.model.vary_image(given, count=2, seed=0, batch_size=BATCH, **bench.options)
-        seen = bench.sees(made)
-        twice = [pair for pair in pairs for _ in range(2)]
-        rows.append((split, "concept kept", rate([v.concept == p.label for v, p in zip(seen, twice, strict=True)])))
-        rows.append((split, "style kept", rate([v.style == p.style for v, p in zip(seen, twice, strict=True)])))
+        rows += bench.recognised(split, made, [pair for pair in pairs for _ in range(2)], " kept")
         one, two, real = to_tensor(made[::2]), to_tensor(made[1::2]), to_tensor([g.resize(made[0].size) for g in given])
         rows.append((split, "root mean square between the two variations", f"{distance(one, two).mean():.3f}"))
         rows.append((split, "and to the given picture", f"{distance(one, real).mean():.3f}"))
@@ -148,7 +147,7 @@ def interpolation(bench: Bench) -> list[Row]:
     bench.sheet("interpolation", shown, [], columns=frames)
     middle = sorted(ratios)[pairs // 2]
     return [
-        ("9 frames", "largest step over mean step, median of 12", f"{middle:.2f}"),
+        ("9 frames", f"largest step over mean step, median of {pairs}", f"{middle:.2f}"),
         ("9 frames", "its range", f"{min(ratios):.2f} to {max(ratios):.2f}"),
         ("9 frames", "frames that show one of the two ends", rate(known)),
     ]
@@ -163,12 +162,12 @@ def speeds(bench: Bench) -> list[Row]:
     ways["caption first"] = NoisePath.through(top, (1000.0, 0.0), (0.0, 0.0), steps=2 * plan.steps)
     rows, shown, under = [], [], []
     for name, path in ways.items():
-        out = bench.model.run(path, Streams(), plan, item_generators(0, 144))
+        out = bench.model.run(path, Streams(), plan, item_generators(0, COUNT))
         pictures, captions = bench.model.decode_images(out, plan), bench.model.decode_texts(out, plan)
         seen, said = bench.sees(pictures), [bench.says(caption) for caption in captions]
         rows.append((name, "agree in the concept", rate([v.concept == s[0] for v, s in zip(seen, said, strict=True)])))
         rows.append((name, "agree in the style", rate([v.style == s[1] for v, s in zip(seen, said, strict=True)])))
-        rows.append((name, "different concepts of 144", str(len({v.concept for v in seen}))))
+        rows.append((name, f"different concepts of {COUNT}", str(len({v.concept for v in seen}))))
         shown, under = shown + pictures[:SHOWN], under + [f"{name}: {caption}" for caption in captions[:SHOWN]]
     bench.sheet("speeds", shown, under)
     return rows
@@ -185,13 +184,7 @@ def noisy_condition(bench: Bench) -> list[Row]:
         given = text if level == 0 else add_noise(text, noise.to(text), level)
         path = NoisePath.text_to_image(plan.steps, hold=level)
         pictures = bench.model.decode_images(bench.model.run(path, Streams(text=given), plan, generators), plan)
-        seen = bench.sees(pictures)
-        rows.append(
-            (f"caption at label {level:g}", "concept", rate([v.concept == p.label for v, p in zip(seen, pairs, strict=True)]))
-        )
-        rows.append(
-            (f"caption at label {level:g}", "style", rate([v.style == p.style for v, p in zip(seen, pairs, strict=True)]))
-        )
+        rows += bench.recognised(f"caption at label {level:g}", pictures, pairs)
         shown, under = shown + pictures[:SHOWN], under + [f"{p.caption}, {level:g}" for p in pairs[:SHOWN]]
     bench.sheet("noisy-condition", shown, under)
     return rows
@@ -199,7 +192,7 @@ def noisy_condition(bench: Bench) -> list[Row]:
 
 def rewriting(bench: Bench) -> list[Row]:
     """Part of a caption is rewritten to fit a picture: the style word of a wrong caption, the label being kept."""
-    pairs, plan, model = [p for p in bench.trained if p.caption.endswith(f", {p.style}")][:144], bench.plan(), bench.model
+    pairs, plan, model = [p for p in bench.trained if p.caption.endswith(f", {p.style}")][:COUNT], bench.plan(), bench.model
     styles = bench.judge.styles
     wrong = [
         f"{p.label}, {styles[(styles.index(p.style) + 1 + k % (len(styles) - 1)) % len(styles)]}" for k, p in enumerate(pairs)

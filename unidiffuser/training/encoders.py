@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..stem import ConvStem
+from ..encoders import clip_image_model
 from ..tokenizers import BytePairTokenizer
 from .data import training_set
 from .loop import Stage, TrainConfig, seeded_init
@@ -121,11 +121,10 @@ def load_clip(folder: Path) -> tuple[Any, BytePairTokenizer, dict[str, Any]]:
     model = CLIPModel(
         CLIPConfig(
             text_config=configs["clip_text"],
-            vision_config={name: value for name, value in configs["clip_image"].items() if name != "stem"},
+            vision_config=configs["clip_image"],
             projection_dim=configs["clip_image"]["projection_dim"],
         )
     )
-    if "stem" in configs["clip_image"]:
-        model.vision_model.embeddings.patch_embedding = ConvStem(**configs["clip_image"]["stem"])
+    model.vision_model = clip_image_model(configs["clip_image"]).vision_model  # which knows of convolutions in front
     model.load_state_dict(torch.load(folder / "clip.pt", weights_only=True))
     return model.eval().requires_grad_(False), BytePairTokenizer.from_spec(configs["tokenizer"]), configs

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from ..encoders import clip_image_model
+from ..stem import ConvStem
 from .augment import augmented
 from .data import training_set
 from .encoders import image_tokens
@@ -92,11 +93,10 @@ class ImageTowerStage(Stage):
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
     def order(self, batch_size: int, seed: int, step: int) -> Tensor:
-        if self.favoured is None:
-            return super().order(batch_size, seed, step)
         rows = super().order(batch_size, seed, step)
-        places = torch.arange(batch_size) % 4 > 0
-        rows[places] = self.favoured[step_indices(len(self.favoured), int(places.sum()), seed + 1, step)]
+        if self.favoured is not None:
+            places = torch.arange(batch_size) % 4 > 0
+            rows[places] = self.favoured[step_indices(len(self.favoured), int(places.sum()), seed + 1, step)]
         return rows
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
@@ -127,7 +127,7 @@ class ImageTowerStage(Stage):
         """``clip.pt`` and ``clip.json`` like those of ``encoders_of``, with this image half; tokens have unit variance."""
         tower = model.tower
         embedding = tower.vision_model.embeddings.patch_embedding
-        if hasattr(embedding, "fold_norms"):
+        if isinstance(embedding, ConvStem):
             # The running statistics are those of the last weights, and these are averaged ones.
             generator = torch.Generator().manual_seed(0)
             rows = [step_indices(self.size, 128, 0, step) for step in range(min(STATISTICS, -(-self.size // 128)))]
@@ -139,6 +139,5 @@ class ImageTowerStage(Stage):
         state = torch.load(self.folder / "clip.pt", map_location="cpu", weights_only=True)
         kept = {name: value for name, value in state.items() if not name.startswith(("vision_model.", "visual_projection."))}
         torch.save(kept | {k: v.contiguous() for k, v in tower.state_dict().items()}, self.out / "clip.pt")
-        torch.save({"vectors": dict(model.vectors)}, self.out / "vectors.pt")
         sizes = json.loads((self.folder / "clip.json").read_text(encoding="utf-8")) | {"clip_image": self.sizes}
         (self.out / "clip.json").write_text(json.dumps(sizes), encoding="utf-8")

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..files import replacing, write_text
 from .average import Average
 from .config import TrainConfig
+from .optimizers import make_optimizers
 from .parallel import World, autocast, distribute, is_sharded, joined, synchronised, unwrapped, whole
 from .record import Board, LossLog, Speed, peak_of
 from .saving import last_good, load_average, resume, save, whole_weights
@@ -32,17 +33,6 @@ from .stage import Stage, Work, seeded_init, step_indices
 __all__ = ["Stage", "TrainConfig", "Work", "load_average", "seeded_init", "step_indices", "train"]
 
 log = logging.getLogger(__name__)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms, position and token embeddings do not."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    plain = [p for n, p in named if p.ndim < 2 or "embedding" in n or "pos_embed" in n]
-    ids = {id(p) for p in plain}
-    return [
-        {"params": [p for _, p in named if id(p) not in ids], "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
 
 
 Watch = Callable[[int, dict[str, float], Image.Image | None], None]
@@ -80,12 +70,10 @@ def _train(stage: Stage, config: TrainConfig, world: World, progress: bool, watc
     twin = copy.deepcopy(stage.model) if world.main and world.size > 1 and config.strategy == "fsdp" else None
     net = distribute(stage.model, stage.blocks, config, world)
     model = unwrapped(net)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas, eps=1e-8
-    )
+    optimizers = make_optimizers(model, stage.blocks, config)
     average = Average(model, config.ema_decay)
     run = {"stage": config.stage, "batch_size": config.batch_size, "seed": config.seed, "data": stage.fingerprint()}
-    start = resume(out, net, optimizer, average, run, world)
+    start = resume(out, net, optimizers, average, run, world)
     work = stage.work()
     speed = Speed(out, config.batch_size, work, config.peak_tflops or peak_of(world.device), world.size)
     if world.main:  # one process keeps the log
@@ -98,14 +86,15 @@ def _train(stage: Stage, config: TrainConfig, world: World, progress: bool, watc
     bar = tqdm(loader, initial=start, total=config.steps, disable=not (progress and world.main), desc=config.stage)
     net.train()
     for step, passes in zip(range(start, config.steps), bar, strict=True):
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = config.rate(step)
         terms = _gradients(stage, net, config, world, step, passes)
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)).item()
         if not math.isfinite(norm):
             raise FloatingPointError(_not_finite(config, "gradient", norm, step, "the batch as a whole"))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         average.update(step)
         speed.tick()
         done = step + 1
@@ -126,7 +115,7 @@ def _train(stage: Stage, config: TrainConfig, world: World, progress: bool, watc
             if world.main:
                 losses.flush()
                 speed.write()
-            save(out, done, net, optimizer, average, run, config.keep, world)
+            save(out, done, net, optimizers, average, run, config.keep, world)
         if watch is not None and world.main:
             watch(done, terms, picture)
     board.close()

@@ -15,6 +15,7 @@ import os
 import pickle
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -51,16 +52,23 @@ def last_good(out: Path) -> str:
     return str(max(checkpoints(out), default="none yet"))
 
 
-def _state(model: nn.Module, optimizer: Optimizer, average: Average) -> dict[str, Any]:
+def _state(model: nn.Module, optimizers: Sequence[Optimizer], average: Average) -> dict[str, Any]:
     return {
         "model": get_model_state_dict(model, options=TRAINED),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=TRAINED),
+        "optimizer": get_optimizer_state_dict(model, optimizers, options=TRAINED),
         "average": average.shadow,
     }
 
 
 def save(
-    out: Path, step: int, model: nn.Module, optimizer: Optimizer, average: Average, run: dict[str, Any], keep: int, world: World
+    out: Path,
+    step: int,
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    average: Average,
+    run: dict[str, Any],
+    keep: int,
+    world: World,
 ) -> Path:
     """Write the state after ``step`` steps; every process calls this. Older ones than the last ``keep`` are removed.
 
@@ -76,7 +84,7 @@ def save(
             partial.mkdir(parents=True)
         world.barrier()
         with _single_process_is_fine():
-            dcp_save(_state(model, optimizer, average), storage_writer=FileSystemWriter(partial, sync_files=True))
+            dcp_save(_state(model, optimizers, average), storage_writer=FileSystemWriter(partial, sync_files=True))
         if world.main:
             with (partial / "run.json").open("w", encoding="utf-8") as file:
                 json.dump({"step": step, **run, "shapes": shapes}, file)
@@ -95,7 +103,9 @@ def save(
     return final
 
 
-def resume(out: Path, model: nn.Module, optimizer: Optimizer, average: Average, run: dict[str, Any], world: World) -> int:
+def resume(
+    out: Path, model: nn.Module, optimizers: Sequence[Optimizer], average: Average, run: dict[str, Any], world: World
+) -> int:
     """Load the newest checkpoint of a run where there is one.
 
     Args:
@@ -127,10 +137,10 @@ def resume(out: Path, model: nn.Module, optimizer: Optimizer, average: Average, 
         raise ValueError(
             f"{newest} belongs to another config ({'; '.join(differing)}): use the one that it was made with, or another `out`"
         )
-    state = _state(model, optimizer, average)
+    state = _state(model, optimizers, average)
     _load(state, newest)
     set_model_state_dict(model, state["model"], options=TRAINED)
-    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=TRAINED)
+    set_optimizer_state_dict(model, optimizers, state["optimizer"], options=TRAINED)
     log.info("resuming %s at step %d", out, saved["step"])
     return int(saved["step"])
 

@@ -17,7 +17,7 @@ from ..model_config import ModelConfig
 from ..path import NoisePath
 from ..samplers import sample
 from ..streams import Streams, item_generators
-from ..uvit import UViT, UViTConfig, default_attention
+from ..uvit import Block, UViT, UViTConfig, default_attention
 from .data import training_set
 from .latents import Latents
 from .loop import Stage, TrainConfig, seeded_init
@@ -48,6 +48,8 @@ class UViTStage(Stage):
     dtype: of the exported file, "float16" when absent.
     sample_prompts: captions of the sample grid, multiples of 8.
     """
+
+    blocks = (Block,)
 
     def __init__(self, config: TrainConfig):
         options = config.options

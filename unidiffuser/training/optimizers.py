@@ -1,0 +1,62 @@
+"""AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from .config import TrainConfig
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms, position and token embeddings do not."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    plain = [p for n, p in named if p.ndim < 2 or "embedding" in n or "pos_embed" in n]
+    ids = {id(p) for p in plain}
+    return [
+        {"params": [p for _, p in named if id(p) not in ids], "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+
+
+def block_matrices(model: nn.Module, blocks: tuple[type[nn.Module], ...]) -> list[nn.Parameter]:
+    """What Muon is for: the trainable matrices between the hidden features of a network, not what reads or writes its data."""
+    inside = [m for m in model.modules() if isinstance(m, blocks)]
+    return [p for block in inside for p in block.parameters() if p.ndim == 2 and p.requires_grad]
+
+
+def make_optimizers(model: nn.Module, blocks: tuple[type[nn.Module], ...], config: TrainConfig) -> list[Optimizer]:
+    """The optimizers of a run; all of them follow the one learning rate of the config.
+
+    Muon (https://kellerjordan.github.io/posts/muon) makes the update of a matrix orthogonal. Its updates are scaled to the size
+    of AdamW's (Liu et al., arXiv 2502.16982), so a learning rate and a weight decay found for one suit the other.
+
+    Raises:
+        ValueError: ``optimizer: muon`` where the stage has no blocks, or torch has no Muon.
+    """
+    groups = parameter_groups(model, config.weight_decay)
+    others: list[Optimizer] = []
+    if config.optimizer == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"optimizer: muon needs torch 2.9 or newer, this is {torch.__version__}; use optimizer: adamw")
+        matrices = block_matrices(model, blocks)
+        if not matrices:
+            raise ValueError(
+                f"optimizer: muon is for stages with transformer blocks, {config.stage} has none; use optimizer: adamw"
+            )
+        ids = {id(p) for p in matrices}
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) not in ids]
+        others = [
+            torch.optim.Muon(
+                matrices,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        ]
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, eps=1e-8)
+    return [adamw, *others]

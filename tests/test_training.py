@@ -25,6 +25,7 @@ from unidiffuser.training.augment import augmented
 from unidiffuser.training.autoencoder import PatchedAutoencoder, psnr
 from unidiffuser.training.data import ImageFolder
 from unidiffuser.training.encoders import image_tokens, load_clip
+from unidiffuser.training.image_tower import Restyle, exchanged
 from unidiffuser.training.loop import Stage, TrainConfig, step_indices, train
 from unidiffuser.training.objective import diffusion_loss, draw_labels
 from unidiffuser.training.saving import checkpoints
@@ -369,12 +370,50 @@ def test_rescaling_the_latents_does_not_change_the_picture():
     assert torch.allclose(scaled_logvar[:, 2], logvar[:, 2] + 2 * np.log(3.0), atol=1e-5)
 
 
-@pytest.mark.parametrize("missing", [{"favour": "nothing"}, {"tell": {"nothing": {"share": 1}}}], ids=["favour", "tell"])
+@pytest.mark.parametrize(
+    "missing",
+    [{"favour": "nothing"}, {"tell": {"nothing": {"share": 1}}}, {"tell": {"shape": {"share": 1, "restyle": 0.5}}}],
+    ids=["favour", "tell", "stem"],
+)
 def test_an_image_tower_wants_fields_that_are_there(shapes, tmp_path, missing):
     options = {"data": str(shapes), "image_size": SIDE, "encoders_of": str(tmp_path), "tell": {"shape": {"share": 1}},
                "image": {"hidden_size": 32, "num_attention_heads": 2, "patch_size": 8, "projection_dim": 16}}  # fmt: skip
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match=r"nothing|give `image` a `stem`"):
         make_stage(config("image_tower", tmp_path / "tower", options=options | missing))
+
+
+def test_restyled_features_have_statistics_between_their_own_and_another_s():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 4, 5, 5, generator=generator) * torch.arange(1.0, 7.0).view(6, 1, 1, 1) + torch.randn(
+        6, 4, 1, 1, generator=generator
+    )
+    assert torch.allclose(exchanged(x, 0.0, generator), x, atol=1e-5)
+    y = exchanged(x, 1.0, generator)
+    means, deviations = x.mean((2, 3)), x.std((2, 3))
+
+    def shape(z):
+        return (z - z.mean((2, 3), keepdim=True)) / z.std((2, 3), keepdim=True)
+
+    assert torch.allclose(shape(y), shape(x), atol=1e-3)  # the layout stays
+    for k in range(6):  # one other, one share for both, in all channels
+        fits = []
+        for other in range(6):
+            own = ((y.mean((2, 3)) - means[other]) / (means - means[other]))[k] if other != k else torch.ones(4)
+            mixed = own * deviations[k] + (1 - own) * deviations[other]
+            fits.append(bool(own.std() < 1e-3 and torch.allclose(mixed, y.std((2, 3))[k], rtol=1e-2)))
+        assert any(fits)
+    assert (y.mean((2, 3)) - means).abs().max() > 0.1
+
+
+def test_features_are_restyled_in_their_part_of_a_batch_only():
+    restyle, layer = Restyle(), nn.Identity()
+    layer.register_forward_hook(restyle)
+    x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    with restyle.during([(slice(0, 5), 1.0), (slice(5, 8), 0.0)], torch.Generator().manual_seed(2)):
+        y = layer(x)
+    assert not torch.allclose(y[:5], x[:5], atol=0.1)
+    assert torch.equal(y[5:], x[5:])
+    assert torch.equal(layer(x), x)
 
 
 def test_psnr_of_a_known_error():
@@ -417,7 +456,8 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     image_tower = config(
         "image_tower", runs / "image_tower", precision=precision, batch_size=24, steps=60,
         options=data | {"encoders_of": str(runs / "encoders"), "image": tower, "favour": "red",
-                        "tell": {"shape": {"share": 2, "place": 0.5, "colour": 1.0, "mirror": True, "noise": 0.1},
+                        "tell": {"shape": {"share": 2, "place": 0.5, "colour": 1.0, "mirror": True,
+                                           "noise": 0.1, "restyle": 0.3},
                                  "colour": {"share": 1, "place": 1.0, "colour": 0.2, "shade": 0.1}}},
     )  # fmt: skip
     train(make_stage(image_tower), image_tower, progress=False)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,13 +57,56 @@ class Namer(nn.Module):
         }
 
 
+class Restyle:
+    """MixStyle (Zhou et al., arXiv 2104.02008): pictures take over the channel statistics of others of the batch.
+
+    The mean and spread of early features say how a picture is drawn, their layout what it shows. An encoder that has seen a
+    thing with the statistics of every style knows it in a style where it has never seen it. A forward hook for the outputs
+    (B, C, H, W) of early layers; it does nothing outside :meth:`during`.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[slice, float]] = []
+        self.generator: torch.Generator | None = None
+
+    @contextmanager
+    def during(self, parts: list[tuple[slice, float]], generator: torch.Generator) -> Iterator[None]:
+        """In here, each part of a batch exchanges statistics among itself, for a share of its pictures."""
+        self.parts, self.generator = [(part, share) for part, share in parts if share > 0], generator
+        try:
+            yield
+        finally:
+            self.parts, self.generator = [], None
+
+    def __call__(self, module: nn.Module, inputs: Any, x: Tensor) -> Tensor:
+        if self.generator is None or not self.parts:
+            return x
+        x = x.clone()
+        for part, share in self.parts:
+            x[part] = exchanged(x[part].float(), share, self.generator).to(x.dtype)
+        return x
+
+
+def exchanged(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Features (B, C, H, W), a share of them with means and deviations between their own and those of another of the batch."""
+    count = len(x)
+    other = torch.randperm(count, generator=generator).to(x.device)
+    # How much of its own a picture keeps is mostly nearly all or nearly nothing: the arcsine distribution, Beta(1/2, 1/2).
+    own = (torch.rand(count, generator=generator) * (math.pi / 2)).sin().square()
+    own = torch.where(torch.rand(count, generator=generator) < share, own, 1.0).to(x)[:, None, None, None]
+    mean, deviation = x.mean((2, 3), keepdim=True).detach(), (x.var((2, 3), keepdim=True) + 1e-6).sqrt().detach()
+    return (x - mean) / deviation * torch.lerp(deviation[other], deviation, own) + torch.lerp(mean[other], mean, own)
+
+
 class ImageTowerStage(Stage):
     """Options:
 
     data, where, image_size: the image folder, a record filter, the side in pixels.
     encoders_of: a finished run of the stage "encoders", whose text half stays as it is.
     image: fields of transformers' CLIPVisionConfig; ``stem`` in it has the arguments of :class:`unidiffuser.stem.ConvStem`.
-    tell: field of the records -> ``share`` of a batch that learns it, and the arguments of :func:`.augment.augmented`.
+    tell: field of the records -> ``share`` of a batch that learns it, ``restyle``, and the arguments of
+        :func:`.augment.augmented`. ``restyle`` is the share of these pictures that are shown with the feature statistics of
+        others, see :class:`Restyle`: for a field that does not depend on how a picture is drawn. It needs a stem.
     favour: a field of the records; three of four pictures of a batch are ones that have it true. Left out: all are alike.
     """
 
@@ -74,6 +119,7 @@ class ImageTowerStage(Stage):
         records = self.images.records
         self.tell: dict[str, dict[str, Any]] = {field: dict(told) for field, told in options["tell"].items()}
         self.shares = torch.tensor([told.pop("share") for told in self.tell.values()])
+        self.restyled: list[float] = [told.pop("restyle", 0.0) for told in self.tell.values()]
         self.targets: dict[str, Tensor] = {}
         for field in self.tell:
             if missing := sum(field not in record for record in records):
@@ -90,6 +136,13 @@ class ImageTowerStage(Stage):
             tower = clip_image_model(self.sizes, norm=nn.BatchNorm2d)
             tower.set_attn_implementation("eager")  # for short sequences on a CPU, faster backwards than the fused kernel
             model = Namer(tower, {field: int(found.max()) + 1 for field, found in self.targets.items()})
+        self.restyle = Restyle()
+        if any(self.restyled):
+            stem = tower.vision_model.embeddings.patch_embedding
+            if not isinstance(stem, ConvStem):
+                raise ValueError("`restyle` changes the features of convolutions: give `image` a `stem`, or leave it out")
+            for layer in (stem.norm, *list(stem.blocks)[:2]):
+                layer.register_forward_hook(self.restyle)
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
     def order(self, batch_size: int, seed: int, step: int) -> Tensor:
@@ -110,7 +163,10 @@ class ImageTowerStage(Stage):
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         pixels = self.changed(batch["pixels"], generator)
         losses, wrong = {}, {}
-        for part, (field, logits) in zip(self.parts(len(pixels)), model(pixels).items(), strict=True):
+        parts = self.parts(len(pixels))
+        with self.restyle.during(list(zip(parts, self.restyled, strict=True)), generator):
+            named = model(pixels)
+        for part, (field, logits) in zip(parts, named.items(), strict=True):
             targets = batch[field][part]
             losses[field] = F.cross_entropy(logits[part], targets, label_smoothing=SMOOTHING)
             wrong[f"wrong_{field}"] = (logits[part].argmax(1) != targets).float().mean().detach() + 1e-4

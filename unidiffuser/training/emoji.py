@@ -4,6 +4,9 @@ The pictures are SVG sets republished by Iconify (noto: Apache-2.0, twemoji: CC 
 captions are the English labels of emojibase-data (MIT). The result is an ordinary image folder (``metadata.jsonl`` beside
 the pictures), which :class:`unidiffuser.training.data.ImageFolder` reads like any other.
 
+The network draws four styles. Three more houses (noto-v1 and fxemoji: Apache-2.0, EmojiOne 2: CC BY 4.0) show encoders the same
+concepts in other drawings; their captions are the label alone.
+
 Every record belongs to one split, fixed here before any component is trained:
 
 ``train``
@@ -14,6 +17,8 @@ Every record belongs to one split, fixed here before any component is trained:
     about 10 % of the (concept, style) pairs; the concept is shown in its other styles, this pair is never shown.
 ``heldout_concept``
     concepts that no component sees in any style.
+``copy``
+    pictures of the other houses that nearly are a picture kept from training; no component sees them.
 """
 
 from __future__ import annotations
@@ -30,6 +35,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 log = logging.getLogger(__name__)
 
 PACKAGES = {  # style word used in captions -> npm package
@@ -38,17 +45,26 @@ PACKAGES = {  # style word used in captions -> npm package
     "flat": "@iconify-json/fluent-emoji-flat@1.2.6",
     "fluent": "@iconify-json/fluent-emoji@1.2.7",
 }
+MORE_PACKAGES = {  # other houses: what shows encoders a concept in more ways than the network draws it
+    "noto-v1": "@iconify-json/noto-v1@1.2.5",
+    "emojione": "@iconify-json/emojione@1.2.3",
+    "fxemoji": "@iconify-json/fxemoji@1.2.2",
+}
 LABELS_PACKAGE = "emojibase-data@17.0.0"
 STYLES = tuple(PACKAGES)
 SPLIT_SEED = 20230312  # the paper's date on arXiv; never change it, the published split depends on it
 HELDOUT_SHARE, VALIDATION_SHARE, HELDOUT_CONCEPTS = 0.10, 0.05, 60
+COPY_DISTANCE = 0.06  # mean difference of thumbnails, in [0, 1], below which a picture is a copy
 CONCEPTS_FILE = Path(__file__).with_name("emoji_concepts.txt")
 SPLIT_FILE = Path(__file__).with_name("emoji_split.csv")  # every pair that is not for training
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture of the set: where it is, what it shows and which split it belongs to."""
+    """One picture of the set: where it is, what it shows and which split it belongs to.
+
+    ``known`` pictures show a concept of the bundled model, ``demo`` ones in one of its styles.
+    """
 
     file_name: str
     text: list[str]
@@ -61,12 +77,13 @@ class Record:
     tags: list[str]
     split: str
     demo: bool
+    known: bool
 
 
 def download(folder: Path) -> None:
     """Fetch the npm packages with the npm client and unpack them below ``folder`` (skipped where already there)."""
     folder.mkdir(parents=True, exist_ok=True)
-    for spec in [*PACKAGES.values(), LABELS_PACKAGE]:
+    for spec in [*PACKAGES.values(), *MORE_PACKAGES.values(), LABELS_PACKAGE]:
         target = package_folder(folder, spec)
         if target.is_dir():
             continue
@@ -113,9 +130,9 @@ def read_labels(folder: Path) -> dict[str, dict]:
 def icon_svgs(folder: Path, style: str, labels: dict[str, dict], names: dict[str, str]) -> Iterator[tuple[str, str]]:
     """(hexcode, square SVG document) of every icon of one style whose label is known.
 
-    Iconify lists code points for three of the sets; fluent (gradient) has only names, which ``names`` maps.
+    Iconify lists code points for three of the sets; the others have only names, which ``names`` maps.
     """
-    package = package_folder(folder, PACKAGES[style])
+    package = package_folder(folder, (PACKAGES | MORE_PACKAGES)[style])
     icons = json.loads((package / "icons.json").read_text(encoding="utf-8"))
     chars: dict[str, str] = json.loads((package / "chars.json").read_text(encoding="utf-8"))
     by_hex = (
@@ -147,7 +164,7 @@ def icon_svgs(folder: Path, style: str, labels: dict[str, dict], names: dict[str
 
 
 def icon_names(folder: Path, labels: dict[str, dict]) -> dict[str, str]:
-    """Icon name without hyphens -> hexcode, for the set that lists no code points."""
+    """Icon name without hyphens -> hexcode, for the sets that list no code points."""
     names: dict[str, str] = {}
     for style in ("twemoji", "flat", "noto"):
         chars = json.loads((package_folder(folder, PACKAGES[style]) / "chars.json").read_text(encoding="utf-8"))
@@ -202,6 +219,30 @@ def assign_splits(pairs: set[tuple[str, str]], demo: set[str]) -> dict[tuple[str
     return out
 
 
+def near_copies(rows: list[tuple[str, str, Path]], secret: list[tuple[str, str, Path]], labels: dict[str, dict]) -> set[Path]:
+    """Pictures of ``rows`` that nearly are one of ``secret`` of the same concept; rows are (style, hexcode, path).
+
+    Houses have taken drawings over from one another and from their own earlier sets.
+    """
+    hidden: dict[str, list[np.ndarray]] = {}
+    for _, code, path in secret:
+        hidden.setdefault(labels[code]["base"], []).append(thumbnail(path))
+    found = set()
+    for _, code, path in rows:
+        others = hidden.get(labels[code]["base"], [])
+        if others and min(np.abs(thumbnail(path) - other).mean() for other in others) < COPY_DISTANCE:
+            found.add(path)
+    return found
+
+
+def thumbnail(path: Path, side: int = 32) -> np.ndarray:
+    """What a picture looks like from afar: (side, side, 3) in [0, 1]."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255
+
+
 def demo_concepts() -> set[str]:
     """Hexcodes of the concepts that the bundled model is trained on (``emoji_concepts.txt``)."""
     lines = CONCEPTS_FILE.read_text(encoding="utf-8").splitlines()
@@ -231,29 +272,38 @@ def prepare(out: Path, size: int = 128, packages: Path | None = None, workers: i
     names = icon_names(packages, labels)
     (out / "images").mkdir(parents=True, exist_ok=True)
     demo = demo_concepts()
-    jobs = [(style, code, svg) for style in STYLES for code, svg in icon_svgs(packages, style, labels, names)]
+    houses = (*STYLES, *MORE_PACKAGES)
+    jobs = [(style, code, svg) for style in houses for code, svg in icon_svgs(packages, style, labels, names)]
     paths = [out / "images" / f"{style}-{code.lower()}.png" for style, code, _ in jobs]
     with ProcessPoolExecutor(workers) as pool:
         drawn = list(pool.map(render, [svg for *_, svg in jobs], [size] * len(jobs), paths, chunksize=64))
-    kept = [(job, path) for job, path, ok in zip(jobs, paths, drawn, strict=True) if ok]
-    splits = assign_splits({(labels[code]["base"], style) for (style, code, _), _ in kept}, demo)
+    kept = [(style, code, path) for (style, code, _), path, ok in zip(jobs, paths, drawn, strict=True) if ok]
+    splits = assign_splits({(labels[code]["base"], style) for style, code, _ in kept if style in STYLES}, demo)
     if split_rows(splits) != SPLIT_FILE.read_text(encoding="utf-8").splitlines()[1:]:
         raise ValueError(
             f"the split of these packages differs from {SPLIT_FILE.name}, so pairs kept from the bundled model would mix "
             f"with its training pairs; use {', '.join(PACKAGES.values())}, and remove {packages} if it is damaged"
         )
-    records = [
-        Record(
-            file_name=str(path.relative_to(out)),
-            text=[f"{labels[code]['label']}, {style}", labels[code]["label"]],
-            style=style,
-            hexcode=code,
-            split=splits[labels[code]["base"], style],
-            demo=labels[code]["base"] in demo and labels[code]["tone"] == 0,
-            **labels[code],
+    unseen = {base for (base, _), split in splits.items() if split == "heldout_concept"}
+    secret = [row for row in kept if row[0] in STYLES and splits[labels[row[1]]["base"], row[0]] != "train"]
+    copies = near_copies([row for row in kept if row[0] in MORE_PACKAGES], secret, labels)
+    records = []
+    for style, code, path in kept:
+        label, base, ours = labels[code]["label"], labels[code]["base"], style in STYLES
+        split = splits[base, style] if ours else "heldout_concept" if base in unseen else "copy" if path in copies else "train"
+        known = base in demo and labels[code]["tone"] == 0
+        records.append(
+            Record(
+                file_name=str(path.relative_to(out)),
+                text=[f"{label}, {style}", label] if ours else [label],
+                style=style,
+                hexcode=code,
+                split=split,
+                demo=known and ours,
+                known=known,
+                **labels[code],
+            )
         )
-        for (style, code, _), path in kept
-    ]
     partial = out / "metadata.jsonl.partial"
     with partial.open("w", encoding="utf-8") as file:
         for record in records:

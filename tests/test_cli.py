@@ -85,6 +85,7 @@ def test_captions_as_text(run: Any, tmp_path: Path) -> None:
     ("arguments", "pictures", "sheet"),
     [
         (["joint", "-n", "2"], 2, True),
+        (["joint", "-n", "1", "--speeds", "1,3"], 1, False),
         (["image", "-n", "1"], 1, False),
         (["vary-image", "PICTURE", "-n", "2"], 2, True),
         (["vary-text", "red"], 0, False),
@@ -136,6 +137,7 @@ def test_help_and_version_are_cheap() -> None:
         (["text-to-image", "a", "--steps", "0"], "steps"),
         (["text-to-image", "a", "--count", "0"], "count"),
         (["text-to-image", "a", "--guidance", "nan"], "guidance"),
+        (["joint", "--speeds", "3"], "--speeds is two for image and text as in 4,2"),
         (["text-to-image", "a", "--guidance", "strong"], "guidance"),
         (["text-to-image", "a", "--sampler", "magic"], "dpmpp_2m"),
         (["text-to-image", "a", "--width", "100"], "multiple of 32"),

@@ -15,8 +15,9 @@ from PIL import Image
 
 import unidiffuser
 from unidiffuser.options import Plan
+from unidiffuser.path import NoisePath
 from unidiffuser.pipeline import UniDiffuser, slerp
-from unidiffuser.streams import Streams
+from unidiffuser.streams import Streams, item_generators
 
 STEPS = {"steps": 2}
 
@@ -97,6 +98,19 @@ def test_other_sizes(model: UniDiffuser) -> None:
     assert model.joint(width=64, height=64, **STEPS)[0][0].size == (64, 64)
     with pytest.raises(ValueError, match="height must be a multiple of 32 pixels, got 100"):
         model.text_to_image("a", height=100)
+
+
+def test_pairs_follow_the_speeds_of_the_call_or_of_the_model(model: UniDiffuser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text first: the picture is drawn with words that are nearly there."""
+    options = {"steps": 4, "seed": 3}
+    diagonal, first = model.joint(**options)[0], model.joint(speeds=(1, 3), **options)[0]
+    assert far(diagonal[0], first[0]) > 0
+    plan = Plan.of(options, model.config)
+    out = model.run(NoisePath.joint(4, speeds=(1, 3)), Streams(), plan, item_generators(3, 1))
+    assert same((model.decode_images(out, plan)[0], model.decode_texts(out, plan)[0]), first)
+    monkeypatch.setitem(model.config.defaults, "speeds", [1, 3])
+    assert same(model.joint(**options)[0], first)
+    assert same(model.joint(speeds=(1, 1), **options)[0], diagonal)
 
 
 def test_guidance_negative_and_data_type_reach_the_network(model: UniDiffuser) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import __version__
-from .cli_options import Dtype, Settings, app, command, task, torch_dtype
+from .cli_options import Dtype, Settings, app, command, numbers, task, torch_dtype
 from .data.commands import app as data_app
 from .evaluation.commands import evaluate
 from .training.commands import COMMANDS
@@ -77,13 +77,25 @@ def image_to_text(
 
 
 @task("joint", count=4)
-def joint(settings: Settings) -> None:
+def joint(
+    settings: Settings,
+    speeds: Annotated[
+        str | None,
+        typer.Option(help="How fast image and text lose their noise, as in 1,2 for text first; the model's own if not given."),
+    ] = None,
+) -> None:
     """Make pairs of a picture and its caption out of nothing."""
+    from .options import Options, Plan
     from .results import Result
 
+    options: Options = settings.options()
+    if speeds is not None:
+        image, text = numbers("--speeds", speeds)
+        options["speeds"] = image, text
     model = settings.load()
-    pairs = model.joint(count=settings.count, **settings.options())
-    settings.save("joint", [Result(settings.seed + k, *pair) for k, pair in enumerate(pairs)], model)
+    pairs = model.joint(count=settings.count, **options)
+    results = [Result(settings.seed + k, *pair) for k, pair in enumerate(pairs)]
+    settings.save("joint", results, model, speeds=Plan.of(options, model.config).speeds)
 
 
 @task("image", count=4)

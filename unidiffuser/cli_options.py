@@ -103,7 +103,7 @@ class Settings:
         from .results import save_results
 
         plan = {name: value for name, value in vars(Plan.of(self.options(), model.config)).items() if value is not None}
-        del plan["progress"]
+        del plan["progress"], plan["speeds"]  # joint, the only task that has speeds, names them in `more`
         made_with: dict[str, Any] = {"model": self.model, "dtype": str(model.dtype).removeprefix("torch.")}
         made_with |= {"lora": self.lora} if self.lora else {}
         chosen = {key: value for key, value in more.items() if value is not None}
@@ -199,14 +199,21 @@ def _lora(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
-def _guidance(text: str) -> float | tuple[float, float]:
+def numbers(option: str, text: str, counts: Sequence[int] = (2,)) -> tuple[float, ...]:
+    """Numbers with commas between them; ValueError that names the option unless there are as many as one of `counts`."""
     try:
-        numbers = [float(part) for part in text.split(",")]
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2):
-        raise ValueError(f"--guidance is one number, or two for image and text as in 4,2; got {text!r}")
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+        found = ()
+    if len(found) not in counts:
+        one = "one number, or " if 1 in counts else ""
+        raise ValueError(f"{option} is {one}two for image and text as in 4,2; got {text!r}")
+    return found
+
+
+def _guidance(text: str) -> float | tuple[float, float]:
+    found = numbers("--guidance", text, (1, 2))
+    return found[0] if len(found) == 1 else (found[0], found[1])
 
 
 @contextmanager

@@ -84,8 +84,8 @@ class ModelConfig:
     """All sizes of a model; `ModelConfig()` is UniDiffuser v1.
 
     `clip_text` holds fields of HF's CLIPTextConfig, `clip_image` those of CLIPVisionConfig with image_mean and image_std
-    ([3] each). `image_size` is the side of the pictures it was trained for, in pixels. `defaults` may suggest "steps" and
-    "guidance".
+    ([3] each). `image_size` is the side of the pictures it was trained for, in pixels. `defaults` may suggest "steps",
+    "guidance" and, for pairs out of nothing, "speeds".
     """
 
     uvit: UViTConfig = field(default_factory=UViTConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Options(TypedDict, total=False):
     data_type: 1 = curated captions (default), 0 = web; v0 checkpoints have no such thing.
     batch_size: most items that are in the network at once; bounds memory and changes nothing else.
     preset: a name of `acceleration.PRESETS`, whose options stand in for those that are not given; "exact" by default.
+    speeds: labels per step of (image, text) on the path of pairs out of nothing, see `NoisePath.joint`; the checkpoint's
+        default when absent, the diagonal where it has none.
     spacing: of the steps over the noise levels, one of `path.SPACINGS`. Default "uniform".
     guidance_interval: labels (low, high) outside of which guidance is off; all of them when absent.
     uncond_interval: evaluate the unconditional branch of guidance every n-th step only. Default 1.
@@ -47,6 +50,7 @@ class Options(TypedDict, total=False):
     data_type: int
     batch_size: int | None
     preset: str
+    speeds: tuple[float, float] | None
     spacing: str
     guidance_interval: tuple[float, float] | None
     uncond_interval: int
@@ -68,6 +72,7 @@ class Plan:
     data_type: int = 1
     batch_size: int | None = None
     preset: str = EXACT
+    speeds: tuple[float, float] = (1.0, 1.0)
     spacing: str = "uniform"
     guidance_interval: tuple[float, float] | None = None
     uncond_interval: int = 1
@@ -97,6 +102,7 @@ class Plan:
             if values[name] % multiple:
                 raise ValueError(f"{name} must be a multiple of {multiple} pixels, got {values[name]}")
         Guidance.of(values["guidance"], interval=values.get("guidance_interval"))
+        values["speeds"] = _pair("speeds", values.get("speeds", (1.0, 1.0)))
         if values.get("spacing", "uniform") not in SPACINGS:
             raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {values['spacing']!r}")
         levels = config.uvit.depth // 2
@@ -105,6 +111,17 @@ class Plan:
         if values.get("method", SAMPLERS[0]) not in SAMPLERS:
             raise ValueError(f"method must be one of {', '.join(SAMPLERS)}, got {values['method']!r}")
         return cls(**values)
+
+
+def _pair(name: str, value: Any) -> tuple[float, float]:
+    """Two positive numbers, for image and text; ValueError that names them otherwise."""
+    try:
+        image, text = (float(number) for number in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be two numbers, for image and text, got {value!r}") from None
+    if not all(math.isfinite(number) and number > 0 for number in (image, text)):
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return image, text
 
 
 def side_multiple(config: ModelConfig) -> int:

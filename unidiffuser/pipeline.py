@@ -72,7 +72,8 @@ class UniDiffuser(Engine):
     def joint(self, *, count: int = 1, **options: Unpack[Options]) -> list[tuple[Image.Image, str]]:
         """Pairs of a picture and its caption, out of nothing."""
         plan = Plan.of(options, self.config)
-        out = self.run(NoisePath.joint(plan.steps, spacing=plan.spacing), Streams(), plan, _generators(plan.seed, 1, count))
+        path = NoisePath.joint(plan.steps, speeds=plan.speeds, spacing=plan.spacing)
+        out = self.run(path, Streams(), plan, _generators(plan.seed, 1, count))
         return list(zip(self.decode_images(out, plan), self.decode_texts(out, plan), strict=True))
 
     def image(self, *, count: int = 1, **options: Unpack[Options]) -> list[Image.Image]:

@@ -58,7 +58,8 @@ class EvaluationConfig:
         judge: "bundled", a file, or None; needs data with ``label`` and ``style``.
         tasks: of :data:`TASKS`.
         seeds: each task is run with each.
-        steps, guidance, method: None is the checkpoint's default; guidance is one number or two (image, text).
+        steps, guidance, method, speeds: None is the checkpoint's default; guidance is one number or two (image, text), speeds
+            are those of (image, text) on the path of the task joint.
         limit: most pictures or captions of a split, the first of a fixed shuffle.
         pairs: items of joint and image for each seed.
         batch: items in the network at once, and in a part that is kept.
@@ -80,6 +81,7 @@ class EvaluationConfig:
     steps: int | None = None
     guidance: float | list[float] | None = None
     method: str | None = None
+    speeds: list[float] | None = None
     limit: int | None = None
     pairs: int = 256
     batch: int = 16
@@ -157,7 +159,7 @@ class EvaluationConfig:
     def options(self, **changed: Any) -> dict[str, Any]:
         """Sampling options for :class:`unidiffuser.evaluation.sampling.ModelSampler`; those left open are absent."""
         guidance = tuple(self.guidance) if isinstance(self.guidance, list) else self.guidance
-        given = {"steps": self.steps, "guidance": guidance, "method": self.method} | changed
+        given = {"steps": self.steps, "guidance": guidance, "method": self.method, "speeds": self.speeds} | changed
         return {key: value for key, value in given.items() if value is not None}
 
 

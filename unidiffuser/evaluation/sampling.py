@@ -57,7 +57,7 @@ class ModelSampler:
         return self.model.decode_texts(out, self.plan)
 
     def joint(self, seeds: Sequence[int]) -> list[tuple[Image.Image, str]]:
-        out = self._run(NoisePath.joint(self.plan.steps), Streams(), seeds)
+        out = self._run(NoisePath.joint(self.plan.steps, speeds=self.plan.speeds), Streams(), seeds)
         return list(zip(self.model.decode_images(out, self.plan), self.model.decode_texts(out, self.plan), strict=True))
 
     def image(self, seeds: Sequence[int]) -> list[Image.Image]:

@@ -52,10 +52,10 @@ class PatchedAutoencoder(nn.Module):
         mean, logvar = h.chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
-    def forward(self, pixels: Tensor, noise: Tensor, more: Tensor | float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and log variance of the latents, and the pictures decoded from mean + standard deviation * noise + more."""
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and log variance of the latents, and the pictures decoded from mean + standard deviation * noise."""
         mean, logvar = self.moments(pixels)
-        return mean, logvar, self.decode(mean + noise * (0.5 * logvar).exp() + more)
+        return mean, logvar, self.decode(mean + noise * (0.5 * logvar).exp())
 
     def decode(self, latents: Tensor) -> Tensor:
         return F.pixel_shuffle(self.kl.decoder(self.kl.post_quant_conv(latents)), self.patch_size)
@@ -79,10 +79,11 @@ def psnr(decoded: Tensor, pixels: Tensor) -> Tensor:
 
 
 class AutoencoderStage(Stage):
-    """Options: data, image_size, patch_size, channels, layers, kl_weight, edge_weight.
+    """Options: data, image_size, patch_size, channels, layers, kl_weight, edge_weight, mse_weight.
 
-    decoder_of: an earlier run, of the same sizes, whose decoder alone goes on learning. Its latents stay as they are, and
-        with them all that was trained on them.
+    test: a filter of the records that the samples and ``psnr.txt`` are made of; validation pairs and unseen concepts when
+        absent.
+    start_of: an earlier run, of the same sizes, that goes on learning.
     """
 
     model: PatchedAutoencoder
@@ -92,24 +93,19 @@ class AutoencoderStage(Stage):
         with seeded_init(config.seed):
             self.model = PatchedAutoencoder(options["patch_size"], tuple(options["channels"]), options["layers"])
         self.downscale = options["patch_size"] * 2 ** (len(options["channels"]) - 1)
-        self.keeps_latents = "decoder_of" in options
-        if self.keeps_latents:
-            state = torch.load(Path(options["decoder_of"]) / "autoencoder.pt", map_location="cpu", weights_only=True)
+        if "start_of" in options:
+            state = torch.load(Path(options["start_of"]) / "autoencoder.pt", map_location="cpu", weights_only=True)
             self.model.load_state_dict(state)
-            self.model.kl.encoder.requires_grad_(False)
-            self.model.kl.quant_conv.requires_grad_(False)
         self.train_set = training_set(options)
         try:
             unseen = {"split": ["validation", "heldout_concept"]}
-            self.test_set = ImageFolder(options["data"], options["image_size"], unseen)
+            self.test_set = ImageFolder(options["data"], options["image_size"], options.get("test", unseen))
         except ValueError:  # a folder without splits is measured on what it has
             self.test_set = self.train_set
         self.size = len(self.train_set)
         self.kl_weight = options.get("kl_weight", 1e-6)
         self.edge_weight = options.get("edge_weight", 0.5)
-        self.latent_noise = options.get("latent_noise", 0.0)
-        if self.latent_noise and not self.keeps_latents:
-            raise ValueError("latent_noise needs decoder_of: before the latents are settled, noise has no unit")
+        self.mse_weight = options.get("mse_weight", 1.0)
         self.out = Path(config.out)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
@@ -120,18 +116,14 @@ class AutoencoderStage(Stage):
         pixels = batch["pixels"]
         shape = (len(pixels), self.model.latent, *(side // self.downscale for side in pixels.shape[2:]))
         noise = torch.randn(shape, generator=generator).to(pixels)
-        more: Tensor | float = 0.0
-        if self.latent_noise:
-            level = torch.rand(len(pixels), 1, 1, 1, generator=generator) * self.latent_noise / SCALE
-            more = (level * torch.randn(shape, generator=generator)).to(pixels)
-        mean, logvar, decoded = model(pixels, noise, more)
+        mean, logvar, decoded = model(pixels, noise)
         decoded = decoded.float()
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).sum((1, 2, 3)).mean()
         pixel = F.l1_loss(decoded, pixels)
         edges = sum(F.l1_loss(decoded.diff(dim=d), pixels.diff(dim=d)) for d in (2, 3))
         mse = F.mse_loss(decoded, pixels)
         return {
-            "loss": pixel + self.edge_weight * edges + mse + self.kl_weight * kl,
+            "loss": pixel + self.edge_weight * edges + self.mse_weight * mse + self.kl_weight * kl,
             "pixel": pixel,
             "mse": mse,
             "kl": kl,
@@ -154,9 +146,6 @@ class AutoencoderStage(Stage):
     @torch.no_grad()
     def export(self, model: Any) -> None:
         """Normalise the latents to SD's convention (unit variance after x 0.18215) and save the weights."""
-        if self.keeps_latents:
-            torch.save(model.state_dict(), self.out / "autoencoder.pt")
-            return
         means = []
         for chunk in torch.arange(min(self.size, 4096)).split(64):
             mean, logvar = model.moments(self.train_set.pixels(chunk))

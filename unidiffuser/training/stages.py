@@ -40,8 +40,8 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
 
     Args:
         runs: folder of the three run folders, all finished.
-            Two more may be there: ``decoder`` (an autoencoder run that went on with the decoder alone) takes the place of
-            the first, and ``image_tower`` that of the image half of the second.
+            Two more may be there: ``autoencoder_longer`` takes the place of the first, and ``image_tower`` that of the image
+            half of the second.
         out: the ``.safetensors`` file, which the ``uvit`` stage takes as its checkpoint.
         dtype: of the weights in the file; the network is then trained on the latents of exactly these encoders.
     """
@@ -57,14 +57,15 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
         return {k: v for k, v in state.items() if not k.endswith(drop)}
 
     encoders = "image_tower" if (runs / "image_tower").is_dir() else "encoders"
+    autoencoder = "autoencoder_longer" if (runs / "autoencoder_longer").is_dir() else "autoencoder"
     clip, kl, caption = (
         weights(f"{encoders}/clip.pt"),
-        weights("decoder/autoencoder.pt" if (runs / "decoder").is_dir() else "autoencoder/autoencoder.pt"),
+        weights(f"{autoencoder}/autoencoder.pt"),
         weights("captioner/caption.pt"),
     )
     clip_sizes = json.loads((runs / f"{encoders}/clip.json").read_text(encoding="utf-8"))
     caption_sizes = json.loads((runs / "captioner/caption.json").read_text(encoding="utf-8"))
-    vae = json.loads((runs / "autoencoder/config.json").read_text(encoding="utf-8"))["options"]
+    vae = json.loads((runs / f"{autoencoder}/config.json").read_text(encoding="utf-8"))["options"]
     patch, channels = vae["patch_size"], vae["channels"]
     ddconfig = {
         "in_channels": 3 * patch**2,

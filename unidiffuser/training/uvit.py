@@ -39,6 +39,8 @@ class UViTStage(Stage):
     data, where, image_size: the image folder, a record filter, the side in pixels.
     checkpoint: a model, or its encoders alone (`unidiffuser train assemble`), in any layout.
     uvit: sizes of a new network (fields of UViTConfig), for a checkpoint that has none.
+    network_of: a model whose network goes on learning on the latents of ``checkpoint``, which has none: other encoders of the
+        same shapes.
     mix: shares of the timestep mix, see :func:`.objective.draw_labels`; the paper's objective when absent.
     captioning: what the share "clean_image" of the mix learns from instead: "where" (a filter of its own), "versions" (copies
         of each picture, all but the first changed by :func:`.augment.augmented`), "place" and "colour" (how much).
@@ -55,8 +57,8 @@ class UViTStage(Stage):
         options = config.options
         self.out = Path(config.out)
         self.checkpoint: Checkpoint = load_checkpoint(options["checkpoint"])
-        trained = "uvit" in self.checkpoint.parts()
-        sizes = self.checkpoint.config.uvit if trained else UViTConfig(**options["uvit"])
+        start = self._start(options)
+        sizes = start.config.uvit if start is not None else UViTConfig(**options["uvit"])
         images = training_set(options)
         self.size = len(images)
         self.latents = Latents(self.checkpoint, images)
@@ -72,9 +74,25 @@ class UViTStage(Stage):
         attention = short_attention if tokens <= SHORT and not torch.cuda.is_available() else default_attention
         with seeded_init(config.seed):
             self.model = UViT(sizes, attention=attention)
-        if trained:
-            self.model.load_state_dict(self.checkpoint.state_dict("uvit", dtype=torch.float32))
+        if start is not None:
+            self.model.load_state_dict(start.state_dict("uvit", dtype=torch.float32))
         self.prompts: list[str] = options.get("sample_prompts", [])
+
+    def _start(self, options: dict[str, Any]) -> Checkpoint | None:
+        """The checkpoint whose network goes on learning; None where a new one begins."""
+        if "network_of" not in options:
+            return self.checkpoint if "uvit" in self.checkpoint.parts() else None
+        if "uvit" in self.checkpoint.parts():
+            raise ValueError("checkpoint has a network of its own; leave network_of out, or name encoders alone")
+        start = load_checkpoint(options["network_of"])
+        ours, theirs = self.checkpoint.config.uvit, start.config.uvit
+        for name in ("img_size", "in_chans", "text_dim", "num_text_tokens", "clip_img_dim"):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise ValueError(
+                    f"the encoders of {options['checkpoint']} give {name} {getattr(ours, name)}, the network of "
+                    f"{options['network_of']} takes {getattr(theirs, name)}"
+                )
+        return start
 
     def _captioning(self, options: dict[str, Any]) -> Latents | None:
         if "captioning" not in options:

@@ -372,6 +372,23 @@ def test_rescaling_the_latents_does_not_change_the_picture():
     assert torch.allclose(scaled_logvar[:, 2], logvar[:, 2] + 2 * np.log(3.0), atol=1e-5)
 
 
+def test_a_silenced_channel_is_nought_whatever_the_noise_and_changes_nothing_else():
+    model = PatchedAutoencoder(4, (32, 32), 1).eval()
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        mean, logvar = model.moments(pixels)
+        model.silence(1)
+        quiet, quiet_logvar = model.moments(pixels)
+        others = [0, 2, 3]
+        assert torch.equal(quiet[:, others], mean[:, others])
+        assert torch.equal(quiet_logvar[:, others], logvar[:, others])
+        assert not quiet[:, 1].any()
+        assert (0.5 * quiet_logvar[:, 1]).exp().max() < 1e-6
+        loud = quiet.clone()
+        loud[:, 1] = 5.0
+        assert torch.equal(model.decode(loud), model.decode(quiet))
+
+
 @pytest.mark.parametrize(
     "missing",
     [{"favour": "nothing"}, {"tell": {"nothing": {"share": 1}}}, {"tell": {"shape": {"share": 1, "restyle": 0.5}}}],

@@ -14,9 +14,11 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import Image
@@ -34,7 +36,10 @@ log = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).with_name("judge.safetensors")
 FORMAT = "unidiffuser-judge"
-SIDE = 64  # pixels; half the bundled model's side, enough to tell the concepts and forgiving about the finest detail
+VERSION = "2"
+SIDE = 128  # pixels, the bundled model's side: styles differ in fine things
+CONCEPT_SIDE = 64  # enough to tell the concepts, and forgiving about the finest detail
+WAVES = (1.0, 2.0, 4.0)  # half turns of the sines of a colour over its range
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,11 @@ class Verdict:
     concept: str
     style: str
     confidence: float
+
+
+def at_side(images: Tensor, side: int) -> Tensor:
+    """Pictures (B, C, H, W) at (side, side)."""
+    return images if images.shape[-2:] == (side, side) else F.adaptive_avg_pool2d(images, side)
 
 
 class Block(nn.Module):
@@ -66,19 +76,48 @@ class Block(nn.Module):
         return F.relu(self.shortcut(x) + self.norm2(self.conv2(h)))
 
 
+class Strokes(nn.Module):
+    """What tells how a picture is drawn: features (B, 2 * width) of colours and of the slopes between pixels.
+
+    A house has a palette, and fills with one colour, a gradient or a texture. Sines make single colours of a palette easy to
+    tell, as they do positions; steps between pixels are shown enlarged, since a gradient's are small.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        inputs = 3 * (1 + 2 * len(WAVES)) + 6
+        self.pixels = nn.Conv2d(inputs, 24, 1, bias=False)
+        self.norm = nn.BatchNorm2d(24)
+        self.near = nn.Conv2d(24, 40, 4, 2, 1, bias=False)
+        self.near_norm = nn.BatchNorm2d(40)
+        self.far = Block(40, width, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], H and W even."""
+        turned = [math.pi * wave * images for wave in WAVES]
+        slopes = [
+            (8 * F.pad(images.diff(dim=3), (0, 1, 0, 0))).tanh(),
+            (8 * F.pad(images.diff(dim=2), (0, 0, 0, 1))).tanh(),
+        ]
+        x = torch.cat([images, *(x.sin() for x in turned), *(x.cos() for x in turned), *slopes], dim=1)
+        x = F.relu(self.norm(self.pixels(x.contiguous(memory_format=torch.channels_last))))
+        x = self.far(F.relu(self.near_norm(self.near(x))))
+        return torch.cat([x.mean(dim=(2, 3)), x.float().var(dim=(2, 3)).add(1e-4).sqrt().to(x.dtype)], dim=1)
+
+
 class Judge(nn.Module):
-    """A residual network of about 0.7 M parameters with one head for the concept and one for the style.
+    """Two networks of about 0.8 M parameters together: one for the concept, one for the style.
 
     Args:
         concepts: the labels that it can give, in the order of the head's rows.
         styles: the style words, likewise.
-        widths: channels at a half, a quarter and an eighth of ``SIDE``.
+        widths: channels at a half, a quarter and an eighth of ``CONCEPT_SIDE``, and of the features of the style.
     """
 
-    def __init__(self, concepts: Sequence[str], styles: Sequence[str], widths: tuple[int, int, int] = (40, 88, 112)):
+    def __init__(self, concepts: Sequence[str], styles: Sequence[str], widths: tuple[int, int, int, int] = (40, 88, 112, 64)):
         super().__init__()
         self.concepts, self.styles, self.widths = tuple(concepts), tuple(styles), widths
-        low, mid, high = widths
+        low, mid, high, texture = widths
         self.stem = nn.Sequential(
             nn.PixelUnshuffle(2),  # (B, 3, 64, 64) -> (B, 12, 32, 32)
             nn.Conv2d(12, low, 3, 1, 1, bias=False),
@@ -88,19 +127,21 @@ class Judge(nn.Module):
         )
         self.concept_body = nn.Sequential(Block(low, mid, 2), Block(mid, high, 2), Block(high, high))
         self.concept_head = nn.Linear(high * 4, len(self.concepts))
-        self.style_body = Block(low, low, 2)
-        self.style_head = nn.Linear(low * 2, len(self.styles))
+        self.strokes = Strokes(texture)
+        self.style_head = nn.Linear(texture * 2, len(self.styles))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the concepts (B, concepts) and styles (B, styles) of pictures (B, 3, H, W) in [-1, 1], any size."""
-        x = images if images.shape[-2:] == (SIDE, SIDE) else F.adaptive_avg_pool2d(images, SIDE)
-        low = self.stem(x.contiguous(memory_format=torch.channels_last))
+        return self.concept_logits(images), self.style_logits(images)
+
+    def concept_logits(self, images: Tensor) -> Tensor:
+        low = self.stem(at_side(images, CONCEPT_SIDE).contiguous(memory_format=torch.channels_last))
         # Concepts are kept in four quarters, since pictures of one concept agree in their layout across styles.
         layout = F.adaptive_avg_pool2d(self.concept_body(low), 2).flatten(1)
-        # A style is texture and line: early features, averages and spreads over the picture.
-        texture = self.style_body(low)
-        texture = torch.cat([texture.mean(dim=(2, 3)), texture.std(dim=(2, 3))], dim=1)
-        return self.concept_head(layout), self.style_head(texture)
+        return cast(Tensor, self.concept_head(layout))
+
+    def style_logits(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.style_head(self.strokes(at_side(images, SIDE))))
 
     @torch.no_grad()
     def judge(self, images: Tensor, batch: int = 128) -> list[Verdict]:
@@ -144,7 +185,7 @@ class Judge(nn.Module):
         """Write the weights, labels and sizes as one safetensors file; complete or absent."""
         metadata = {
             "format": FORMAT,
-            "version": "1",
+            "version": VERSION,
             "concepts": json.dumps(self.concepts, ensure_ascii=False),
             "styles": json.dumps(self.styles),
             "widths": json.dumps(self.widths),
@@ -177,8 +218,12 @@ def load_judge(path: str | Path = BUNDLED) -> Judge:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is a safetensors file, but not of a judge (format {metadata.get('format')!r})")
-    low, mid, high = json.loads(metadata["widths"])
-    judge = Judge(json.loads(metadata["concepts"]), json.loads(metadata["styles"]), (low, mid, high))
+    if metadata.get("version") != VERSION:
+        raise ValueError(
+            f"{path} is a judge of version {metadata.get('version')}, this reads version {VERSION}: train it again"
+        )
+    low, mid, high, texture = json.loads(metadata["widths"])
+    judge = Judge(json.loads(metadata["concepts"]), json.loads(metadata["styles"]), (low, mid, high, texture))
     judge.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
     return judge.eval()
 
@@ -191,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="image folder made by `unidiffuser prepare-emoji`")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps of 128 pictures (default 1000)")
+    parser.add_argument("--steps", type=int, default=1800, help="training steps (default 1800)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", action="store_true", help="only report the accuracy of the judge in --out")
     options = parser.parse_args(arguments)

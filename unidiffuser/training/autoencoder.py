@@ -6,6 +6,7 @@ faster to train and to decode on a CPU than the same layout on pixels, at equal 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from ..images import to_images
 from .data import ImageFolder, training_set
 from .loop import Stage, TrainConfig, seeded_init
 
+log = logging.getLogger(__name__)
+
 SCALE = 0.18215  # latents times this have unit variance (Stable Diffusion's convention)
+LEAST_LOGVAR = -30.0  # diffusers clamps there too
+SIGNAL = 0.2  # share of a channel's variance that comes from the picture, below which the channel is only noise
 
 
 class PatchedAutoencoder(nn.Module):
@@ -50,7 +55,7 @@ class PatchedAutoencoder(nn.Module):
         """pixels (B, 3, H, W) in [-1, 1] -> mean, log variance, both (B, 4, H/8, W/8) for p = 4 and two levels."""
         h = self.kl.quant_conv(self.kl.encoder(F.pixel_unshuffle(pixels, self.patch_size)))
         mean, logvar = h.chunk(2, dim=1)
-        return mean, logvar.clamp(-30, 20)
+        return mean, logvar.clamp(LEAST_LOGVAR, 20)
 
     def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and log variance of the latents, and the pictures decoded from mean + standard deviation * noise."""
@@ -70,6 +75,15 @@ class PatchedAutoencoder(nn.Module):
         quant.bias[channels:] += 2 * scale.log()
         post.bias += (post.weight[:, :, 0, 0] * shift).sum(1)
         post.weight /= scale.view(1, -1, 1, 1)
+
+    @torch.no_grad()
+    def silence(self, channel: int) -> None:
+        """Make a channel of the latents 0, for sure, and let the decoder pass it over."""
+        quant, post = self.kl.quant_conv, self.kl.post_quant_conv
+        for row in (channel, channel + self.latent):
+            quant.weight[row] = 0
+        quant.bias[channel], quant.bias[channel + self.latent] = 0, LEAST_LOGVAR
+        post.weight[:, channel] = 0
 
 
 def psnr(decoded: Tensor, pixels: Tensor) -> Tensor:
@@ -145,13 +159,19 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def export(self, model: Any) -> None:
-        """Normalise the latents to SD's convention (unit variance after x 0.18215) and save the weights."""
+        """Normalise the latents to SD's convention (unit variance after x 0.18215) and save the weights.
+
+        The KL term can talk the encoder out of using a channel. Such a channel would be pure noise, which a network can only
+        fail to predict; it is made 0 instead.
+        """
         means = []
         for chunk in torch.arange(min(self.size, 4096)).split(64):
             mean, logvar = model.moments(self.train_set.pixels(chunk))
             means.append(torch.stack([mean, (0.5 * logvar).exp()]).transpose(1, 2).flatten(2))
         stacked = torch.cat(means, dim=2)
-        shift = stacked[0].mean(1)
-        std = (stacked[0].var(1) + stacked[1].square().mean(1)).sqrt()
-        model.rescale(1 / (std * SCALE), shift)
+        shift, signal, noise = stacked[0].mean(1), stacked[0].var(1), stacked[1].square().mean(1)
+        model.rescale(1 / ((signal + noise).sqrt() * SCALE), shift)
+        for channel in (signal / (signal + noise) < SIGNAL).nonzero().flatten().tolist():
+            log.info("channel %d of the latents holds nothing of the picture; it is 0 from now on", channel)
+            model.silence(channel)
         torch.save(model.state_dict(), self.out / "autoencoder.pt")

@@ -43,7 +43,7 @@ class UViTStage(Stage):
         same shapes.
     mix: shares of the timestep mix, see :func:`.objective.draw_labels`; the paper's objective when absent.
     captioning: what the share "clean_image" of the mix learns from instead: "where" (a filter of its own), "versions" (copies
-        of each picture, all but the first changed by :func:`.augment.augmented`), "place" and "colour" (how much).
+        of each picture, all but the first changed by :func:`.augment.augmented`), and its "place", "colour", "mirror" ...
         Captions then become those of more pictures than the network draws; nothing changes for what it draws.
     caption_shares: probability of each caption form of a picture; equal when absent.
     defaults: "steps" and "guidance" that the exported file suggests.

@@ -27,7 +27,6 @@ from .data import training_set
 from .encoders import image_tokens
 from .loop import Stage, TrainConfig, seeded_init, step_indices
 from .restyle import Restyle
-from .saving import load_average
 
 SMOOTHING = 0.1  # of the labels
 STATISTICS = 40  # batches for the statistics that the norms keep
@@ -62,8 +61,6 @@ class ImageTowerStage(Stage):
 
     data, where, image_size: the image folder, a record filter, the side in pixels.
     encoders_of: a finished run of the stage "encoders", whose text half stays as it is.
-    start_of: an earlier run of this stage and of the same `image`, whose encoder goes on learning; it may have told other
-        values, of more pictures.
     image: fields of transformers' CLIPVisionConfig; ``stem`` in it has the arguments of :class:`unidiffuser.stem.ConvStem`.
     tell: field of the records -> ``share`` of a batch that learns it, ``restyle``, and the arguments of
         :func:`.augment.augmented`. ``restyle`` is the share of these pictures that are shown with the feature statistics of
@@ -97,9 +94,6 @@ class ImageTowerStage(Stage):
             tower = clip_image_model(self.sizes, norm=nn.BatchNorm2d)
             tower.set_attn_implementation("eager")  # for short sequences on a CPU, faster backwards than the fused kernel
             model = Namer(tower, {field: int(found.max()) + 1 for field, found in self.targets.items()})
-            if "start_of" in options:
-                load_average(Path(options["start_of"]), tower, prefix="tower.").train()
-                self._begin_at_means(model)
         self.restyle = Restyle()
         if any(self.restyled):
             stem = tower.vision_model.embeddings.patch_embedding
@@ -108,14 +102,6 @@ class ImageTowerStage(Stage):
             for layer in (stem.norm, *list(stem.blocks)[:2]):
                 layer.register_forward_hook(self.restyle)
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-
-    @torch.no_grad()
-    def _begin_at_means(self, model: Namer) -> None:
-        """Let each value's vector be where the tokens of its pictures are."""
-        rows = torch.arange(self.size).split(128)
-        tokens = F.normalize(torch.cat([image_tokens(model.tower, self.images.pixels(part)) for part in rows]), dim=1)
-        for field, vectors in model.vectors.items():
-            vectors.zero_().index_add_(0, self.targets[field], tokens)
 
     def order(self, batch_size: int, seed: int, step: int) -> Tensor:
         rows = super().order(batch_size, seed, step)

@@ -145,11 +145,8 @@ def resume(
     return int(saved["step"])
 
 
-def load_average(out: Path, model: nn.Module, prefix: str = "") -> nn.Module:
+def load_average(out: Path, model: nn.Module) -> nn.Module:
     """Load the averaged weights of a (possibly unfinished) run into a model of one process.
-
-    Args:
-        prefix: of the names in the run, for a model that was a part of another.
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
@@ -157,7 +154,7 @@ def load_average(out: Path, model: nn.Module, prefix: str = "") -> nn.Module:
     found = checkpoints(out)
     if not found:
         raise FileNotFoundError(f"{out} has no checkpoint yet")
-    state = {"average": {prefix + name: p.detach() for name, p in model.named_parameters() if p.requires_grad}}
+    state = {"average": {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}}
     _load(state, found[-1])
     return model.eval()
 

@@ -57,7 +57,7 @@ class Oracle(Judge):
     """Compares with every picture that it knows."""
 
     def __init__(self, pairs: list[Pair]) -> None:
-        super().__init__(sorted({p.label for p in pairs}), STYLES, (1, 1, 1))
+        super().__init__(sorted({p.label for p in pairs}), STYLES, (1, 1, 1, 1))
         self.known, self.pictures = pairs, to_tensor([p.image() for p in pairs])
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

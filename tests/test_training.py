@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from unidiffuser.checkpoints import load_checkpoint
-from unidiffuser.schedule import add_noise
+from unidiffuser.schedule import add_noise, alphas_cumprod
 from unidiffuser.streams import Streams
 from unidiffuser.training.augment import augmented
 from unidiffuser.training.autoencoder import PatchedAutoencoder, psnr
@@ -105,6 +105,26 @@ def test_mix_shares_are_kept():
         draw_labels(4, {"clean": 1}, torch.Generator())
     with pytest.raises(ValueError, match="positive"):
         draw_labels(4, {"equal": 0}, torch.Generator())
+
+
+def test_lean_sees_labels_in_proportion_to_a_power_of_noise_over_signal():
+    count, lean = 200_000, 0.5
+    labels = draw_labels(count, {"independent": 1.0}, torch.Generator().manual_seed(0), lean)
+    alpha = alphas_cumprod().sqrt()
+    expected = ((1 - alpha**2).sqrt() / alpha) ** lean
+    expected = (expected / expected.sum()).view(10, 100).sum(1)  # ten ranges of 100 labels
+    for drawn in labels.values():
+        assert drawn.min() >= 1
+        assert drawn.max() == 1000
+        seen = torch.bincount((drawn - 1) // 100, minlength=10) / count
+        assert torch.allclose(seen.double(), expected, atol=5 * 0.5 / count**0.5)  # five standard errors
+    edges = draw_labels(1000, {"clean_text": 1, "equal": 1}, torch.Generator().manual_seed(0), lean)
+    assert ((edges["text"] == 0) | (edges["text"] == edges["img"])).all()
+
+
+def test_a_lean_below_zero_is_refused():
+    with pytest.raises(ValueError, match="lean"):
+        draw_labels(4, {"equal": 1}, torch.Generator(), lean=-1.0)
 
 
 def test_loss_is_the_plain_mean_over_noised_elements():

@@ -99,8 +99,8 @@ class ImageTowerStage(Stage):
             stem = tower.vision_model.embeddings.patch_embedding
             if not isinstance(stem, ConvStem):
                 raise ValueError("`restyle` changes the features of convolutions: give `image` a `stem`, or leave it out")
-            for layer in (stem.norm, *list(stem.blocks)[:2]):
-                layer.register_forward_hook(self.restyle)
+            # Where features are still fine: deeper ones, mixed too, gave fewer concepts of held-out pairs.
+            next(iter(stem.blocks)).register_forward_hook(self.restyle)
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
     def order(self, batch_size: int, seed: int, step: int) -> Tensor:

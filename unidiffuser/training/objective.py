@@ -2,7 +2,8 @@
 
     E || eps_theta(x_tx, y_ty, tx, ty) - [eps_x, eps_y] ||^2,   tx, ty independent and uniform on {1..1000}
 
-eps_x covers the image latent and the CLIP image token. Plain regression: no weighting, no dropout of conditions.
+eps_x covers the image latent and the CLIP image token. Plain regression: no weighting, no dropout of conditions. What departs
+from it, `mix` and `lean`, only says which labels are seen how often.
 """
 
 from __future__ import annotations
@@ -13,36 +14,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..schedule import NUM_LABELS, add_noise
+from ..schedule import NUM_LABELS, add_noise, half_logsnr
 from ..streams import MODALITY_OF, Streams
 
 MIXES = ("independent", "clean_text", "clean_image", "equal")
 PAPER: Mapping[str, float] = {"independent": 1.0}
 
 
-def draw_labels(count: int, mix: Mapping[str, float], generator: torch.Generator) -> dict[str, Tensor]:
+def draw_labels(count: int, mix: Mapping[str, float], generator: torch.Generator, lean: float = 0.0) -> dict[str, Tensor]:
     """Labels (B,) of each modality, "img" and "text".
 
     Args:
         mix: shares of a batch. "independent" is the paper's objective. The others spend part of the batch on the edges of
             the (t_img, t_text) square that sampling walks along: "clean_text" (t_text = 0), "clean_image" (t_img = 0) and
             "equal" (t_img = t_text). They help a small model trained briefly; a large one needs none of them.
+        lean: labels are seen in proportion to (sigma / alpha)^lean; 0 is the paper's uniform. What a picture shows is
+            decided where there is much noise, and an error in the noise says least about the picture just there. At 1 the
+            loss has the weights of Yu et al., "Debias the Training of Diffusion Models" (arXiv 2310.08442), by how often a
+            label is seen rather than by a factor, which would let few examples of a batch outweigh the others.
 
     Raises:
-        ValueError: an unknown share, or shares that do not sum to a positive number.
+        ValueError: an unknown share, or shares that do not sum to a positive number; a `lean` below 0.
     """
     if unknown := set(mix) - set(MIXES):
         raise ValueError(f"unknown share {sorted(unknown)} in the mix; known are {', '.join(MIXES)}")
     shares = torch.tensor([float(mix.get(name, 0)) for name in MIXES])
     if not (shares >= 0).all() or shares.sum() <= 0:
         raise ValueError(f"the shares of the mix must be positive, got {dict(mix)}")
+    if lean < 0:
+        raise ValueError(f"lean must be 0 or more, got {lean}")
     kind = torch.multinomial(shares, count, replacement=True, generator=generator)
-    t_img = torch.randint(1, NUM_LABELS + 1, (count,), generator=generator)
-    t_text = torch.randint(1, NUM_LABELS + 1, (count,), generator=generator)
+    t_img, t_text = (noisy_labels(count, generator, lean) for _ in range(2))
     t_text = torch.where(kind == MIXES.index("equal"), t_img, t_text)
     t_text = t_text.masked_fill(kind == MIXES.index("clean_text"), 0)
     t_img = t_img.masked_fill(kind == MIXES.index("clean_image"), 0)
     return {"img": t_img, "text": t_text}
+
+
+def noisy_labels(count: int, generator: torch.Generator, lean: float) -> Tensor:
+    """Labels (B,) in 1..1000, each with a probability in proportion to (sigma / alpha)^lean."""
+    if not lean:
+        return torch.randint(1, NUM_LABELS + 1, (count,), generator=generator)
+    density = torch.exp(-lean * half_logsnr(torch.arange(1.0, NUM_LABELS + 1)))
+    return 1 + torch.multinomial(density, count, replacement=True, generator=generator)
 
 
 def diffusion_loss(

@@ -41,7 +41,7 @@ class UViTStage(Stage):
     uvit: sizes of a new network (fields of UViTConfig), for a checkpoint that has none.
     network_of: a model whose network goes on learning on the latents of ``checkpoint``, which has none: other encoders of the
         same shapes.
-    mix: shares of the timestep mix, see :func:`.objective.draw_labels`; the paper's objective when absent.
+    mix, lean: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective when absent.
     captioning: what the share "clean_image" of the mix learns from instead: "where" (a filter of its own), "versions" (copies
         of each picture, all but the first changed by :func:`.augment.augmented`), and its "place", "colour", "mirror" ...
         Captions then become those of more pictures than the network draws; nothing changes for what it draws.
@@ -62,7 +62,7 @@ class UViTStage(Stage):
         images = training_set(options)
         self.size = len(images)
         self.latents = Latents(self.checkpoint, images)
-        self.mix = options.get("mix", PAPER)
+        self.mix, self.lean = options.get("mix", PAPER), float(options.get("lean", 0.0))
         self.captioning = self._captioning(options)
         self.dtype = getattr(torch, options.get("dtype", "float16"))
         self.defaults = options.get("defaults", self.checkpoint.config.defaults)
@@ -110,7 +110,7 @@ class UViTStage(Stage):
 
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         index = batch["index"].cpu()
-        labels = draw_labels(len(index), self.mix, generator)
+        labels = draw_labels(len(index), self.mix, generator, self.lean)
         clean = self.latents.draw(index, self.shares, generator)
         if self.captioning is not None:
             others = torch.randint(len(self.captioning.captions), index.shape, generator=generator)

@@ -32,6 +32,7 @@ from unidiffuser.training.objective import diffusion_loss, draw_labels
 from unidiffuser.training.restyle import Restyle, exchanged
 from unidiffuser.training.saving import checkpoints
 from unidiffuser.training.stages import assemble, make_stage
+from unidiffuser.training.uvit import Kin
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (240, 200, 30)}
 SHAPES = ("circle", "square", "bar")
@@ -120,6 +121,40 @@ def test_lean_sees_labels_in_proportion_to_a_power_of_noise_over_signal():
         assert torch.allclose(seen.double(), expected, atol=5 * 0.5 / count**0.5)  # five standard errors
     edges = draw_labels(1000, {"clean_text": 1, "equal": 1}, torch.Generator().manual_seed(0), lean)
     assert ((edges["text"] == 0) | (edges["text"] == edges["img"])).all()
+
+
+@given(values=st.lists(st.sampled_from("abc"), min_size=1, max_size=12), seed=st.integers(0, 2**31))
+def test_kin_are_of_the_same_kind_and_all_of_it_are_found(values, seed):
+    index = torch.arange(len(values)).repeat(300)
+    found = Kin(values).draw(index, torch.Generator().manual_seed(seed)).view(300, -1)
+    for row, value in enumerate(values):
+        assert {values[k] for k in found[:, row].tolist()} == {value}
+        assert set(found[:, row].tolist()) == {k for k, other in enumerate(values) if other == value}
+
+
+def checks_what_learns(stage: Stage) -> None:
+    """Captions are those of the token's picture, the latent is of one of the same shape; nothing else is mixed up."""
+    seen = []
+    for latents in (stage.latents, stage.captioning):
+        latents.std.zero_()  # so that a latent tells its picture
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "unidiffuser.training.uvit.diffusion_loss", lambda net, clean, generator, labels: seen.append((clean, labels))
+        )
+        stage.loss(None, {"index": torch.arange(200) % stage.size}, torch.Generator().manual_seed(0))
+    clean, labels = seen[0]
+    latents, records = stage.captioning, stage.captioning.records
+    given = labels["img"] == 0
+    of_token = torch.cdist(clean.clip_img.flatten(1), latents.clip_img.flatten(1)).argmin(1)
+    of_latent = torch.cdist(clean.img.flatten(1), latents.mean.flatten(1)).argmin(1)
+    of_text = torch.cdist(clean.text.flatten(1), latents.text.flatten(1)).argmin(1)
+    assert given.any()
+    assert (~given).any()
+    assert (of_token != of_latent)[given].any()
+    assert (of_token == of_latent)[~given].all()
+    for token, latent, text in zip(*(x.tolist() for x in (of_token, of_latent, of_text)), strict=True):
+        assert records[token]["shape"] == records[latent]["shape"]
+        assert text in latents.captions[token]
 
 
 def test_a_lean_below_zero_is_refused():
@@ -514,7 +549,8 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     assert fell(runs / "captioner") < 0.5
 
     mix = {"mix": {"independent": 2, "clean_image": 1}, "where": {"split": "train"},
-           "captioning": {"where": {}, "versions": 2, "place": 0.3}}  # fmt: skip
+           "captioning": {"where": {}, "versions": 2, "place": 0.3, "swap": 0.5, "swap_within": "shape"},
+           "drawing": {"where": {}, "share": 0.5}}  # fmt: skip
     parts = assemble(runs, runs / "encoders.safetensors")
     sizes = {"img_size": 4, "patch_size": 2, "embed_dim": 64, "depth": 3, "num_heads": 2, "text_dim": 16, "num_text_tokens": 8,
              "clip_img_dim": 16, "data_types": 2}  # fmt: skip
@@ -554,6 +590,9 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     train(make_stage(moved), moved, progress=False)
     theirs, ours = (load_checkpoint(runs / name / "model.safetensors").state_dict("uvit") for name in ("uvit", "moved"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    checks_what_learns(
+        make_stage(replace(moved, options=moved.options | {"captioning": {"swap": 1.0, "swap_within": "shape"}}))
+    )
     with pytest.raises(ValueError, match="network of its own"):
         make_stage(replace(moved, options=moved.options | {"checkpoint": str(runs / "uvit/model.safetensors")}))
     with pytest.raises(ValueError, match=r"img_size 4, .* takes 16"):

@@ -27,6 +27,7 @@ class Latents:
         versions: V; rows i * V ... of the three are picture i as it is, then as :func:`.augment.augmented` changes it.
         text: (T, L, text_dim), one text latent for each different caption.
         captions: (N, forms) rows of ``text`` for the captions of each picture; a picture with fewer repeats its last.
+        records: the N records of the image folder.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Latents:
         device: str = "cpu",
     ):
         """versions, strength ("place", "colour"), seed: of the changes; the rest is obvious."""
-        self.versions = versions
+        self.versions, self.records = versions, images.records
         generator = torch.Generator().manual_seed(seed)
         self.autoencoder = Autoencoder.from_checkpoint(checkpoint, device=device, dtype=torch.float32)
         tokens = ImageTokenEncoder.from_checkpoint(checkpoint, device=device, dtype=torch.float32)

@@ -33,6 +33,29 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (weights.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
+class Kin:
+    """Rows that share a value: for a row, another one (or itself) with the same, by chance."""
+
+    def __init__(self, values: Sequence[Any]):
+        names = list(dict.fromkeys(values))
+        kinds = torch.tensor([names.index(value) for value in values])
+        self.kinds = kinds
+        self.counts = torch.bincount(kinds)
+        self.starts = self.counts.cumsum(0) - self.counts
+        self.rows = kinds.argsort(stable=True)  # those of the first kind, then those of the second ...
+
+    def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows (B,) of the same kinds as the rows ``index`` (B,)."""
+        kinds = self.kinds[index]
+        place = (torch.rand(index.shape, generator=generator, dtype=torch.float64) * self.counts[kinds]).long()
+        return self.rows[self.starts[kinds] + place]
+
+
+def _chosen(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Items (B, ...) of the one where the condition (B,) holds, else of the other."""
+    return torch.where(condition.view(-1, *[1] * (yes.ndim - 1)), yes, no)
+
+
 class UViTStage(Stage):
     """Options:
 
@@ -44,7 +67,12 @@ class UViTStage(Stage):
     mix, lean: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective when absent.
     captioning: what the share "clean_image" of the mix learns from instead: "where" (a filter of its own), "versions" (copies
         of each picture, all but the first changed by :func:`.augment.augmented`), and its "place", "colour", "mirror" ...
-        Captions then become those of more pictures than the network draws; nothing changes for what it draws.
+        Captions then become those of more pictures than the network draws; nothing changes for what it draws. "swap" is the
+        share of these pairs whose image latent is that of another picture with the same value of the field "swap_within":
+        then only the CLIP token tells the rest of the caption. A small set is soon known by heart from its latents, and a
+        network that reads them names no picture that it has not seen, though its token says what it shows.
+    drawing: what a share of "clean_text" learns from instead: "where", and "share". More things in the same styles show the
+        network what makes a style, whatever is drawn in it.
     caption_shares: probability of each caption form of a picture; equal when absent.
     defaults: "steps" and "guidance" that the exported file suggests.
     dtype: of the exported file, "float16" when absent.
@@ -63,7 +91,13 @@ class UViTStage(Stage):
         self.size = len(images)
         self.latents = Latents(self.checkpoint, images)
         self.mix, self.lean = options.get("mix", PAPER), float(options.get("lean", 0.0))
-        self.captioning = self._captioning(options)
+        captioning, drawing = options.get("captioning", {}), options.get("drawing", {})
+        self.swap, within = float(captioning.get("swap", 0.0)), captioning.get("swap_within", "style")
+        self.drawing_share = float(drawing.get("share", 1.0))
+        self.captioning = self._others("captioning", options, {"swap", "swap_within"})
+        self.drawing = self._others("drawing", options, {"share"})
+        if self.swap and self.captioning is not None:
+            self.kin = Kin([record.get(within) for record in self.captioning.records])
         self.dtype = getattr(torch, options.get("dtype", "float16"))
         self.defaults = options.get("defaults", self.checkpoint.config.defaults)
         forms = self.latents.captions.shape[1]
@@ -94,15 +128,16 @@ class UViTStage(Stage):
                 )
         return start
 
-    def _captioning(self, options: dict[str, Any]) -> Latents | None:
-        if "captioning" not in options:
+    def _others(self, name: str, options: dict[str, Any], ours: set[str]) -> Latents | None:
+        """The latents of other pictures than those of ``where``, as the options under this name say, but for `ours`."""
+        if not options.get(name):
             return None
-        chosen = dict(options["captioning"])
+        chosen = {key: value for key, value in options[name].items() if key not in ours}
         where, versions = chosen.pop("where", options.get("where", {})), chosen.pop("versions", 1)
         images = training_set(options | {"where": where})
         latents = Latents(self.checkpoint, images, versions=versions, strength=chosen)
         if latents.captions.shape[1] != self.latents.captions.shape[1]:
-            raise ValueError("the pictures of `captioning` must have as many captions each as the others")
+            raise ValueError(f"the pictures of `{name}` must have as many captions each as the others")
         return latents
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
@@ -115,8 +150,15 @@ class UViTStage(Stage):
         if self.captioning is not None:
             others = torch.randint(len(self.captioning.captions), index.shape, generator=generator)
             shown = self.captioning.draw(others, self.shares, generator)
-            given = labels["img"] == 0
-            clean = clean.zip(shown, lambda own, other: torch.where(given.view(-1, *[1] * (own.ndim - 1)), other, own))
+            if self.swap:
+                swapped = torch.rand(index.shape, generator=generator) < self.swap
+                kin = self.captioning.draw(self.kin.draw(others, generator), self.shares, generator)
+                shown = shown.replace(img=_chosen(swapped, kin.need("img"), shown.need("img")))
+            clean = clean.zip(shown, lambda own, other: _chosen(labels["img"] == 0, other, own))
+        if self.drawing is not None:
+            others = torch.randint(len(self.drawing.captions), index.shape, generator=generator)
+            drawn = (labels["text"] == 0) & (torch.rand(index.shape, generator=generator) < self.drawing_share)
+            clean = clean.zip(self.drawing.draw(others, self.shares, generator), lambda own, other: _chosen(drawn, other, own))
         return diffusion_loss(model, clean.to(batch["index"].device), generator, labels=labels)
 
     def sample(self, model: Any) -> Image.Image | None:

@@ -70,7 +70,8 @@ class UViTStage(Stage):
         Captions then become those of more pictures than the network draws; nothing changes for what it draws. "swap" is the
         share of these pairs whose image latent is that of another picture with the same value of the field "swap_within":
         then only the CLIP token tells the rest of the caption. A small set is soon known by heart from its latents, and a
-        network that reads them names no picture that it has not seen, though its token says what it shows.
+        network that reads them names no picture that it has not seen, though its token says what it shows. It has
+        "caption_shares" of its own, where it shall say more or less than the other shares.
     drawing: what a share of "clean_text" learns from instead: "where", and "share". More things in the same styles show the
         network what makes a style, whatever is drawn in it.
     caption_shares: probability of each caption form of a picture; equal when absent.
@@ -94,16 +95,14 @@ class UViTStage(Stage):
         captioning, drawing = options.get("captioning", {}), options.get("drawing", {})
         self.swap, within = float(captioning.get("swap", 0.0)), captioning.get("swap_within", "style")
         self.drawing_share = float(drawing.get("share", 1.0))
-        self.captioning = self._others("captioning", options, {"swap", "swap_within"})
+        self.captioning = self._others("captioning", options, {"swap", "swap_within", "caption_shares"})
         self.drawing = self._others("drawing", options, {"share"})
         if self.swap and self.captioning is not None:
             self.kin = Kin([record.get(within) for record in self.captioning.records])
         self.dtype = getattr(torch, options.get("dtype", "float16"))
         self.defaults = options.get("defaults", self.checkpoint.config.defaults)
-        forms = self.latents.captions.shape[1]
-        self.shares = torch.tensor(options.get("caption_shares", [1.0] * forms))
-        if len(self.shares) != forms:
-            raise ValueError(f"caption_shares has {len(self.shares)} entries, but the pictures have {forms} captions each")
+        self.shares = self._shares(options.get("caption_shares"), "caption_shares")
+        self.said = self._shares(captioning.get("caption_shares", self.shares.tolist()), "caption_shares of captioning")
         tokens = sizes.num_text_tokens + sizes.grid[0] * sizes.grid[1] + 4
         attention = short_attention if tokens <= SHORT and not torch.cuda.is_available() else default_attention
         with seeded_init(config.seed):
@@ -128,6 +127,13 @@ class UViTStage(Stage):
                 )
         return start
 
+    def _shares(self, given: list[float] | None, name: str) -> Tensor:
+        forms = self.latents.captions.shape[1]
+        shares = torch.tensor([1.0] * forms if given is None else [float(share) for share in given])
+        if len(shares) != forms:
+            raise ValueError(f"{name} has {len(shares)} entries, but the pictures have {forms} captions each")
+        return shares
+
     def _others(self, name: str, options: dict[str, Any], ours: set[str]) -> Latents | None:
         """The latents of other pictures than those of ``where``, as the options under this name say, but for `ours`."""
         if not options.get(name):
@@ -149,10 +155,10 @@ class UViTStage(Stage):
         clean = self.latents.draw(index, self.shares, generator)
         if self.captioning is not None:
             others = torch.randint(len(self.captioning.captions), index.shape, generator=generator)
-            shown = self.captioning.draw(others, self.shares, generator)
+            shown = self.captioning.draw(others, self.said, generator)
             if self.swap:
                 swapped = torch.rand(index.shape, generator=generator) < self.swap
-                kin = self.captioning.draw(self.kin.draw(others, generator), self.shares, generator)
+                kin = self.captioning.draw(self.kin.draw(others, generator), self.said, generator)
                 shown = shown.replace(img=_chosen(swapped, kin.need("img"), shown.need("img")))
             clean = clean.zip(shown, lambda own, other: _chosen(labels["img"] == 0, other, own))
         if self.drawing is not None:

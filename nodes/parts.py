@@ -171,8 +171,25 @@ def load_clip_vision(checkpoint: Checkpoint) -> comfy.clip_vision.ClipVisionMode
     if stem is not None:
         made = {"operations": comfy.ops.manual_cast, "device": vision.patcher.offload_device, "dtype": vision.dtype}
         vision.model.vision_model.embeddings.patch_embedding = ConvStem(**stem, **made)
+    if config["num_hidden_layers"] == 1:
+        _keep_what_goes_in(vision.model.vision_model.encoder)
     vision.load_sd(checkpoint.state_dict("clip_image"))
     return vision
+
+
+def _keep_what_goes_in(encoder: torch.nn.Module) -> None:
+    """Let an encoder of one layer return, as the state before its last layer, what it was given; the host looks for none there
+    and then fails. Its layers add to their input in place, hence the copy."""
+    given: list[torch.Tensor] = []
+
+    def remember(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        given[:] = [args[0].clone()]
+
+    def answer(module: torch.nn.Module, args: tuple[Any, ...], out: tuple[Any, ...]) -> tuple[Any, ...]:
+        return out[0], given.pop(), *out[2:]
+
+    encoder.register_forward_pre_hook(remember)
+    encoder.register_forward_hook(answer)
 
 
 class HostCaptionDecoder:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import unidiffuser
 from unidiffuser import precision
 from unidiffuser.precision import automatic_dtype, in_fixed_batches, multiplies_bf16
+from unidiffuser.training import parallel
+from unidiffuser.training.config import TrainConfig
 from unidiffuser.uvit import UViT, UViTConfig
 
 SIZES = UViTConfig(
@@ -90,6 +92,17 @@ def test_a_network_in_fixed_batches(batch: int) -> None:
     assert all(
         torch.allclose(a, b) for a, b in zip(net(*given[:3], 5.0, 0.0), net(*given[:3], 5.0, torch.zeros(batch)), strict=True)
     )
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_training_is_in_bf16_where_the_device_multiplies_it(hardware: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "multiplies_bf16", lambda: hardware)
+    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    for asked, expected in (("auto", hardware), ("bf16", True), ("no", False)):
+        with parallel.autocast(layer, asked, torch.device("cpu")):
+            assert (layer(x).dtype == torch.bfloat16) is expected
+    assert parallel.in_bf16("auto", torch.device("cuda"))
+    assert TrainConfig(stage="uvit", out="run").precision == "auto"
 
 
 def test_in_bf16_an_item_is_bit_for_bit_the_item_alone(tiny_checkpoint: Path) -> None:

@@ -101,6 +101,10 @@ def test_mix_shares_are_kept():
     labels = draw_labels(10000, {"independent": 1, "clean_text": 1, "equal": 2}, torch.Generator().manual_seed(0))
     assert abs((labels["text"] == 0).double().mean() - 0.25) < 0.02
     assert (labels["img"] == 0).sum() == 0
+    alone = draw_labels(10000, {"no_text": 1, "no_image": 3}, torch.Generator().manual_seed(0))
+    assert abs((alone["text"] == 1000).double().mean() - 0.25) < 0.02
+    assert ((alone["text"] == 1000) | (alone["img"] == 1000)).all()
+    assert len(alone["img"][alone["text"] == 1000].unique()) > 500
     assert abs((labels["img"] == labels["text"]).double().mean() - 0.5) < 0.02
     with pytest.raises(ValueError, match="unknown share"):
         draw_labels(4, {"clean": 1}, torch.Generator())
@@ -155,6 +159,27 @@ def checks_what_learns(stage: Stage) -> None:
     for token, latent, text, learnt in zip(*(x.tolist() for x in (of_token, of_latent, of_text, given)), strict=True):
         assert records[token]["shape"] == records[latent]["shape"]
         assert text in (latents.captions[token][:1] if learnt else latents.captions[token])
+
+
+def checks_what_is_drawn(stage: Stage) -> None:
+    """Pictures of clean captions are those of `drawing`, with their first caption; all others are the stage's own."""
+    seen = []
+    for latents in (stage.latents, stage.drawing):
+        latents.std.zero_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "unidiffuser.training.uvit.diffusion_loss", lambda net, clean, generator, labels: seen.append((clean, labels))
+        )
+        stage.loss(None, {"index": torch.arange(400) % stage.size}, torch.Generator().manual_seed(0))
+    clean, labels = seen[0]
+    drawn = labels["text"] == 0
+    assert 0 < drawn.sum() < len(drawn)
+    for rows, latents, forms in ((drawn, stage.drawing, 1), (~drawn, stage.latents, 2)):
+        far = torch.cdist(clean.img.flatten(1)[rows], latents.mean.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+        distance, picture = far.min(1)
+        assert distance.max() < 1e-3
+        said = torch.cdist(clean.text.flatten(1)[rows], latents.text.flatten(1)).argmin(1)
+        assert all(text in latents.captions[k][:forms] for k, text in zip(picture.tolist(), said.tolist(), strict=True))
 
 
 def test_a_lean_below_zero_is_refused():
@@ -495,10 +520,9 @@ def test_psnr_of_a_known_error():
     assert psnr(pixels + 0.2, pixels).item() == pytest.approx(20.0)  # 0.1 of the range: -10 log10(0.01)
 
 
-@pytest.mark.parametrize("precision", ["bf16"])
-def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path, precision):
+def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path):
     """All stages on twelve pictures, one file, its use as a model, and a fine-tuning that resumes from it."""
-    runs = tmp_path / "runs"
+    runs, precision = tmp_path / "runs", "auto"
     data = {"data": str(shapes), "image_size": SIDE}
 
     autoencoder = config(
@@ -597,7 +621,29 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
             )
         )
     )
+    apart = {"mix": {"clean_text": 2, "equal": 1}, "captioning": None, "where": {"colour": "red"}}
+    drawing = {"where": {"colour": "blue"}, "caption_shares": [1, 0]}
+    checks_what_is_drawn(make_stage(replace(moved, options=moved.options | apart | {"drawing": drawing})))
     with pytest.raises(ValueError, match="network of its own"):
         make_stage(replace(moved, options=moved.options | {"checkpoint": str(runs / "uvit/model.safetensors")}))
+
+    # The decoder learns to draw what the network makes; all other parts stay as they are.
+    decoder = config(
+        "decoder", runs / "decoder", precision=precision, batch_size=10, steps=40, learning_rate=2e-3,
+        options=data | {"checkpoint": str(runs / "uvit/model.safetensors"), "noise": 0.5, "clean": 0.2, "denoised": 0.4,
+                        "labels": [50, 500], "known": {"split": "train"}, "test": {"split": "train"}},
+    )  # fmt: skip
+    train(make_stage(decoder), decoder, progress=False)
+    assert fell(runs / "decoder") < 0.95
+    clean, noisy, made = map(float, (runs / "decoder/psnr.txt").read_text().split())
+    assert clean > noisy > 5
+    assert made > 5
+    before, after = (load_checkpoint(runs / name / "model.safetensors") for name in ("uvit", "decoder"))
+    for part in before.parts():
+        old, new = before.state_dict(part), after.state_dict(part)
+        changed = {name for name in old if not torch.equal(old[name], new[name])}
+        assert changed if part == "vae" else not changed, part
+        assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
+    assert unidiffuser.load(runs / "decoder/model.safetensors").text_to_image("red circle", steps=2)[0].size == (SIDE, SIDE)
     with pytest.raises(ValueError, match=r"img_size 4, .* takes 16"):
         make_stage(replace(moved, options=moved.options | {"network_of": "emoji"}))

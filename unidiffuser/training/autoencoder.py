@@ -92,6 +92,14 @@ def psnr(decoded: Tensor, pixels: Tensor) -> Tensor:
     return -10 * torch.log10(error.clamp_min(1e-10))
 
 
+def reconstruction_loss(decoded: Tensor, pixels: Tensor, edge_weight: float, mse_weight: float) -> dict[str, Tensor]:
+    """L1 on pixels and on their differences (edges), and a squared error for what is far off; "loss" is their sum."""
+    pixel = F.l1_loss(decoded, pixels)
+    edges = sum(F.l1_loss(decoded.diff(dim=d), pixels.diff(dim=d)) for d in (2, 3))
+    mse = F.mse_loss(decoded, pixels)
+    return {"loss": pixel + edge_weight * edges + mse_weight * mse, "pixel": pixel, "mse": mse}
+
+
 class AutoencoderStage(Stage):
     """Options: data, image_size, patch_size, channels, layers, kl_weight, edge_weight, mse_weight.
 
@@ -126,22 +134,14 @@ class AutoencoderStage(Stage):
         return {"pixels": self.train_set.pixels(indices)}
 
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """L1 on pixels and on their differences (edges), and a small KL term that keeps the latents bounded."""
+        """The error of the pictures, and a small KL term that keeps the latents bounded."""
         pixels = batch["pixels"]
         shape = (len(pixels), self.model.latent, *(side // self.downscale for side in pixels.shape[2:]))
         noise = torch.randn(shape, generator=generator).to(pixels)
         mean, logvar, decoded = model(pixels, noise)
-        decoded = decoded.float()
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).sum((1, 2, 3)).mean()
-        pixel = F.l1_loss(decoded, pixels)
-        edges = sum(F.l1_loss(decoded.diff(dim=d), pixels.diff(dim=d)) for d in (2, 3))
-        mse = F.mse_loss(decoded, pixels)
-        return {
-            "loss": pixel + self.edge_weight * edges + self.mse_weight * mse + self.kl_weight * kl,
-            "pixel": pixel,
-            "mse": mse,
-            "kl": kl,
-        }
+        terms = reconstruction_loss(decoded.float(), pixels, self.edge_weight, self.mse_weight)
+        return terms | {"loss": terms["loss"] + self.kl_weight * kl, "kl": kl}
 
     def sample(self, model: Any) -> Any:
         order = torch.randperm(len(self.test_set), generator=torch.Generator().manual_seed(1))[:192]

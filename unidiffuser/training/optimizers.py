@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..precision import multiplies_bf16
 from .config import TrainConfig
+
+log = logging.getLogger(__name__)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -42,6 +46,8 @@ def make_optimizers(model: nn.Module, blocks: tuple[type[nn.Module], ...], confi
     if config.optimizer == "muon":
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(f"optimizer: muon needs torch 2.9 or newer, this is {torch.__version__}; use optimizer: adamw")
+        if next(model.parameters()).device.type == "cpu" and not multiplies_bf16():
+            log.warning("optimizer: muon makes its updates in bf16, which this CPU only emulates; adamw may be faster")
         matrices = block_matrices(model, blocks)
         if not matrices:
             raise ValueError(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
+from ..precision import multiplies_bf16
 from .config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def distribute(model: nn.Module, blocks: tuple[type[nn.Module], ...], config: Tr
     except ImportError as error:
         raise ValueError(f"strategy: fsdp needs torch 2.6 or newer, this is {torch.__version__}; use strategy: ddp") from error
     mesh = init_device_mesh(world.device.type, (world.size,))
-    low = torch.bfloat16 if config.precision == "bf16" else None
+    low = torch.bfloat16 if in_bf16(config.precision, world.device) else None
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
     for module in list(model.modules()):
         if isinstance(module, blocks):
@@ -149,7 +150,12 @@ def synchronised(model: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 def autocast(model: nn.Module, precision: str, device: torch.device) -> AbstractContextManager[None]:
     """bf16 products for a model that is not sharded; FSDP2 casts by its own policy."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and not is_sharded(model))
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device) and not is_sharded(model))
+
+
+def in_bf16(precision: str, device: torch.device) -> bool:
+    """Whether products are made in bf16 on this device; see `TrainConfig.precision`."""
+    return precision == "bf16" or (precision == "auto" and (device.type != "cpu" or multiplies_bf16()))
 
 
 def whole(value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from .loop import Stage, TrainConfig
 
 STAGES: Mapping[str, str] = {
     "autoencoder": "autoencoder:AutoencoderStage",
+    "decoder": "decoder:DecoderStage",
     "encoders": "encoders:EncodersStage",
     "image_tower": "image_tower:ImageTowerStage",
     "captioner": "captioner:CaptionerStage",

@@ -73,7 +73,7 @@ class UViTStage(Stage):
         network that reads them names no picture that it has not seen, though its token says what it shows. It has
         "caption_shares" of its own, where it shall say more or less than the other shares.
     drawing: what a share of "clean_text" learns from instead: "where", and "share". More things in the same styles show the
-        network what makes a style, whatever is drawn in it.
+        network what makes a style, whatever is drawn in it. It may have "caption_shares" of its own.
     caption_shares: probability of each caption form of a picture; equal when absent.
     defaults: "steps" and "guidance" that the exported file suggests.
     dtype: of the exported file, "float16" when absent.
@@ -92,17 +92,20 @@ class UViTStage(Stage):
         self.size = len(images)
         self.latents = Latents(self.checkpoint, images)
         self.mix, self.lean = options.get("mix", PAPER), float(options.get("lean", 0.0))
-        captioning, drawing = options.get("captioning", {}), options.get("drawing", {})
+        captioning, drawing = options.get("captioning") or {}, options.get("drawing") or {}
         self.swap, within = float(captioning.get("swap", 0.0)), captioning.get("swap_within", "style")
         self.drawing_share = float(drawing.get("share", 1.0))
         self.captioning = self._others("captioning", options, {"swap", "swap_within", "caption_shares"})
-        self.drawing = self._others("drawing", options, {"share"})
+        self.drawing = self._others("drawing", options, {"share", "caption_shares"})
         if self.swap and self.captioning is not None:
             self.kin = Kin([record.get(within) for record in self.captioning.records])
         self.dtype = getattr(torch, options.get("dtype", "float16"))
         self.defaults = options.get("defaults", self.checkpoint.config.defaults)
         self.shares = self._shares(options.get("caption_shares"), "caption_shares")
-        self.said = self._shares(captioning.get("caption_shares", self.shares.tolist()), "caption_shares of captioning")
+        self.said, self.drawn_as = (
+            self._shares(given.get("caption_shares", self.shares.tolist()), f"caption_shares of {name}")
+            for given, name in ((captioning, "captioning"), (drawing, "drawing"))
+        )
         tokens = sizes.num_text_tokens + sizes.grid[0] * sizes.grid[1] + 4
         attention = short_attention if tokens <= SHORT and not torch.cuda.is_available() else default_attention
         with seeded_init(config.seed):
@@ -164,7 +167,8 @@ class UViTStage(Stage):
         if self.drawing is not None:
             others = torch.randint(len(self.drawing.captions), index.shape, generator=generator)
             drawn = (labels["text"] == 0) & (torch.rand(index.shape, generator=generator) < self.drawing_share)
-            clean = clean.zip(self.drawing.draw(others, self.shares, generator), lambda own, other: _chosen(drawn, other, own))
+            made = self.drawing.draw(others, self.drawn_as, generator)
+            clean = clean.zip(made, lambda own, other: _chosen(drawn, other, own))
         return diffusion_loss(model, clean.to(batch["index"].device), generator, labels=labels)
 
     def sample(self, model: Any) -> Image.Image | None:

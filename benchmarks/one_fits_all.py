@@ -1,0 +1,154 @@
+"""Does one fit all? One network for all distributions against networks of the same size and budget for one task each.
+
+    python -m benchmarks.one_fits_all --data data/emoji [--pairs 200000] [--out out/one_fits_all] [--doc docs/claims.md]
+
+Three networks begin with the same weights and see the same number of training pairs, with the encoders, data and optimizer of
+the bundled model: "joint" with the mix of noise levels that the bundled model learnt from, "text to image" with clean captions
+and "image to text" with clean pictures alone; the two give a tenth of their pairs to what guidance needs, their own modality
+without a condition. The joint one so has about half as many pairs for each task. A judge trained on real pictures alone says
+what the pictures show; captions are compared to the letter. Training goes on where it was stopped, and so do the answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import unidiffuser
+from benchmarks.report import write_into
+from unidiffuser.checkpoints import load_checkpoint, save_checkpoint
+from unidiffuser.evaluation.judge import Judge, load_judge
+from unidiffuser.evaluation.metrics import parse_caption, share
+from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
+from unidiffuser.files import write_text
+from unidiffuser.training.config import TrainConfig
+from unidiffuser.training.loop import train
+from unidiffuser.training.stages import make_stage
+
+MARKERS = ("<!-- one fits all -->", "<!-- /one fits all -->")
+MIXES = {
+    "joint": {"independent": 0.12, "clean_text": 0.38, "clean_image": 0.3, "equal": 0.2},
+    "text to image": {"clean_text": 0.9, "no_text": 0.1},
+    "image to text": {"clean_image": 0.9, "no_image": 0.1},
+}
+TASKS = {"joint": ("text to image", "image to text"), "text to image": ("text to image",), "image to text": ("image to text",)}
+BATCH = 128  # of training
+SHOWN = 48  # items in the network at once
+SPLITS = {"trained": ("train", 192), "held out": ("heldout", None)}
+
+
+def settings(name: str, data: Path, encoders: Path, out: Path, pairs: int, precision: str) -> TrainConfig:
+    """One network's run; all three differ in the mix alone."""
+    options: dict[str, Any] = {
+        "data": str(data),
+        "where": {"tone": [0], "demo": [True]},
+        "image_size": 128,
+        "checkpoint": str(encoders),
+        "uvit": vars(load_checkpoint("emoji").config.uvit),
+        "caption_shares": [0.8, 0.2],
+        "mix": MIXES[name],
+        "lean": 0.3,
+        "captioning": {"where": {"tone": [0], "known": [True]}, "versions": 2, "place": 0.6, "colour": 0.0, "swap": 0.7},
+        "defaults": {"steps": 20, "guidance": 3.0},
+    }
+    return TrainConfig(
+        stage="uvit",
+        out=str(out),
+        steps=pairs // BATCH,
+        batch_size=BATCH,
+        optimizer="muon",
+        learning_rate=1e-3,
+        warmup_steps=50,
+        decay=0.5,
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+        ema_decay=0.998,
+        precision=precision,
+        save_every=100,
+        sample_every=10**9,
+        options=options,
+    )
+
+
+def write_encoders(path: Path) -> None:
+    """The bundled model without its network."""
+    bundled = load_checkpoint("emoji")
+    parts = {name: bundled.state_dict(name) for name in bundled.parts() if name != "uvit"}
+    tokenizers = {"clip_tokenizer": bundled.clip_tokenizer().spec, "gpt2_tokenizer": bundled.gpt2_tokenizer().spec}
+    save_checkpoint(path, bundled.config, parts, tokenizers)
+
+
+def answers(model: Any, task: str, pairs: Sequence[Pair], judge: Judge, seed: int) -> dict[str, list[bool]]:
+    """What is right, item by item."""
+    options = {"seed": seed, "batch_size": SHOWN}
+    if task == "text to image":
+        seen = judge.judge_pictures(model.text_to_image([pair.caption for pair in pairs], **options))
+        return {
+            "concept": [verdict.concept == pair.label for verdict, pair in zip(seen, pairs, strict=True)],
+            "style": [verdict.style == pair.style for verdict, pair in zip(seen, pairs, strict=True)],
+        }
+    said = model.image_to_text([pair.image() for pair in pairs], **options)
+    return {"label": [parse_caption(c, judge.styles)[0] == pair.label for c, pair in zip(said, pairs, strict=True)]}
+
+
+def table(found: dict[str, dict[str, list[list[bool]]]], pairs: int) -> str:
+    """One line for each task, split and measure; a column for the one network and one for the other."""
+    lines = [
+        f"| task | asked | measure | one network, {pairs:,} pairs | one for this task, {pairs:,} pairs |",
+        "|" + " --- |" * 5,
+    ]
+    for key in found:
+        name, task, split, measure = key.split("/")
+        if name == "joint" and f"{task}/{task}/{split}/{measure}" in found:
+            values = [str(share(found[f"{network}/{task}/{split}/{measure}"]["right"])) for network in (name, task)]
+            lines.append(f"| {task} | {split} | {measure} | {values[0]} | {values[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="image folder made by unidiffuser prepare-emoji")
+    parser.add_argument("--pairs", type=int, default=200_000, help="that each network sees")
+    parser.add_argument("--out", type=Path, default=Path("out/one_fits_all"))
+    parser.add_argument("--only", choices=list(MIXES), help="train and ask this network alone")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "no"), help="of training; no where the CPU lacks bf16")
+    parser.add_argument("--doc", type=Path, help="write the table into this file, between the markers")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    encoders = args.out / "encoders.safetensors"
+    if not encoders.is_file():
+        write_encoders(encoders)
+    examples = [pair for pair in read_folder(args.data) if pair.fields.get("demo")]
+    judge = load_judge()
+    found: dict[str, Any] = {}
+    for name in [args.only] if args.only else MIXES:
+        run = args.out / name.replace(" ", "_")
+        if not (run / "model.safetensors").is_file():
+            config = settings(name, args.data, encoders, run, args.pairs, args.precision)
+            train(make_stage(config), config)
+        path = run / "answers.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        model = unidiffuser.load(run / "model.safetensors")
+        for task in TASKS[name]:
+            for split, (field, limit) in SPLITS.items():
+                for seed in map(int, args.seeds.split(",")):
+                    if (key := f"{task}/{split}/{seed}") not in known:
+                        known[key] = answers(model, task, fixed_order(in_split(examples, field), limit), judge, seed)
+                        write_text(path, json.dumps(known))
+                    for measure, right in known[key].items():
+                        found.setdefault(f"{name}/{task}/{split}/{measure}", {"right": []})["right"].append(right)
+    result = table(found, args.pairs)
+    print(result)
+    if args.doc:
+        write_into(args.doc, result, MARKERS)
+
+
+if __name__ == "__main__":
+    main()

@@ -41,7 +41,7 @@ SHOWN = 48  # items in the network at once
 SPLITS = {"trained": ("train", 192), "held out": ("heldout", None)}
 
 
-def settings(name: str, data: Path, encoders: Path, out: Path, pairs: int, precision: str) -> TrainConfig:
+def settings(name: str, data: Path, encoders: Path, out: Path, pairs: int, optimizer: str = "muon") -> TrainConfig:
     """One network's run; all three differ in the mix alone."""
     options: dict[str, Any] = {
         "data": str(data),
@@ -60,14 +60,13 @@ def settings(name: str, data: Path, encoders: Path, out: Path, pairs: int, preci
         out=str(out),
         steps=pairs // BATCH,
         batch_size=BATCH,
-        optimizer="muon",
+        optimizer=optimizer,
         learning_rate=1e-3,
         warmup_steps=50,
         decay=0.5,
         betas=(0.9, 0.99),
         weight_decay=0.01,
         ema_decay=0.998,
-        precision=precision,
         save_every=100,
         sample_every=10**9,
         options=options,
@@ -116,7 +115,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/one_fits_all"))
     parser.add_argument("--only", choices=list(MIXES), help="train and ask this network alone")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--precision", default="bf16", choices=("bf16", "no"), help="of training; no where the CPU lacks bf16")
+    parser.add_argument("--optimizer", default="muon", choices=("muon", "adamw"), help="adamw where the CPU multiplies no bf16")
     parser.add_argument("--doc", type=Path, help="write the table into this file, between the markers")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -131,7 +130,7 @@ def main() -> None:
     for name in [args.only] if args.only else MIXES:
         run = args.out / name.replace(" ", "_")
         if not (run / "model.safetensors").is_file():
-            config = settings(name, args.data, encoders, run, args.pairs, args.precision)
+            config = settings(name, args.data, encoders, run, args.pairs, args.optimizer)
             train(make_stage(config), config)
         path = run / "answers.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

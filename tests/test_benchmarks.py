@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from evaluation_pictures import labelled_folder
 
 import unidiffuser
-from benchmarks import captions, claims, report
+from benchmarks import captions, claims, one_fits_all, report
 from benchmarks.clock import in_turns, network_flops
 from benchmarks.quality import compare, counted, table
 from unidiffuser.evaluation.judge import load_judge
@@ -115,6 +116,28 @@ def test_rewriting_keeps_the_label(bench: claims.Bench) -> None:
     ]
     kept = {row[0]: row[2] for row in claims.rewriting(replace(bench, trained=lions, options={"steps": 10, "guidance": 2.0}))}
     assert float(kept["label"].split(" ")[0]) > 80
+
+
+def test_one_network_is_compared_with_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Two steps each, so that only the wiring is looked at: three trainings, their answers, the table, and nothing twice."""
+    data = labelled_folder(tmp_path)
+    rows = [json.loads(line) | {"known": True} for line in (data / "metadata.jsonl").read_text("utf-8").splitlines()]
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    doc = tmp_path / "doc.md"
+    doc.write_text("\n".join(one_fits_all.MARKERS), "utf-8")
+    monkeypatch.setattr(one_fits_all, "BATCH", 8)
+    monkeypatch.setattr(one_fits_all, "SPLITS", {"trained": ("train", 3), "held out": ("heldout", 2)})
+    given = ["--data", str(data), "--out", str(tmp_path / "out"), "--pairs", "16", "--seeds", "0", "--optimizer", "adamw"]
+    monkeypatch.setattr("sys.argv", ["one_fits_all", *given, "--doc", str(doc)])
+    one_fits_all.main()
+    lines = [line for line in doc.read_text("utf-8").splitlines() if line.startswith(("| text to", "| image to"))]
+    assert len(lines) == 2 * 3  # concept, style and label, on trained and held-out pairs
+    assert all("16 pairs" not in line and line.count("n = ") == 2 for line in lines)
+    monkeypatch.setattr(one_fits_all, "train", None)
+    monkeypatch.setattr(one_fits_all, "answers", None)
+    one_fits_all.main()  # all of it is kept
 
 
 def test_distance_of_pictures() -> None:

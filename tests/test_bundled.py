@@ -73,7 +73,8 @@ def test_inversion_and_return(model):
     for name in ("img", "clip_img"):
         error = (back.need(name) - given.need(name)).norm() / given.need(name).norm()
         assert error <= 0.1, f"{name} comes back with relative error {error:.3f}"
-    assert abs(noise.need("img").std() - 1) < 0.25
+    live = img.std((0, 2, 3)) > 0.01  # a channel of the latents that holds nothing has no noise to come from
+    assert abs(noise.need("img")[:, live].std() - 1) < 0.25
 
 
 def test_an_item_does_not_depend_on_its_batch(model):

@@ -77,8 +77,7 @@ def write_encoders(path: Path) -> None:
     """The bundled model without its network."""
     bundled = load_checkpoint("emoji")
     parts = {name: bundled.state_dict(name) for name in bundled.parts() if name != "uvit"}
-    tokenizers = {"clip_tokenizer": bundled.clip_tokenizer().spec, "gpt2_tokenizer": bundled.gpt2_tokenizer().spec}
-    save_checkpoint(path, bundled.config, parts, tokenizers)
+    save_checkpoint(path, bundled.config, parts, bundled.tokenizer_specs())
 
 
 def answers(model: Any, task: str, pairs: Sequence[Pair], judge: Judge, seed: int) -> dict[str, list[bool]]:

@@ -131,6 +131,10 @@ class Checkpoint:
         """The caption decoder's tokenizer; GPT-2's with the stop token if the checkpoint brings none."""
         return BytePairTokenizer.from_spec(self._tokenizers.get("gpt2_tokenizer") or gpt2_spec())
 
+    def tokenizer_specs(self) -> dict[str, Spec]:
+        """Both tokenizers in the form that `save_checkpoint` takes."""
+        return {"clip_tokenizer": self.clip_tokenizer().spec, "gpt2_tokenizer": self.gpt2_tokenizer().spec}
+
     def _part(self, name: str) -> Part:
         if name not in PARTS:
             raise ValueError(f"there is no part {name!r}; the parts are {', '.join(PARTS)}.")
@@ -225,5 +229,5 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], dtype: tor
     absent = [_TITLES[name] for name in PARTS if name not in checkpoint.parts()]
     if absent:
         logger.warning("%s has no %s; neither will %s.", checkpoint.path, " and no ".join(absent), dst)
-    tokenizers = {"clip_tokenizer": checkpoint.clip_tokenizer().spec, "gpt2_tokenizer": checkpoint.gpt2_tokenizer().spec}
+    tokenizers = checkpoint.tokenizer_specs()
     write_own(dst, checkpoint.config, checkpoint._parts, tokenizers, dtype)

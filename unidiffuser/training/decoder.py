@@ -149,9 +149,6 @@ class DecoderStage(Stage):
         ours = model.state_dict()
         kept = {k: v for k, v in self.autoencoder.vae.state_dict().items() if k not in ours}
         parts = {name: self.checkpoint.state_dict(name) for name in self.checkpoint.parts() if name != "vae"}
-        tokenizers = {
-            "clip_tokenizer": self.checkpoint.clip_tokenizer().spec,
-            "gpt2_tokenizer": self.checkpoint.gpt2_tokenizer().spec,
-        }
         parts["vae"] = kept | ours
-        save_checkpoint(self.out / "model.safetensors", self.checkpoint.config, parts, tokenizers, self.dtype)
+        path, specs = self.out / "model.safetensors", self.checkpoint.tokenizer_specs()
+        save_checkpoint(path, self.checkpoint.config, parts, specs, self.dtype)

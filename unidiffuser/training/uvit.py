@@ -200,8 +200,4 @@ def export_model(checkpoint: Checkpoint, network: UViT, path: Path, dtype: torch
     config = ModelConfig.from_dict(sections | {"uvit": vars(network.config), "image_size": side})
     parts = {name: checkpoint.state_dict(name) for name in checkpoint.parts() if name != "uvit"}
     parts["uvit"] = network.state_dict()
-    tokenizers = {
-        "clip_tokenizer": checkpoint.clip_tokenizer().spec,
-        "gpt2_tokenizer": checkpoint.gpt2_tokenizer().spec,
-    }
-    save_checkpoint(path, config, parts, tokenizers, dtype)
+    save_checkpoint(path, config, parts, checkpoint.tokenizer_specs(), dtype)

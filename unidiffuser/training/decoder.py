@@ -113,13 +113,13 @@ class DecoderStage(Stage):
         total = round(count / (1 - self.denoised_share))
         spread = self.noise * torch.rand(count, generator=generator)
         spread = spread.masked_fill(torch.rand(count, generator=generator) < self.clean, 0.0).view(-1, 1, 1, 1)
-        mean, std = self._posterior(batch["pixels"])
+        mean, std = self._posterior(batch["pixels"].cpu())  # what is frozen works there, as the other stages' encoders do
         latents = mean + (std.square() + spread.square()).sqrt() * torch.randn(mean.shape, generator=generator)
         with torch.no_grad():
             pixels, known = self.denoised.draw(total - count, generator)
         return reconstruction_loss(
-            model(torch.cat((latents, known))).float(),
-            torch.cat((batch["pixels"], pixels)),
+            model(torch.cat((latents, known)).to(batch["pixels"].device)).float(),
+            torch.cat((batch["pixels"], pixels.to(batch["pixels"].device))),
             self.edge_weight,
             self.mse_weight,
         )
@@ -133,16 +133,22 @@ class DecoderStage(Stage):
             pixels = self.test_set.pixels(chunk)
             mean, _ = self._posterior(pixels)
             noisy = mean + self.noise / 2 * torch.randn(mean.shape, generator=generator)
-            decoded = [model(mean), model(noisy)]
+            decoded = [self._drawn(model, x) for x in (mean, noisy)]
             scores.append(torch.stack([psnr(x, pixels) for x in decoded]))
             rows.append([pixels, *decoded])
         pixels, given_back = self.denoised.draw(32, generator)
-        decoded = [model(given_back)]
+        decoded = [self._drawn(model, given_back)]
         means = [*torch.cat(scores, dim=1).mean(1).tolist(), psnr(decoded[0], pixels).mean().item()]
         with (self.out / "psnr.txt").open("a") as file:
             file.write(" ".join(f"{mean:.2f}" for mean in means) + "\n")
         shown = [x for row in rows[:2] for x in row] + [pixels, *decoded]
         return to_images(torch.cat([torch.cat(list(x[:8]), dim=2) for x in shown], dim=1)[None])[0]
+
+    @staticmethod
+    def _drawn(model: Any, latents: Tensor) -> Tensor:
+        """Pictures of latents, both on the CPU, wherever the decoder is."""
+        drawn: Tensor = model(latents.to(model.post_quant_conv.weight.device)).cpu()
+        return drawn
 
     def export(self, model: Any) -> None:
         """``model.safetensors``: the checkpoint with this decoder, complete in one file."""

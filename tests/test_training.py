@@ -28,7 +28,7 @@ from unidiffuser.training.autoencoder import PatchedAutoencoder, psnr
 from unidiffuser.training.data import ImageFolder
 from unidiffuser.training.encoders import image_tokens, load_clip
 from unidiffuser.training.loop import Stage, TrainConfig, step_indices, train
-from unidiffuser.training.objective import diffusion_loss, draw_labels
+from unidiffuser.training.objective import diffusion_loss, draw_labels, noise_of_another
 from unidiffuser.training.restyle import Restyle, exchanged
 from unidiffuser.training.saving import checkpoints
 from unidiffuser.training.stages import assemble, make_stage
@@ -143,7 +143,8 @@ def checks_what_learns(stage: Stage) -> None:
         latents.std.zero_()  # so that a latent tells its picture
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "unidiffuser.training.uvit.diffusion_loss", lambda net, clean, generator, labels: seen.append((clean, labels))
+            "unidiffuser.training.uvit.diffusion_loss",
+            lambda net, clean, generator, labels, noise: seen.append((clean, labels)),
         )
         stage.loss(None, {"index": torch.arange(200) % stage.size}, torch.Generator().manual_seed(0))
     clean, labels = seen[0]
@@ -168,7 +169,8 @@ def checks_what_is_drawn(stage: Stage) -> None:
         latents.std.zero_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "unidiffuser.training.uvit.diffusion_loss", lambda net, clean, generator, labels: seen.append((clean, labels))
+            "unidiffuser.training.uvit.diffusion_loss",
+            lambda net, clean, generator, labels, noise: seen.append((clean, labels)),
         )
         stage.loss(None, {"index": torch.arange(400) % stage.size}, torch.Generator().manual_seed(0))
     clean, labels = seen[0]
@@ -180,6 +182,49 @@ def checks_what_is_drawn(stage: Stage) -> None:
         assert distance.max() < 1e-3
         said = torch.cdist(clean.text.flatten(1)[rows], latents.text.flatten(1)).argmin(1)
         assert all(text in latents.captions[k][:forms] for k, text in zip(picture.tolist(), said.tolist(), strict=True))
+
+
+def checks_what_is_painted_again(stage: Stage) -> None:
+    """From label 5 on, the noisy picture is that of another with the same shape; the picture to reach stays the caption's."""
+    seen = []
+    stage.drawing.std.zero_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "unidiffuser.training.uvit.diffusion_loss",
+            lambda net, clean, generator, labels, noise: seen.append((clean, labels, noise)),
+        )
+        stage.loss(None, {"index": torch.arange(12000) % stage.size}, torch.Generator().manual_seed(0))
+    clean, labels, noise = seen[0]
+    at, records = labels["img"], stage.drawing.records
+    assert (labels["text"] == 0).all()
+
+    def shown(x: torch.Tensor) -> torch.Tensor:
+        far = torch.cdist(x.flatten(1), stage.drawing.mean.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+        return far.argmin(1)
+
+    goal = shown(clean.img)
+    begun = shown(add_noise(clean.img, noise.img, at.float()))  # there is next to no noise at the labels that are looked at
+    early, late = at < 5, (at >= 5) & (at < 15)
+    assert (goal == begun)[early].all()
+    assert 0.2 < (goal != begun)[late].float().mean() < 1
+    for a, b in zip(goal[late].tolist(), begun[late].tolist(), strict=True):
+        assert records[a]["shape"] == records[b]["shape"]
+    of_text = torch.cdist(clean.text.flatten(1), stage.drawing.text.flatten(1)).argmin(1)
+    assert all(text in stage.drawing.captions[k] for k, text in zip(goal.tolist(), of_text.tolist(), strict=True))
+
+
+@given(seed=st.integers(0, 2**31), label=st.integers(1, 1000))
+def test_the_noise_of_another_makes_the_same_noisy_pair(seed, label):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((2, 3, 4, 4), (2, 1, 6), (2, 5, 4))
+    clean, other, noise = (Streams(*(torch.randn(s, generator=generator).double() for s in shapes)) for _ in range(3))
+    labels = {"img": torch.tensor([label, 1000]), "text": torch.tensor([0, label])}
+    made = noise_of_another(clean, other, noise, labels)
+    for name, x in clean.items():
+        t = labels["text" if name == "text" else "img"].double()
+        ours, theirs = add_noise(x, made.need(name), t), add_noise(other.need(name), noise.need(name), t)
+        torch.testing.assert_close(ours[t > 0], theirs[t > 0], rtol=0, atol=1e-4)
+    assert torch.equal(made.text[0], noise.text[0])  # clean: there is no noise to change
 
 
 def test_a_lean_below_zero_is_refused():
@@ -624,6 +669,10 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     apart = {"mix": {"clean_text": 2, "equal": 1}, "captioning": None, "where": {"colour": "red"}}
     drawing = {"where": {"colour": "blue"}, "caption_shares": [1, 0]}
     checks_what_is_drawn(make_stage(replace(moved, options=moved.options | apart | {"drawing": drawing})))
+    again = {"where": {}, "repaint": 1.0, "repaint_within": "shape", "repaint_from": 5}
+    checks_what_is_painted_again(
+        make_stage(replace(moved, options=moved.options | apart | {"mix": {"clean_text": 1}, "drawing": again}))
+    )
     with pytest.raises(ValueError, match="network of its own"):
         make_stage(replace(moved, options=moved.options | {"checkpoint": str(runs / "uvit/model.safetensors")}))
 

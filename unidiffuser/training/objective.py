@@ -63,6 +63,27 @@ def noisy_labels(count: int, generator: torch.Generator, lean: float) -> Tensor:
     return 1 + torch.multinomial(density, count, replacement=True, generator=generator)
 
 
+def noise_of_another(clean: Streams, other: Streams, noise: Streams, labels: Mapping[str, Tensor]) -> Streams:
+    """The noise with which the pairs ``clean`` look as the pairs ``other`` look with ``noise``.
+
+    A network that is asked for it goes from another picture's noisy form to the picture that the caption asks for.
+
+    Args:
+        clean, other, noise: of the same shapes.
+        labels: of each modality, (B,) in 0..1000; streams at label 0 hold no noise and give ``noise`` back.
+
+    Returns:
+        noise + (alpha / sigma) (other - clean), so that alpha clean + sigma result = alpha other + sigma noise.
+    """
+
+    def one(name: str, x: Tensor) -> Tensor:
+        label = labels[MODALITY_OF[name]].float()
+        ratio = torch.where(label > 0, half_logsnr(label.clamp_min(1)).exp(), 0.0).view(-1, *[1] * (x.ndim - 1))
+        return noise.need(name) + ratio.to(x) * (other.need(name) - x)
+
+    return Streams(**{name: one(name, x) for name, x in clean.items()})
+
+
 def diffusion_loss(
     net: Callable[..., Any],
     clean: Streams,

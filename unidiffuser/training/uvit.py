@@ -21,7 +21,7 @@ from ..uvit import Block, UViT, UViTConfig, default_attention
 from .data import training_set
 from .latents import Latents
 from .loop import Stage, TrainConfig, seeded_init
-from .objective import PAPER, diffusion_loss, draw_labels
+from .objective import PAPER, diffusion_loss, draw_labels, noise_of_another
 
 SHORT = 128  # tokens up to which attention is faster written out, on a CPU
 
@@ -73,7 +73,10 @@ class UViTStage(Stage):
         network that reads them names no picture that it has not seen, though its token says what it shows. It has
         "caption_shares" of its own, where it shall say more or less than the other shares.
     drawing: what a share of "clean_text" learns from instead: "where", and "share". More things in the same styles show the
-        network what makes a style, whatever is drawn in it. It may have "caption_shares" of its own.
+        network what makes a style, whatever is drawn in it. It may have "caption_shares" of its own. "repaint" is the share
+        of these pairs, at labels from "repaint_from" on, whose noisy picture is that of another picture with the same value of
+        the field "repaint_within", see :func:`.objective.noise_of_another`: the same thing in another style, say. A
+        small network remembers one picture of a thing and begins it whatever style it is asked for; so it learns to leave it.
     caption_shares: probability of each caption form of a picture; equal when absent.
     defaults: "steps" and "guidance" that the exported file suggests.
     dtype: of the exported file, "float16" when absent.
@@ -96,9 +99,14 @@ class UViTStage(Stage):
         self.swap, within = float(captioning.get("swap", 0.0)), captioning.get("swap_within", "style")
         self.drawing_share = float(drawing.get("share", 1.0))
         self.captioning = self._others("captioning", options, {"swap", "swap_within", "caption_shares"})
-        self.drawing = self._others("drawing", options, {"share", "caption_shares"})
+        self.drawing = self._others(
+            "drawing", options, {"share", "caption_shares", "repaint", "repaint_within", "repaint_from"}
+        )
+        self.repaint, self.repaint_from = float(drawing.get("repaint", 0.0)), int(drawing.get("repaint_from", 1))
         if self.swap and self.captioning is not None:
             self.kin = Kin([record.get(within) for record in self.captioning.records])
+        if self.repaint and self.drawing is not None:
+            self.painted = Kin([record.get(drawing.get("repaint_within", "label")) for record in self.drawing.records])
         self.dtype = getattr(torch, options.get("dtype", "float16"))
         self.defaults = options.get("defaults", self.checkpoint.config.defaults)
         self.shares = self._shares(options.get("caption_shares"), "caption_shares")
@@ -169,7 +177,18 @@ class UViTStage(Stage):
             drawn = (labels["text"] == 0) & (torch.rand(index.shape, generator=generator) < self.drawing_share)
             made = self.drawing.draw(others, self.drawn_as, generator)
             clean = clean.zip(made, lambda own, other: _chosen(drawn, other, own))
-        return diffusion_loss(model, clean.to(batch["index"].device), generator, labels=labels)
+        noise = clean.map(lambda x: torch.randn(x.shape, generator=generator))
+        if self.drawing is not None and self.repaint:
+            begun = self.drawing.draw(self.painted.draw(others, generator), self.drawn_as, generator)
+            painted = (
+                drawn & (labels["img"] >= self.repaint_from) & (torch.rand(index.shape, generator=generator) < self.repaint)
+            )
+            towards = noise_of_another(clean, begun, noise, labels)
+            noise = noise.replace(
+                **{name: _chosen(painted, towards.need(name), noise.need(name)) for name in ("img", "clip_img")}
+            )
+        device = batch["index"].device
+        return diffusion_loss(model, clean.to(device), generator, labels=labels, noise=noise.to(device))
 
     def sample(self, model: Any) -> Image.Image | None:
         """Pictures of the sample prompts, 8 in a row, 20 steps at guidance 3."""

@@ -55,10 +55,11 @@ def settings(name: str, data: Path, encoders: Path, out: Path, pairs: int, optim
         "captioning": {"where": {"tone": [0], "known": [True]}, "versions": 2, "place": 0.6, "colour": 0.0, "swap": 0.7},
         "defaults": {"steps": 20, "guidance": 3.0},
     }
+    steps = pairs // BATCH
     return TrainConfig(
         stage="uvit",
         out=str(out),
-        steps=pairs // BATCH,
+        steps=steps,
         batch_size=BATCH,
         optimizer=optimizer,
         learning_rate=1e-3,
@@ -66,7 +67,7 @@ def settings(name: str, data: Path, encoders: Path, out: Path, pairs: int, optim
         decay=0.5,
         betas=(0.9, 0.99),
         weight_decay=0.01,
-        ema_decay=0.998,
+        ema_decay=max(0.9, 1 - 10 / steps),  # over a tenth of the run: a longer average would remember the beginning
         save_every=100,
         sample_every=10**9,
         options=options,

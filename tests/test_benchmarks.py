@@ -14,7 +14,7 @@ import unidiffuser
 from benchmarks import captions, claims, one_fits_all, report
 from benchmarks.clock import in_turns, network_flops
 from benchmarks.quality import compare, counted, table
-from unidiffuser.evaluation.judge import load_judge
+from unidiffuser.evaluation.judge import Judge, load_judge
 from unidiffuser.evaluation.sources import read_folder
 from unidiffuser.model_config import V1
 
@@ -129,9 +129,14 @@ def test_one_network_is_compared_with_two(
     doc.write_text("\n".join(one_fits_all.MARKERS), "utf-8")
     monkeypatch.setattr(one_fits_all, "BATCH", 8)
     monkeypatch.setattr(one_fits_all, "SPLITS", {"trained": ("train", 3), "held out": ("heldout", 2)})
+    judge = Judge(sorted({row["label"] for row in rows}), ["noto", "twemoji", "flat", "fluent"], (8, 8, 8, 8))
+    monkeypatch.setattr(one_fits_all, "load_judge", lambda: judge)
     given = ["--data", str(data), "--out", str(tmp_path / "out"), "--pairs", "16", "--seeds", "0", "--optimizer", "adamw"]
+    given += ["--concepts", "4"]
     monkeypatch.setattr("sys.argv", ["one_fits_all", *given, "--doc", str(doc)])
     one_fits_all.main()
+    shown = json.loads((tmp_path / "out/joint/config.json").read_text("utf-8"))["options"]["where"]["label"]
+    assert len(set(shown)) == 4
     lines = [line for line in doc.read_text("utf-8").splitlines() if line.startswith(("| text to", "| image to"))]
     assert len(lines) == 2 * 3  # concept, style and label, on trained and held-out pairs
     assert all("16 pairs" not in line and line.count("n = ") == 2 for line in lines)

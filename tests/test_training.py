@@ -185,7 +185,10 @@ def checks_what_is_drawn(stage: Stage) -> None:
 
 
 def checks_what_is_painted_again(stage: Stage) -> None:
-    """From label 5 on, the noisy picture is that of another with the same shape; the picture to reach stays the caption's."""
+    """From label 5 on, the noisy picture is that of another with the same shape; the picture to reach stays the caption's.
+
+    Pictures are changed below label 3 alone.
+    """
     seen = []
     stage.drawing.std.zero_()
     with pytest.MonkeyPatch.context() as patch:
@@ -202,8 +205,12 @@ def checks_what_is_painted_again(stage: Stage) -> None:
         far = torch.cdist(x.flatten(1), stage.drawing.mean.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
         return far.argmin(1)
 
-    goal = shown(clean.img)
-    begun = shown(add_noise(clean.img, noise.img, at.float()))  # there is next to no noise at the labels that are looked at
+    rows = shown(clean.img), shown(add_noise(clean.img, noise.img, at.float()))
+    (goal, version), (begun, other) = ((x // stage.drawing.versions, x % stage.drawing.versions) for x in rows)
+    # There is next to no noise at the labels that are looked at.
+    assert set(version[at < 3].tolist()) == set(range(stage.drawing.versions))
+    assert not version[at >= 3].any()
+    assert not other[(at >= 3) & (at < 6)].any()
     early, late = at < 5, (at >= 5) & (at < 15)
     assert (goal == begun)[early].all()
     assert 0.2 < (goal != begun)[late].float().mean() < 1
@@ -669,7 +676,8 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     apart = {"mix": {"clean_text": 2, "equal": 1}, "captioning": None, "where": {"colour": "red"}}
     drawing = {"where": {"colour": "blue"}, "caption_shares": [1, 0]}
     checks_what_is_drawn(make_stage(replace(moved, options=moved.options | apart | {"drawing": drawing})))
-    again = {"where": {}, "repaint": 1.0, "repaint_within": "shape", "repaint_from": 5}
+    again = {"where": {}, "repaint": 1.0, "repaint_within": "shape", "repaint_from": 5,
+             "versions": 3, "place": 1.0, "colour": 0.0, "changed_below": 3}  # fmt: skip
     checks_what_is_painted_again(
         make_stage(replace(moved, options=moved.options | apart | {"mix": {"clean_text": 1}, "drawing": again}))
     )

@@ -69,11 +69,15 @@ class Latents:
             [[numbers[r["text"][min(k, len(r["text"]) - 1)]] for k in range(forms)] for r in images.records]
         )
 
-    def draw(self, index: Tensor, shares: Tensor, generator: torch.Generator) -> Streams:
-        """Latents of the pairs ``index`` (B,): any version, its posterior sampled, a caption form by ``shares`` (forms,)."""
+    def draw(self, index: Tensor, shares: Tensor, generator: torch.Generator, changed: Tensor | None = None) -> Streams:
+        """Latents of the pairs ``index`` (B,): any version, its posterior sampled, a caption form by ``shares`` (forms,).
+
+        Where ``changed`` (B,) is false, the picture is as it is.
+        """
         form = torch.multinomial(shares, len(index), replacement=True, generator=generator)
         text = self.text[self.captions[index].gather(1, form[:, None])[:, 0]]
-        row = index * self.versions + torch.randint(self.versions, index.shape, generator=generator)
+        version = torch.randint(self.versions, index.shape, generator=generator)
+        row = index * self.versions + (version if changed is None else version * changed)
         mean = self.mean[row]
         img = mean + self.std[row] * torch.randn(mean.shape, generator=generator)
         return Streams(img, self.clip_img[row], text)

@@ -16,6 +16,7 @@ from ..images import to_images
 from ..model_config import ModelConfig
 from ..path import NoisePath
 from ..samplers import sample
+from ..schedule import NUM_LABELS
 from ..streams import Streams, item_generators
 from ..uvit import Block, UViT, UViTConfig, default_attention
 from .data import training_set
@@ -77,6 +78,9 @@ class UViTStage(Stage):
         of these pairs, at labels from "repaint_from" on, whose noisy picture is that of another picture with the same value of
         the field "repaint_within", see :func:`.objective.noise_of_another`: the same thing in another style, say. A
         small network remembers one picture of a thing and begins it whatever style it is asked for; so it learns to leave it.
+        "versions" and the strengths of :func:`.augment.augmented` as for captioning, but only at labels below
+        "changed_below": there the noisy picture tells how it was changed, and who has seen a picture moved in many ways
+        takes the noise from pictures rather than remembering them; above it the network draws them as they are.
     caption_shares: probability of each caption form of a picture; equal when absent.
     defaults: "steps" and "guidance" that the exported file suggests.
     dtype: of the exported file, "float16" when absent.
@@ -100,8 +104,9 @@ class UViTStage(Stage):
         self.drawing_share = float(drawing.get("share", 1.0))
         self.captioning = self._others("captioning", options, {"swap", "swap_within", "caption_shares"})
         self.drawing = self._others(
-            "drawing", options, {"share", "caption_shares", "repaint", "repaint_within", "repaint_from"}
+            "drawing", options, {"share", "caption_shares", "repaint", "repaint_within", "repaint_from", "changed_below"}
         )
+        self.changed_below = int(drawing.get("changed_below", NUM_LABELS + 1))
         self.repaint, self.repaint_from = float(drawing.get("repaint", 0.0)), int(drawing.get("repaint_from", 1))
         if self.swap and self.captioning is not None:
             self.kin = Kin([record.get(within) for record in self.captioning.records])
@@ -175,14 +180,15 @@ class UViTStage(Stage):
         if self.drawing is not None:
             others = torch.randint(len(self.drawing.captions), index.shape, generator=generator)
             drawn = (labels["text"] == 0) & (torch.rand(index.shape, generator=generator) < self.drawing_share)
-            made = self.drawing.draw(others, self.drawn_as, generator)
+            painted = drawn & (labels["img"] >= self.repaint_from) & bool(self.repaint)
+            if self.repaint:
+                painted &= torch.rand(index.shape, generator=generator) < self.repaint
+            changed = (labels["img"] < self.changed_below) & ~painted
+            made = self.drawing.draw(others, self.drawn_as, generator, changed)
             clean = clean.zip(made, lambda own, other: _chosen(drawn, other, own))
         noise = clean.map(lambda x: torch.randn(x.shape, generator=generator))
         if self.drawing is not None and self.repaint:
-            begun = self.drawing.draw(self.painted.draw(others, generator), self.drawn_as, generator)
-            painted = (
-                drawn & (labels["img"] >= self.repaint_from) & (torch.rand(index.shape, generator=generator) < self.repaint)
-            )
+            begun = self.drawing.draw(self.painted.draw(others, generator), self.drawn_as, generator, ~painted)
             towards = noise_of_another(clean, begun, noise, labels)
             noise = noise.replace(
                 **{name: _chosen(painted, towards.need(name), noise.need(name)) for name in ("img", "clip_img")}

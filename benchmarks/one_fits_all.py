@@ -27,7 +27,8 @@ from unidiffuser.checkpoints import load_checkpoint, save_checkpoint
 from unidiffuser.evaluation.judge import Judge, load_judge
 from unidiffuser.evaluation.metrics import parse_caption, share
 from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
-from unidiffuser.files import write_text
+from unidiffuser.files import replacing, write_text
+from unidiffuser.images import contact_sheet
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.loop import train
 from unidiffuser.training.stages import make_stage
@@ -41,6 +42,7 @@ MIXES = {
 TASKS = {"joint": ("text to image", "image to text"), "text to image": ("text to image",), "image to text": ("image to text",)}
 BATCH = 128  # of training
 SHOWN = 48  # items in the network at once
+SHEET = 16  # pictures on a sheet
 SPLITS = {"trained": ("train", 192), "held out": ("heldout", None)}
 
 
@@ -111,6 +113,14 @@ def answers(model: Any, task: str, pairs: Sequence[Pair], judge: Judge, seed: in
     return {"label": [parse_caption(c, judge.styles)[0] == pair.label for c, pair in zip(said, pairs, strict=True)]}
 
 
+def draw_sheet(path: Path, model: Any, pairs: Sequence[Pair]) -> None:
+    """The first pictures of the first seed, chosen by nobody, with their captions."""
+    captions = [pair.caption for pair in pairs[:SHEET]]
+    pictures = model.text_to_image(captions, seed=0, batch_size=SHOWN)
+    with replacing(path) as partial:
+        contact_sheet(pictures, captions, 8).save(partial, format="JPEG", quality=90)
+
+
 def table(found: dict[str, dict[str, list[list[bool]]]], pairs: int) -> str:
     """One line for each task, split and measure; a column for the one network and one for the other."""
     lines = [
@@ -134,6 +144,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(MIXES), help="train and ask this network alone")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--optimizer", default="muon", choices=("muon", "adamw"), help="adamw where the CPU multiplies no bf16")
+    parser.add_argument("--sheets", type=Path, help="folder for a sheet of each network's pictures (default: --out)")
     parser.add_argument("--doc", type=Path, help="write the table into this file, between the markers")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -155,6 +166,9 @@ def main() -> None:
         path = run / "answers.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         model = unidiffuser.load(run / "model.safetensors")
+        sheet = (args.sheets or args.out) / f"one-fits-all-{run.name.replace('_', '-')}.jpg"
+        if "text to image" in TASKS[name] and not sheet.is_file():
+            draw_sheet(sheet, model, fixed_order(in_split(examples, SPLITS["trained"][0]), SPLITS["trained"][1]))
         for task in TASKS[name]:
             for split, (field, limit) in SPLITS.items():
                 for seed in map(int, args.seeds.split(",")):

@@ -137,6 +137,10 @@ def test_one_network_is_compared_with_two(
     one_fits_all.main()
     shown = json.loads((tmp_path / "out/joint/config.json").read_text("utf-8"))["options"]["where"]["label"]
     assert len(set(shown)) == 4
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.jpg")) == [
+        "one-fits-all-joint.jpg",
+        "one-fits-all-text-to-image.jpg",
+    ]
     lines = [line for line in doc.read_text("utf-8").splitlines() if line.startswith(("| text to", "| image to"))]
     assert len(lines) == 2 * 3  # concept, style and label, on trained and held-out pairs
     assert all("16 pairs" not in line and line.count("n = ") == 2 for line in lines)

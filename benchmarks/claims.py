@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 
 import unidiffuser
-from benchmarks.report import write_into
+from benchmarks.report import write_into, write_sheet
 from unidiffuser.evaluation.judge import Judge, Verdict, load_judge
 from unidiffuser.evaluation.metrics import parse_caption, share
 from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
-from unidiffuser.files import replacing, write_text
-from unidiffuser.images import contact_sheet, to_tensor
+from unidiffuser.files import write_text
+from unidiffuser.images import to_tensor
 from unidiffuser.options import Plan
 from unidiffuser.path import NoisePath
 from unidiffuser.pipeline import UniDiffuser
@@ -64,8 +64,7 @@ class Bench:
         return parse_caption(caption, self.judge.styles)
 
     def sheet(self, name: str, pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = SHOWN) -> None:
-        with replacing(self.out / f"{name}.jpg") as partial:
-            contact_sheet(pictures, captions, columns).save(partial, format="JPEG", quality=90)
+        write_sheet(self.out / f"{name}.jpg", pictures, captions, columns)
 
     def plan(self) -> Plan:
         return Plan.of({**self.options, "batch_size": BATCH}, self.model.config)

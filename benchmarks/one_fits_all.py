@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import unidiffuser
-from benchmarks.report import write_into
+from benchmarks.report import write_into, write_sheet
 from unidiffuser.checkpoints import load_checkpoint, save_checkpoint
 from unidiffuser.evaluation.judge import Judge, load_judge
 from unidiffuser.evaluation.metrics import parse_caption, share
 from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
-from unidiffuser.files import replacing, write_text
-from unidiffuser.images import contact_sheet
+from unidiffuser.files import write_text
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.loop import train
 from unidiffuser.training.stages import make_stage
@@ -113,14 +112,6 @@ def answers(model: Any, task: str, pairs: Sequence[Pair], judge: Judge, seed: in
     return {"label": [parse_caption(c, judge.styles)[0] == pair.label for c, pair in zip(said, pairs, strict=True)]}
 
 
-def draw_sheet(path: Path, model: Any, pairs: Sequence[Pair]) -> None:
-    """The first pictures of the first seed, chosen by nobody, with their captions."""
-    captions = [pair.caption for pair in pairs[:SHEET]]
-    pictures = model.text_to_image(captions, seed=0, batch_size=SHOWN)
-    with replacing(path) as partial:
-        contact_sheet(pictures, captions, 8).save(partial, format="JPEG", quality=90)
-
-
 def table(found: dict[str, dict[str, list[list[bool]]]], pairs: int) -> str:
     """One line for each task, split and measure; a column for the one network and one for the other."""
     lines = [
@@ -156,24 +147,30 @@ def main() -> None:
     examples = [pair for pair in read_folder(args.data) if pair.fields.get("demo")]
     labels = chosen(examples, args.concepts)
     examples = [pair for pair in examples if pair.label in labels]
+    asked = {split: fixed_order(in_split(examples, field), limit) for split, (field, limit) in SPLITS.items()}
     judge = load_judge().among(labels)
     found: dict[str, Any] = {}
     for name in [args.only] if args.only else MIXES:
         run = args.out / name.replace(" ", "_")
-        if not (run / "model.safetensors").is_file():
-            config = settings(name, args.data, encoders, run, args.pairs, labels, args.optimizer)
+        config = settings(name, args.data, encoders, run, args.pairs, labels, args.optimizer)
+        if (run / "model.safetensors").is_file():
+            kept = TrainConfig.from_file(run / "config.json")
+            if (kept.steps, kept.options["where"]) != (config.steps, config.options["where"]):
+                parser.error(f"{run} was trained with other --pairs or --concepts; give these, or another --out")
+        else:
             train(make_stage(config), config)
         path = run / "answers.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         model = unidiffuser.load(run / "model.safetensors")
         sheet = (args.sheets or args.out) / f"one-fits-all-{run.name.replace('_', '-')}.jpg"
         if "text to image" in TASKS[name] and not sheet.is_file():
-            draw_sheet(sheet, model, fixed_order(in_split(examples, SPLITS["trained"][0]), SPLITS["trained"][1]))
+            captions = [pair.caption for pair in asked["trained"][:SHEET]]  # the first ones, chosen by nobody
+            write_sheet(sheet, model.text_to_image(captions, seed=0, batch_size=SHOWN), captions, 8)
         for task in TASKS[name]:
-            for split, (field, limit) in SPLITS.items():
+            for split, pairs in asked.items():
                 for seed in map(int, args.seeds.split(",")):
                     if (key := f"{task}/{split}/{seed}") not in known:
-                        known[key] = answers(model, task, fixed_order(in_split(examples, field), limit), judge, seed)
+                        known[key] = answers(model, task, pairs, judge, seed)
                         write_text(path, json.dumps(known))
                     for measure, right in known[key].items():
                         found.setdefault(f"{name}/{task}/{split}/{measure}", {"right": []})["right"].append(right)

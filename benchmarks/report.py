@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unidiffuser.files import write_text
+from PIL import Image
+
+from unidiffuser.files import replacing, write_text
+from unidiffuser.images import contact_sheet
 
 SPEED = "<!-- speed: python -m benchmarks -->", "<!-- /speed -->"  # markers in the README
 QUALITY = "<!-- quality: python -m benchmarks.quality -->", "<!-- /quality -->"  # in docs/speed.md
@@ -32,6 +35,12 @@ def write_into(file: Path, text: str, markers: tuple[str, str] = SPEED) -> None:
     if not (begin and end):
         raise ValueError(f"{file} lacks the markers {first} and {last}")
     write_text(file, f"{before}{first}\n\n{text}\n{last}{after}")
+
+
+def write_sheet(path: Path, pictures: Sequence[Image.Image], captions: Sequence[str], columns: int) -> None:
+    """Pictures with their captions as one JPEG, complete or not at all."""
+    with replacing(path) as partial:
+        contact_sheet(pictures, captions, columns).save(partial, format="JPEG", quality=90)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

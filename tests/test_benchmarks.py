@@ -147,6 +147,11 @@ def test_one_network_is_compared_with_two(
     monkeypatch.setattr(one_fits_all, "train", None)
     monkeypatch.setattr(one_fits_all, "answers", None)
     one_fits_all.main()  # all of it is kept
+    for other in (["--pairs", "24"], ["--concepts", "3"]):
+        monkeypatch.setattr("sys.argv", ["one_fits_all", *given, *other])
+        with pytest.raises(SystemExit):
+            one_fits_all.main()
+        assert "another --out" in capsys.readouterr().err
 
 
 def test_distance_of_pictures() -> None:

@@ -79,8 +79,9 @@ class UViTStage(Stage):
         the field "repaint_within", see :func:`.objective.noise_of_another`: the same thing in another style, say. A
         small network remembers one picture of a thing and begins it whatever style it is asked for; so it learns to leave it.
         "versions" and the strengths of :func:`.augment.augmented` as for captioning, but only at labels below
-        "changed_below": there the noisy picture tells how it was changed, and who has seen a picture moved in many ways
-        takes the noise from pictures rather than remembering them; above it the network draws them as they are.
+        "changed_below" (all when absent), and not where the noisy picture is another one: there the noise hides little of how
+        it was changed, and who has seen a picture moved in many ways takes the noise from pictures rather than remembering
+        them; above it the network draws them as they are.
     caption_shares: probability of each caption form of a picture; equal when absent.
     defaults: "steps" and "guidance" that the exported file suggests.
     dtype: of the exported file, "float16" when absent.
@@ -180,15 +181,16 @@ class UViTStage(Stage):
         if self.drawing is not None:
             others = torch.randint(len(self.drawing.captions), index.shape, generator=generator)
             drawn = (labels["text"] == 0) & (torch.rand(index.shape, generator=generator) < self.drawing_share)
-            painted = drawn & (labels["img"] >= self.repaint_from) & bool(self.repaint)
+            painted = torch.zeros_like(drawn)
             if self.repaint:
-                painted &= torch.rand(index.shape, generator=generator) < self.repaint
+                chance = torch.rand(index.shape, generator=generator) < self.repaint
+                painted = drawn & (labels["img"] >= self.repaint_from) & chance
             changed = (labels["img"] < self.changed_below) & ~painted
             made = self.drawing.draw(others, self.drawn_as, generator, changed)
             clean = clean.zip(made, lambda own, other: _chosen(drawn, other, own))
         noise = clean.map(lambda x: torch.randn(x.shape, generator=generator))
         if self.drawing is not None and self.repaint:
-            begun = self.drawing.draw(self.painted.draw(others, generator), self.drawn_as, generator, ~painted)
+            begun = self.drawing.draw(self.painted.draw(others, generator), self.drawn_as, generator, changed)
             towards = noise_of_another(clean, begun, noise, labels)
             noise = noise.replace(
                 **{name: _chosen(painted, towards.need(name), noise.need(name)) for name in ("img", "clip_img")}

@@ -69,6 +69,7 @@ def _model(origin: Origin, weights: dict[str, Tensor], disable_dynamic: bool) ->
     config = origin.config
     latent_format = EmojiLatentFormat() if origin.name == BUNDLED else LatentFormat()
     latent_format.scale_factor = config.vae.scale_factor
+    latent_format.spacial_downscale_ratio = config.vae.downscale  # the host resizes its empty latents by it
     clip_width = config.caption.prefix_dim
     patcher = make_patcher(config.uvit, clip_width, weights, latent_format, disable_dynamic=disable_dynamic)
     patcher.model.origin = origin
@@ -151,6 +152,7 @@ def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
     vae = comfy.sd.VAE(
         sd=checkpoint.state_dict("vae"), config={"params": {"ddconfig": dict(config.ddconfig), "embed_dim": config.embed_dim}}
     )
+    vae.downscale_ratio = vae.upscale_ratio = config.downscale
     if config.patch_size > 1:
         unshuffle, shuffle = torch.nn.PixelUnshuffle(config.patch_size), torch.nn.PixelShuffle(config.patch_size)
         vae.first_stage_model.encoder.register_forward_pre_hook(lambda module, args: (unshuffle(args[0]), *args[1:]))

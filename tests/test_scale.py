@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pairs import SIDE, TINY, latent_folder, picture, tar_samples, write_tar
 from safetensors.torch import load_file, save_file
 
 from unidiffuser.training.config import TrainConfig
-from unidiffuser.training.growth import grown
+from unidiffuser.training.growth import IMAGE_LAYERS, grown, transplanted
 from unidiffuser.training.latent_stage import LatentStage, work_of
 from unidiffuser.training.loop import train
 from unidiffuser.training.memory import GB, SETUPS, Need, need, saved_bytes
@@ -186,6 +186,24 @@ def test_a_grown_network_says_what_the_small_one_says_there(data_types):
         assert torch.allclose(a, b, atol=1e-6)
     assert large.pos_embed.shape[1] == 2 + 12 + 1 + 16
     assert grown(net.state_dict(), small, 4)[1] == small
+
+
+def test_a_transplanted_network_keeps_all_but_what_reads_and_writes_the_image():
+    old = UViT(UViTConfig(**TINY, img_size=4))
+    finer = replace(old.config, img_size=16, patch_size=4, in_chans=3)
+    new = UViT(finer)
+    state = transplanted(old.state_dict(), old.config, new)
+    for name, value in state.items():
+        if name in IMAGE_LAYERS:
+            assert value is new.state_dict()[name] or torch.equal(value, new.state_dict()[name])
+        elif name != "pos_embed":
+            assert torch.equal(value, old.state_dict()[name]), name
+    assert torch.equal(state["pos_embed"], old.position_embedding((4, 4))[:, [0, 1, *range(3, 32)]])
+    new.load_state_dict(state)
+    with pytest.raises(ValueError, match="text_embed"):
+        transplanted(old.state_dict(), old.config, UViT(replace(finer, text_dim=32)))
+    with pytest.raises(ValueError, match="depth"):
+        transplanted(old.state_dict(), old.config, UViT(replace(finer, depth=1)))
 
 
 def test_a_stage_goes_on_from_another_at_twice_the_size(shards, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from unidiffuser.checkpoints import load_checkpoint
 from unidiffuser.schedule import add_noise, alphas_cumprod
 from unidiffuser.streams import Streams
 from unidiffuser.training.augment import augmented
-from unidiffuser.training.autoencoder import PatchedAutoencoder, psnr
+from unidiffuser.training.autoencoder import SCALE, PatchedAutoencoder, principal_colours, psnr, reduced
 from unidiffuser.training.data import ImageFolder
 from unidiffuser.training.encoders import image_tokens, load_clip
 from unidiffuser.training.loop import Stage, TrainConfig, step_indices, train
@@ -567,6 +568,49 @@ def test_features_are_restyled_in_their_part_of_a_batch_only():
     assert torch.equal(layer(x), x)
 
 
+def test_principal_colours_have_unit_variance_each_and_the_widest_comes_first():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.tensor([[0.3, 0.2, 0.0], [0.3, -0.1, 0.05], [0.3, 0.1, -0.1]])
+    pixels = torch.einsum("ij,bjhw->bihw", mixing, torch.randn(4, 3, 32, 32, generator=generator)) + 0.5
+    matrix, mean = principal_colours(pixels)
+    colours = torch.einsum("ij,bjhw->ibhw", matrix, pixels - mean.view(-1, 1, 1)).flatten(1)
+    torch.testing.assert_close(torch.cov(colours), torch.eye(3), atol=1e-3, rtol=0)
+    assert matrix.square().sum(1).diff().min() > 0  # the wider a direction, the less it is stretched
+
+
+def test_noise_on_the_latents_is_as_wide_as_asked_for_each_picture():
+    model = PatchedAutoencoder(4, (32, 32), 1).eval()
+    pixels, noise = torch.rand(3, 3, 64, 64) * 2 - 1, torch.randn(3, 4, 8, 8)
+    spread = torch.tensor([0.0, 0.3, 0.1])
+    with torch.no_grad():
+        mean, logvar, decoded = model(pixels, noise, spread)
+        std = (logvar.exp() + (spread / SCALE).square().view(-1, 1, 1, 1)).sqrt()
+        assert torch.allclose(decoded, model.decode(mean + std * noise), atol=1e-5)
+        assert torch.allclose(model(pixels[:1], noise[:1])[2], decoded[:1], atol=1e-5)
+
+
+def test_plain_latents_are_the_reduced_picture(shapes, tmp_path):
+    stage = config(
+        "autoencoder", tmp_path / "plain", steps=200, batch_size=6, learning_rate=3e-3, precision="no",
+        options={"data": str(shapes), "image_size": SIDE, "patch_size": 4, "channels": [32], "layers": 1,
+                 "plain": 1.0, "noise": 0.2, "test": {"split": "train"}},
+    )  # fmt: skip
+    made = make_stage(stage)
+    model = train(made, stage, progress=False)
+    assert np.mean(losses_of(tmp_path / "plain", "plain")[-10:]) < 0.2
+    pixels = made.train_set.pixels(torch.arange(len(made.train_set)))
+    with torch.no_grad():
+        latents = SCALE * model.moments(pixels)[0]
+    assert latents.shape[1:] == (4, SIDE // 4, SIDE // 4)
+    matrix, mean = made.colours
+    wanted = torch.einsum("ij,bjhw->bihw", matrix, reduced(pixels, 4) - mean.view(-1, 1, 1))
+    for channel in range(3):
+        together = torch.stack([latents[:, channel].flatten(), wanted[:, channel].flatten()])
+        assert torch.corrcoef(together)[0, 1] > 0.9
+    with pytest.raises(ValueError, match="noise needs plain"):
+        make_stage(replace(stage, options=stage.options | {"plain": 0.0}))
+
+
 def test_psnr_of_a_known_error():
     pixels = torch.zeros(1, 3, 4, 4)
     assert psnr(pixels + 0.2, pixels).item() == pytest.approx(20.0)  # 0.1 of the range: -10 log10(0.01)
@@ -704,3 +748,19 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     assert unidiffuser.load(runs / "decoder/model.safetensors").text_to_image("red circle", steps=2)[0].size == (SIDE, SIDE)
     with pytest.raises(ValueError, match=r"img_size 4, .* takes 16"):
         make_stage(replace(moved, options=moved.options | {"network_of": "emoji"}))
+
+    # And on latents of another kind: only what reads and writes them is new.
+    finer = config(
+        "autoencoder", runs / "autoencoder_longer", precision=precision, steps=20, seed=1,
+        options=data | {"patch_size": 4, "channels": [32], "layers": 1, "plain": 0.1},
+    )  # fmt: skip
+    shutil.rmtree(runs / "autoencoder_longer")
+    train(make_stage(finer), finer, progress=False)
+    parts = assemble(runs, runs / "finer.safetensors")
+    onto = moved.options | {"checkpoint": str(parts), "uvit": {"img_size": SIDE // 4, "patch_size": 4}}
+    transplant = replace(moved, out=str(runs / "transplant"), options=onto)
+    train(make_stage(transplant), transplant, progress=False)
+    ours = load_checkpoint(runs / "transplant/model.safetensors").state_dict("uvit")
+    changed = {name for name in theirs if theirs[name].shape != ours[name].shape or not torch.equal(theirs[name], ours[name])}
+    assert changed == {"patch_embed.proj.weight", "patch_embed.proj.bias", "decoder_pred.weight", "decoder_pred.bias"}
+    assert unidiffuser.load(runs / "transplant/model.safetensors").text_to_image("red circle", steps=2)[0].size == (SIDE, SIDE)

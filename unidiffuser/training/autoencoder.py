@@ -57,10 +57,16 @@ class PatchedAutoencoder(nn.Module):
         mean, logvar = h.chunk(2, dim=1)
         return mean, logvar.clamp(LEAST_LOGVAR, 20)
 
-    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and log variance of the latents, and the pictures decoded from mean + standard deviation * noise."""
+    def forward(self, pixels: Tensor, noise: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and log variance of the latents, and the pictures decoded from mean + standard deviation * noise.
+
+        `spread` (B,) is the standard deviation of more noise, in scaled latents, that is added to that of the posterior.
+        """
         mean, logvar = self.moments(pixels)
-        return mean, logvar, self.decode(mean + noise * (0.5 * logvar).exp())
+        variance = logvar.exp()
+        if spread is not None:
+            variance = variance + (spread.view(-1, 1, 1, 1) / SCALE).square()
+        return mean, logvar, self.decode(mean + noise * variance.sqrt())
 
     def decode(self, latents: Tensor) -> Tensor:
         return F.pixel_shuffle(self.kl.decoder(self.kl.post_quant_conv(latents)), self.patch_size)
@@ -86,6 +92,11 @@ class PatchedAutoencoder(nn.Module):
         post.weight[:, channel] = 0
 
 
+def reduced(pixels: Tensor, times: int) -> Tensor:
+    """Pictures (B, 3, H, W) at 1 / times of their sides: each pixel the mean of those it stands for."""
+    return F.avg_pool2d(pixels, times)
+
+
 def psnr(decoded: Tensor, pixels: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each picture, both in [-1, 1] -> (B,)."""
     error = (decoded.clamp(-1, 1) - pixels).square().flatten(1).mean(1) / 4
@@ -100,9 +111,30 @@ def reconstruction_loss(decoded: Tensor, pixels: Tensor, edge_weight: float, mse
     return {"loss": pixel + edge_weight * edges + mse_weight * mse, "pixel": pixel, "mse": mse}
 
 
+@torch.no_grad()
+def principal_colours(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Principal components of the colours of pictures (B, 3, H, W), the widest first.
+
+    Returns:
+        matrix (3, 3) and mean (3,): matrix @ (colour - mean) has variance 1 in each component, and no two go together.
+    """
+    colours = pixels.transpose(0, 1).flatten(1)
+    mean = colours.mean(1)
+    values, vectors = torch.linalg.eigh(torch.cov(colours))
+    vectors = vectors * vectors.sum(0).sign().where(vectors.sum(0) != 0, torch.ones(()))  # the signs are free
+    return (vectors / values.clamp_min(1e-6).sqrt()).flip(1).T, mean
+
+
 class AutoencoderStage(Stage):
     """Options: data, image_size, patch_size, channels, layers, kl_weight, edge_weight, mse_weight.
 
+    plain: weight of a term that makes the first three channels of the latents the picture itself, reduced to their resolution,
+        in its principal colours, and keeps the others at mean 0 and variance 1. What is plain in a picture (one colour up to an
+        edge) is plain in such latents, and a network has less to learn; the other channels hold what the decoder needs
+        beside it.
+    noise: largest standard deviation of noise on the latents, which have unit variance; a batch has all levels. Needs `plain`,
+        or latents would grow to drown it.
+    clean: share of a batch that has none, 0.25 when absent.
     test: a filter of the records that the samples and ``psnr.txt`` are made of; validation pairs and unseen concepts when
         absent.
     start_of: an earlier run, of the same sizes, that goes on learning.
@@ -128,20 +160,40 @@ class AutoencoderStage(Stage):
         self.kl_weight = options.get("kl_weight", 1e-6)
         self.edge_weight = options.get("edge_weight", 0.5)
         self.mse_weight = options.get("mse_weight", 1.0)
+        self.plain, self.noise = float(options.get("plain", 0.0)), float(options.get("noise", 0.0))
+        self.clean = float(options.get("clean", 0.25))
+        if self.noise and not self.plain:
+            raise ValueError("noise needs plain: latents without a fixed size would grow until the noise means nothing")
+        if self.plain:
+            some = torch.randperm(self.size, generator=torch.Generator().manual_seed(0))[:1024]
+            self.colours = principal_colours(reduced(self.train_set.pixels(some), self.downscale))
         self.out = Path(config.out)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         return {"pixels": self.train_set.pixels(indices)}
 
+    def _not_plain(self, scaled: Tensor, pixels: Tensor) -> Tensor:
+        """How far scaled latents (B, C, h, w) are from the reduced pictures, and their other channels from unit variance."""
+        matrix, mean = (x.to(pixels) for x in self.colours)
+        wanted = torch.einsum("ij,bjhw->bihw", matrix, reduced(pixels, self.downscale) - mean.view(-1, 1, 1))
+        others = scaled[:, 3:].transpose(0, 1).flatten(1)
+        return F.mse_loss(scaled[:, :3], wanted) + ((others.var(1) - 1).square() + others.mean(1).square()).sum()
+
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """The error of the pictures, and a small KL term that keeps the latents bounded."""
+        """The error of the pictures, and small terms that keep the latents bounded, and plain if asked for."""
         pixels = batch["pixels"]
         shape = (len(pixels), self.model.latent, *(side // self.downscale for side in pixels.shape[2:]))
         noise = torch.randn(shape, generator=generator).to(pixels)
-        mean, logvar, decoded = model(pixels, noise)
+        spread = self.noise * torch.rand(len(pixels), generator=generator)
+        spread = spread.masked_fill(torch.rand(len(pixels), generator=generator) < self.clean, 0.0).to(pixels)
+        mean, logvar, decoded = model(pixels, noise, spread)
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).sum((1, 2, 3)).mean()
         terms = reconstruction_loss(decoded.float(), pixels, self.edge_weight, self.mse_weight)
-        return terms | {"loss": terms["loss"] + self.kl_weight * kl, "kl": kl}
+        terms = terms | {"loss": terms["loss"] + self.kl_weight * kl, "kl": kl}
+        if self.plain:
+            terms["plain"] = self._not_plain(SCALE * mean.float(), pixels)
+            terms["loss"] = terms["loss"] + self.plain * terms["plain"]
+        return terms
 
     def sample(self, model: Any) -> Any:
         order = torch.randperm(len(self.test_set), generator=torch.Generator().manual_seed(1))[:192]

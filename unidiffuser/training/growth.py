@@ -1,4 +1,4 @@
-"""A network that goes on at another resolution: its position embedding is resampled (256 -> 512 px in the paper's stage 2)."""
+"""A network that goes on at another resolution (256 -> 512 px in the paper's stage 2), or on another autoencoder's latents."""
 
 from __future__ import annotations
 
@@ -27,6 +27,33 @@ def grown(state: dict[str, Tensor], old: UViTConfig, img_size: int | tuple[int, 
     positions = _Positions(old, state["pos_embed"])
     with torch.no_grad():
         return {**state, "pos_embed": positions.position_embedding(sizes.grid).clone()}, sizes
+
+
+IMAGE_LAYERS = ("patch_embed.proj.weight", "patch_embed.proj.bias", "decoder_pred.weight", "decoder_pred.bias")
+
+
+def transplanted(state: dict[str, Tensor], old: UViTConfig, new: UViT) -> dict[str, Tensor]:
+    """The weights of a network for image latents of another kind: other channels, patches or sides.
+
+    What reads image patches and what writes them begins anew, as in ``new``; the positions are resampled, all else is kept.
+
+    Args:
+        state: all weights under the network's own names, in float32.
+        old: its sizes.
+        new: a fresh network of the sizes that are wanted.
+
+    Raises:
+        ValueError: the two differ in more than the image latents.
+    """
+    fresh = new.state_dict()
+    rows, columns = new.config.grid
+    kept, _ = grown(state, old, (rows * old.patch_size, columns * old.patch_size))
+    taken = {name: value if name in IMAGE_LAYERS else kept.get(name, value) for name, value in fresh.items()}
+    if wrong := [name for name, value in fresh.items() if taken[name].shape != value.shape or name not in kept]:
+        raise ValueError(f"only the image latents may differ between the two networks, but so does {wrong[0]}")
+    if left := set(kept) - set(fresh):
+        raise ValueError(f"the new network has no place for {min(left)}: give it the depth of the old one")
+    return taken
 
 
 class _Positions(UViT):

@@ -20,6 +20,7 @@ from ..schedule import NUM_LABELS
 from ..streams import Streams, item_generators
 from ..uvit import Block, UViT, UViTConfig, default_attention
 from .data import training_set
+from .growth import transplanted
 from .latents import Latents
 from .loop import Stage, TrainConfig, seeded_init
 from .objective import PAPER, diffusion_loss, draw_labels, noise_of_another
@@ -64,7 +65,8 @@ class UViTStage(Stage):
     checkpoint: a model, or its encoders alone (`unidiffuser train assemble`), in any layout.
     uvit: sizes of a new network (fields of UViTConfig), for a checkpoint that has none.
     network_of: a model whose network goes on learning on the latents of ``checkpoint``, which has none: other encoders of the
-        same shapes.
+        same shapes. Where `uvit` says so ("img_size", "in_chans", "patch_size"), the image latents may be of other shapes:
+        what reads and writes them then begins anew, see :func:`.growth.transplanted`.
     mix, lean: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective when absent.
     captioning: what the share "clean_image" of the mix learns from instead: "where" (a filter of its own), "versions" (copies
         of each picture, all but the first changed by :func:`.augment.augmented`), and its "place", "colour", "mirror" ...
@@ -95,7 +97,7 @@ class UViTStage(Stage):
         self.out = Path(config.out)
         self.checkpoint: Checkpoint = load_checkpoint(options["checkpoint"])
         start = self._start(options)
-        sizes = start.config.uvit if start is not None else UViTConfig(**options["uvit"])
+        sizes = self._sizes(options, start)
         images = training_set(options)
         self.size = len(images)
         self.latents = Latents(self.checkpoint, images)
@@ -125,7 +127,10 @@ class UViTStage(Stage):
         with seeded_init(config.seed):
             self.model = UViT(sizes, attention=attention)
         if start is not None:
-            self.model.load_state_dict(start.state_dict("uvit", dtype=torch.float32))
+            weights = start.state_dict("uvit", dtype=torch.float32)
+            if sizes != start.config.uvit:
+                weights = transplanted(weights, start.config.uvit, self.model)
+            self.model.load_state_dict(weights)
         self.prompts: list[str] = options.get("sample_prompts", [])
 
     def _start(self, options: dict[str, Any]) -> Checkpoint | None:
@@ -134,15 +139,22 @@ class UViTStage(Stage):
             return self.checkpoint if "uvit" in self.checkpoint.parts() else None
         if "uvit" in self.checkpoint.parts():
             raise ValueError("checkpoint has a network of its own; leave network_of out, or name encoders alone")
-        start = load_checkpoint(options["network_of"])
-        ours, theirs = self.checkpoint.config.uvit, start.config.uvit
+        return load_checkpoint(options["network_of"])
+
+    def _sizes(self, options: dict[str, Any], start: Checkpoint | None) -> UViTConfig:
+        """Those of the network: given, or of the one that goes on, with what `uvit` says of other image latents."""
+        if start is None:
+            return UViTConfig(**options["uvit"])
+        if start is self.checkpoint:
+            return start.config.uvit
+        ours, theirs = self.checkpoint.config.uvit, UViTConfig(**vars(start.config.uvit) | options.get("uvit", {}))
         for name in ("img_size", "in_chans", "text_dim", "num_text_tokens", "clip_img_dim"):
             if getattr(ours, name) != getattr(theirs, name):
                 raise ValueError(
                     f"the encoders of {options['checkpoint']} give {name} {getattr(ours, name)}, the network of "
                     f"{options['network_of']} takes {getattr(theirs, name)}"
                 )
-        return start
+        return theirs
 
     def _shares(self, given: list[float] | None, name: str) -> Tensor:
         forms = self.latents.captions.shape[1]

@@ -33,7 +33,8 @@ from unidiffuser.training.objective import diffusion_loss, draw_labels, noise_of
 from unidiffuser.training.restyle import Restyle, exchanged
 from unidiffuser.training.saving import checkpoints
 from unidiffuser.training.stages import assemble, make_stage
-from unidiffuser.training.uvit import Kin
+from unidiffuser.training.uvit import Kin, RoutedUViT
+from unidiffuser.uvit import UViT, UViTConfig
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (240, 200, 30)}
 SHAPES = ("circle", "square", "bar")
@@ -609,6 +610,26 @@ def test_plain_latents_are_the_reduced_picture(shapes, tmp_path):
         assert torch.corrcoef(together)[0, 1] > 0.9
     with pytest.raises(ValueError, match="noise needs plain"):
         make_stage(replace(stage, options=stage.options | {"plain": 0.0}))
+
+
+def test_patches_on_a_short_cut_change_no_others_and_all_come_back():
+    torch.manual_seed(0)
+    net = RoutedUViT(UViTConfig(img_size=8, embed_dim=32, depth=3, num_heads=2, num_text_tokens=3, clip_img_dim=8, text_dim=8))
+    plain = UViT(net.config)
+    plain.load_state_dict(net.state_dict())
+    seen = []
+    net.mid_block.register_forward_hook(lambda module, given, out: seen.append(out.shape[1]))
+    given = torch.randn(2, 4, 8, 8), torch.randn(2, 1, 8), torch.randn(2, 3, 8), 300.0, 0.0
+    with torch.no_grad():
+        for mine, theirs in zip(net(*given), plain(*given), strict=True):
+            assert torch.equal(mine, theirs)
+        net.passing, net.generator = 10, torch.Generator().manual_seed(0)
+        first, second = net(*given)[0], net(*given)[0]
+        assert seen == [23, 13, 13]  # 3 labels, 3 + 1 other tokens and 16 patches; then ten fewer
+        assert first.shape == given[0].shape
+        assert not torch.equal(first, second)  # others take it each time
+        with pytest.raises(ValueError, match="route"):
+            make_stage(config("uvit", "nowhere", options={"checkpoint": "emoji", "route": 1.0}))
 
 
 def test_psnr_of_a_known_error():

@@ -111,6 +111,12 @@ def reconstruction_loss(decoded: Tensor, pixels: Tensor, edge_weight: float, mse
     return {"loss": pixel + edge_weight * edges + mse_weight * mse, "pixel": pixel, "mse": mse}
 
 
+def noise_levels(count: int, largest: float, clean: float, generator: torch.Generator) -> Tensor:
+    """Standard deviations (count,) of noise on latents: all levels up to the largest, and none for a share of ``clean``."""
+    levels = largest * torch.rand(count, generator=generator)
+    return levels.masked_fill(torch.rand(count, generator=generator) < clean, 0.0)
+
+
 @torch.no_grad()
 def principal_colours(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Principal components of the colours of pictures (B, 3, H, W), the widest first.
@@ -184,9 +190,8 @@ class AutoencoderStage(Stage):
         pixels = batch["pixels"]
         shape = (len(pixels), self.model.latent, *(side // self.downscale for side in pixels.shape[2:]))
         noise = torch.randn(shape, generator=generator).to(pixels)
-        spread = self.noise * torch.rand(len(pixels), generator=generator)
-        spread = spread.masked_fill(torch.rand(len(pixels), generator=generator) < self.clean, 0.0).to(pixels)
-        mean, logvar, decoded = model(pixels, noise, spread)
+        spread = noise_levels(len(pixels), self.noise, self.clean, generator)
+        mean, logvar, decoded = model(pixels, noise, spread.to(pixels))
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).sum((1, 2, 3)).mean()
         terms = reconstruction_loss(decoded.float(), pixels, self.edge_weight, self.mse_weight)
         terms = terms | {"loss": terms["loss"] + self.kl_weight * kl, "kl": kl}

@@ -21,7 +21,7 @@ from ..encoders import Autoencoder
 from ..images import to_images
 from ..schedule import add_noise, alpha_sigma
 from ..uvit import UViT
-from .autoencoder import psnr, reconstruction_loss
+from .autoencoder import noise_levels, psnr, reconstruction_loss
 from .data import ImageFolder, training_set
 from .latents import Latents
 from .loop import Stage, TrainConfig
@@ -111,8 +111,7 @@ class DecoderStage(Stage):
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         count = len(batch["pixels"])
         total = round(count / (1 - self.denoised_share))
-        spread = self.noise * torch.rand(count, generator=generator)
-        spread = spread.masked_fill(torch.rand(count, generator=generator) < self.clean, 0.0).view(-1, 1, 1, 1)
+        spread = noise_levels(count, self.noise, self.clean, generator).view(-1, 1, 1, 1)
         mean, std = self._posterior(batch["pixels"].cpu())  # what is frozen works there, as the other stages' encoders do
         latents = mean + (std.square() + spread.square()).sqrt() * torch.randn(mean.shape, generator=generator)
         with torch.no_grad():

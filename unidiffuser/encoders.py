@@ -140,16 +140,23 @@ class ImageTokenEncoder:
         for image in images:
             if image.mode != "RGB" or image.width != image.height:
                 raise ValueError(f"CLIP takes square RGB pictures, not {image.mode} of {image.width} x {image.height}.")
-            small = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-            rows.append((np.asarray(small, np.float32) / 255 - self.mean) / self.std)
-        return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
+            rows.append(np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC)))
+        return self.normalised(torch.from_numpy(np.stack(rows)))
 
-    @torch.inference_mode()
+    def normalised(self, levels: Tensor) -> Tensor:
+        """Pictures of the encoder's own size, (B, size, size, 3) uint8 -> (B, 3, size, size), where they are."""
+        mean, std = (torch.from_numpy(x).to(levels.device) for x in (self.mean, self.std))
+        return ((levels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """Square RGB pictures (B of them) -> (B, 1, D) projected embeddings, not normalised."""
+        return self.of_pixels(self.preprocess(images))
+
+    @torch.inference_mode()
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """What `preprocess` or `normalised` gives, (B, 3, size, size) -> (B, 1, D) projected embeddings."""
         weight = self.clip.visual_projection.weight
-        pixels = self.preprocess(images).to(weight.device, weight.dtype)
-        return self.clip(pixel_values=pixels).image_embeds[:, None]
+        return self.clip(pixel_values=pixels.to(weight.device, weight.dtype)).image_embeds[:, None]
 
 
 class Autoencoder:

@@ -123,8 +123,12 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
         raise ValueError(f"pixels must have shape (B, 3, H, W), got {tuple(pixels.shape)}")
     if not torch.isfinite(pixels).all():
         raise ValueError("the decoded pixels hold NaN or infinite values; use dtype float32 or lower the guidance")
-    levels = ((pixels.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
-    return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
+    return [Image.fromarray(array) for array in to_levels(pixels).cpu().numpy()]
+
+
+def to_levels(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1], clamped -> (B, H, W, 3) uint8, where they are."""
+    return ((pixels.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:

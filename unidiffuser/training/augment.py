@@ -23,7 +23,7 @@ def augmented(
 
     Args:
         pixels: (B, 3, H, W) in [-1, 1]; what comes in from outside is white.
-        generator: on the CPU; the only source of randomness.
+        generator: on the CPU, wherever the pictures are; the only source of randomness.
         place: strength of the moves; 1 turns by up to 0.2 rad, zooms by 20 % and shifts by 8 % of the side.
         colour: strength of the recolouring; 1 turns the hue by up to 0.15 rad and changes saturation, contrast and
             brightness by up to 15 %: less than what tells one house's palette from another's.
@@ -34,10 +34,10 @@ def augmented(
     Returns:
         (B, 3, H, W) in [-1, 1].
     """
-    count = len(pixels)
+    count, device = len(pixels), pixels.device
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(count, generator=generator) * (high - low) + low
+        return (torch.rand(count, generator=generator) * (high - low) + low).to(device)
 
     if mirror:
         pixels = mirrored(pixels, generator)
@@ -47,26 +47,26 @@ def augmented(
 
     turned = hue_turn(uniform(-0.15, 0.15) * colour)
     saturation = (1 + uniform(-0.15, 0.15) * colour)[:, None, None]
-    grey = torch.full((3, 3), 1 / 3)
-    recolour = turned @ (saturation * torch.eye(3) + (1 - saturation) * grey)
+    grey = torch.full((3, 3), 1 / 3, device=device)
+    recolour = turned @ (saturation * torch.eye(3, device=device) + (1 - saturation) * grey)
     # About white, so that the ground stays what it is.
     x = 1 + torch.einsum("bij,bjhw->bihw", recolour, x - 1) * (1 + uniform(-0.15, 0.15) * colour)[:, None, None, None]
 
     softness = (uniform(-1, 1) * colour).clamp(0, 1)[:, None, None, None]
     x = torch.lerp(x, softened(x), softness)
     if shade:
-        slope = torch.randn(count, 2, 1, 1, generator=generator) * shade
-        across, down = (torch.linspace(-1.0, 1.0, side) for side in (x.shape[3], x.shape[2]))
+        slope = (torch.randn(count, 2, 1, 1, generator=generator) * shade).to(device)
+        across, down = (torch.linspace(-1.0, 1.0, side, device=device) for side in (x.shape[3], x.shape[2]))
         x = x + (slope[:, 0] * across[None, None, :] + slope[:, 1] * down[None, :, None])[:, None]
     if noise:
-        strength = (torch.rand(count, generator=generator) < 0.5) * uniform(0.0, noise)
-        x = x + strength[:, None, None, None] * torch.randn(x.shape, generator=generator)
+        strength = (torch.rand(count, generator=generator) < 0.5).to(device) * uniform(0.0, noise)
+        x = x + strength[:, None, None, None] * torch.randn(x.shape, generator=generator).to(device)
     return x.clamp(-1, 1)
 
 
 def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Half of the pictures (B, 3, H, W), by chance, the other way round."""
-    flip = torch.rand(len(pixels), generator=generator) < 0.5
+    flip = (torch.rand(len(pixels), generator=generator) < 0.5).to(pixels.device)
     return torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
 
 
@@ -86,8 +86,8 @@ def moved(x: Tensor, turn: Tensor, shear: Tensor, zoom: Tensor, stretch: Tensor,
 def hue_turn(angle: Tensor) -> Tensor:
     """Matrices (B, 3, 3) that turn RGB by angles (B,) in rad about the grey axis (Rodrigues' rotation)."""
     hue = angle[:, None, None]
-    axis = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3.0)
-    return hue.cos() * torch.eye(3) + (1 - hue.cos()) / 3 + hue.sin() * axis
+    axis = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=angle.device) / math.sqrt(3.0)
+    return hue.cos() * torch.eye(3, device=angle.device) + (1 - hue.cos()) / 3 + hue.sin() * axis
 
 
 def softened(x: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..images import to_images
-from .data import ImageFolder, training_set
+from .data import ImageFolder, in_floats, training_set
 from .loop import Stage, TrainConfig, seeded_init
+from .parallel import own_device
+from .stage import generator_on
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +115,8 @@ def reconstruction_loss(decoded: Tensor, pixels: Tensor, edge_weight: float, mse
 
 def noise_levels(count: int, largest: float, clean: float, generator: torch.Generator) -> Tensor:
     """Standard deviations (count,) of noise on latents: all levels up to the largest, and none for a share of ``clean``."""
-    levels = largest * torch.rand(count, generator=generator)
-    return levels.masked_fill(torch.rand(count, generator=generator) < clean, 0.0)
+    levels, chance = (torch.rand(count, generator=generator, device=generator.device) for _ in range(2))
+    return (largest * levels).masked_fill(chance < clean, 0.0)
 
 
 @torch.no_grad()
@@ -152,6 +154,8 @@ class AutoencoderStage(Stage):
         options = config.options
         with seeded_init(config.seed):
             self.model = PatchedAutoencoder(options["patch_size"], tuple(options["channels"]), options["layers"])
+        if own_device().type == "cuda":  # convolutions of bf16 want their channels last there
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.downscale = options["patch_size"] * 2 ** (len(options["channels"]) - 1)
         if "start_of" in options:
             state = torch.load(Path(options["start_of"]) / "autoencoder.pt", map_location="cpu", weights_only=True)
@@ -176,7 +180,7 @@ class AutoencoderStage(Stage):
         self.out = Path(config.out)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        return {"pixels": self.train_set.pixels(indices)}
+        return {"levels": self.train_set.levels(indices)}
 
     def _not_plain(self, scaled: Tensor, pixels: Tensor) -> Tensor:
         """How far scaled latents (B, C, h, w) are from the reduced pictures, and their other channels from unit variance."""
@@ -187,11 +191,12 @@ class AutoencoderStage(Stage):
 
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The error of the pictures, and small terms that keep the latents bounded, and plain if asked for."""
-        pixels = batch["pixels"]
+        pixels = in_floats(batch["levels"])
+        generator = generator_on(pixels.device, generator)
         shape = (len(pixels), self.model.latent, *(side // self.downscale for side in pixels.shape[2:]))
-        noise = torch.randn(shape, generator=generator).to(pixels)
+        noise = torch.randn(shape, generator=generator, device=generator.device)
         spread = noise_levels(len(pixels), self.noise, self.clean, generator)
-        mean, logvar, decoded = model(pixels, noise, spread.to(pixels))
+        mean, logvar, decoded = model(pixels, noise, spread)
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).sum((1, 2, 3)).mean()
         terms = reconstruction_loss(decoded.float(), pixels, self.edge_weight, self.mse_weight)
         terms = terms | {"loss": terms["loss"] + self.kl_weight * kl, "kl": kl}
@@ -203,8 +208,9 @@ class AutoencoderStage(Stage):
     def sample(self, model: Any) -> Any:
         order = torch.randperm(len(self.test_set), generator=torch.Generator().manual_seed(1))[:192]
         scores, rows = [], []
+        device = model.kl.quant_conv.weight.device
         for chunk in order.split(32):
-            pixels = self.test_set.pixels(chunk)
+            pixels = self.test_set.pixels(chunk).to(device)
             with torch.autocast(pixels.device.type, torch.bfloat16):
                 decoded = model.decode(model.moments(pixels)[0]).float()
             scores.append(psnr(decoded, pixels))
@@ -223,7 +229,7 @@ class AutoencoderStage(Stage):
         """
         means = []
         for chunk in torch.arange(min(self.size, 4096)).split(64):
-            mean, logvar = model.moments(self.train_set.pixels(chunk))
+            mean, logvar = model.moments(self.train_set.pixels(chunk).to(model.kl.quant_conv.weight.device))
             means.append(torch.stack([mean, (0.5 * logvar).exp()]).transpose(1, 2).flatten(2))
         stacked = torch.cat(means, dim=2)
         shift, signal, noise = stacked[0].mean(1), stacked[0].var(1), stacked[1].square().mean(1)
@@ -231,4 +237,5 @@ class AutoencoderStage(Stage):
         for channel in (signal / (signal + noise) < SIGNAL).nonzero().flatten().tolist():
             log.info("channel %d of the latents holds nothing of the picture; it is 0 from now on", channel)
             model.silence(channel)
-        torch.save(model.state_dict(), self.out / "autoencoder.pt")
+        state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+        torch.save(state, self.out / "autoencoder.pt")

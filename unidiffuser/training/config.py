@@ -34,6 +34,8 @@ class TrainConfig:
             average are cut over the processes).
         checkpoint_activations: keep only the inputs of the blocks and compute the rest again going backwards: less memory, a
             third more work.
+        compile: let torch compile the transformer blocks: a GPU then waits less for small kernels, which pays after a few
+            hundred steps. Needs a C++ compiler (CPU) or Triton (CUDA). Same results up to rounding.
         workers: processes that read and prepare batches ahead; 0 does it in between.
         keep: how many checkpoints stay.
         tensorboard: write curves and samples for TensorBoard too.
@@ -57,6 +59,7 @@ class TrainConfig:
     precision: str = "auto"
     strategy: str = "ddp"
     checkpoint_activations: bool = False
+    compile: bool = False
     workers: int = 0
     seed: int = 0
     save_every: int = 500

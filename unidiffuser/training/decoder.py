@@ -22,10 +22,12 @@ from ..images import to_images
 from ..schedule import add_noise, alpha_sigma
 from ..uvit import UViT
 from .autoencoder import noise_levels, psnr, reconstruction_loss
-from .data import ImageFolder, training_set
+from .data import ImageFolder, in_floats, training_set
 from .latents import Latents
 from .loop import Stage, TrainConfig
-from .uvit import short_attention
+from .parallel import own_device
+from .stage import generator_on
+from .uvit import attention_for
 
 
 class Decoder(nn.Module):
@@ -43,25 +45,26 @@ class Decoder(nn.Module):
 class Denoised:
     """Latents of pictures that a network knows, noised and given back by it in one step: with the errors it makes."""
 
-    def __init__(self, checkpoint: Checkpoint, pictures: ImageFolder, labels: tuple[int, int]):
-        self.pictures, self.labels = pictures, labels
-        self.latents = Latents(checkpoint, pictures)
+    def __init__(self, checkpoint: Checkpoint, pictures: ImageFolder, labels: tuple[int, int], device: torch.device):
+        self.pictures, self.labels, self.device = pictures, labels, device
+        self.latents = Latents(checkpoint, pictures, device=device)
         self.shares = torch.ones(self.latents.captions.shape[1])
-        self.net = UViT(checkpoint.config.uvit, attention=short_attention)
+        self.net = UViT(checkpoint.config.uvit, attention=attention_for(checkpoint.config.uvit))
         self.net.load_state_dict(checkpoint.state_dict("uvit", dtype=torch.float32))
-        self.net.eval().requires_grad_(False)
+        self.net.to(device).eval().requires_grad_(False)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) and latents (B, C, H/8, W/8) of them."""
-        index = torch.randint(len(self.pictures), (count,), generator=generator)
-        clean = self.latents.draw(index, self.shares, generator)
-        noise = clean.map(lambda x: torch.randn(x.shape, generator=generator))
-        labels = torch.randint(self.labels[0], self.labels[1] + 1, (count,), generator=generator).float()
+        """Pictures (B, 3, H, W) and latents (B, C, H/8, W/8) of them, on the network's device; the generator on the CPU."""
+        at, device = generator_on(self.device, generator), self.device
+        index = torch.randint(len(self.pictures), (count,), generator=at, device=device)
+        clean = self.latents.draw(index, self.shares, at)
+        noise = clean.map(lambda x: torch.randn(x.shape, generator=at, device=device))
+        labels = torch.randint(self.labels[0], self.labels[1] + 1, (count,), generator=at, device=device).float()
         img, clip_img = (add_noise(clean.need(name), noise.need(name), labels) for name in ("img", "clip_img"))
-        said, kind = torch.zeros(count), torch.ones(count, dtype=torch.long)
+        said, kind = torch.zeros(count, device=device), torch.ones(count, dtype=torch.long, device=device)
         eps = self.net(img, clip_img, clean.need("text"), labels, said, kind, heads=("img",))[0]
         alpha, sigma = (x.view(-1, 1, 1, 1) for x in alpha_sigma(labels))
-        return self.pictures.pixels(index), (img - sigma * eps.float()) / alpha
+        return in_floats(self.pictures.levels(index.cpu()).to(device)), (img - sigma * eps.float()) / alpha
 
 
 class DecoderStage(Stage):
@@ -85,7 +88,8 @@ class DecoderStage(Stage):
         options = config.options
         self.out = Path(config.out)
         self.checkpoint = load_checkpoint(options["checkpoint"])
-        self.autoencoder = Autoencoder.from_checkpoint(self.checkpoint, device="cpu", dtype=torch.float32)
+        self.device = own_device()  # of what is frozen
+        self.autoencoder = Autoencoder.from_checkpoint(self.checkpoint, device=self.device, dtype=torch.float32)
         self.model = Decoder(self.autoencoder).requires_grad_(True)
         self.train_set = training_set(options)
         self.test_set = ImageFolder(options["data"], options["image_size"], options.get("test", {"split": "heldout_concept"}))
@@ -94,7 +98,7 @@ class DecoderStage(Stage):
         self.denoised_share = float(options.get("denoised", 0.4))
         known = training_set(options | {"where": options["known"]})
         low, high = options.get("labels", (50, 600))
-        self.denoised = Denoised(self.checkpoint, known, (int(low), int(high)))
+        self.denoised = Denoised(self.checkpoint, known, (int(low), int(high)), self.device)
         self.edge_weight, self.mse_weight = options.get("edge_weight", 0.5), options.get("mse_weight", 1.0)
         self.dtype = getattr(torch, options.get("dtype", "float16"))
 
@@ -106,19 +110,20 @@ class DecoderStage(Stage):
         return posterior.mean * config.scale_factor, posterior.std * config.scale_factor
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        return {"pixels": self.train_set.pixels(indices[round(self.denoised_share * len(indices)) :])}
+        return {"levels": self.train_set.levels(indices[round(self.denoised_share * len(indices)) :])}
 
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        count = len(batch["pixels"])
+        count, device = len(batch["levels"]), batch["levels"].device
         total = round(count / (1 - self.denoised_share))
-        spread = noise_levels(count, self.noise, self.clean, generator).view(-1, 1, 1, 1)
-        mean, std = self._posterior(batch["pixels"].cpu())  # what is frozen works there, as the other stages' encoders do
-        latents = mean + (std.square() + spread.square()).sqrt() * torch.randn(mean.shape, generator=generator)
+        at, pixels = generator_on(self.device, generator), in_floats(batch["levels"].to(self.device))
+        spread = noise_levels(count, self.noise, self.clean, at).view(-1, 1, 1, 1)
+        mean, std = self._posterior(pixels)
+        latents = mean + (std.square() + spread.square()).sqrt() * torch.randn(mean.shape, generator=at, device=self.device)
         with torch.no_grad():
-            pixels, known = self.denoised.draw(total - count, generator)
+            others, known = self.denoised.draw(total - count, generator)
         return reconstruction_loss(
-            model(torch.cat((latents, known)).to(batch["pixels"].device)).float(),
-            torch.cat((batch["pixels"], pixels.to(batch["pixels"].device))),
+            model(torch.cat((latents, known)).to(device)).float(),
+            torch.cat((pixels, others)).to(device),
             self.edge_weight,
             self.mse_weight,
         )
@@ -130,12 +135,12 @@ class DecoderStage(Stage):
         scores, rows = [], []
         for chunk in order.split(32):
             pixels = self.test_set.pixels(chunk)
-            mean, _ = self._posterior(pixels)
+            mean = self._posterior(pixels.to(self.device))[0].cpu()
             noisy = mean + self.noise / 2 * torch.randn(mean.shape, generator=generator)
             decoded = [self._drawn(model, x) for x in (mean, noisy)]
             scores.append(torch.stack([psnr(x, pixels) for x in decoded]))
             rows.append([pixels, *decoded])
-        pixels, given_back = self.denoised.draw(32, generator)
+        pixels, given_back = (x.cpu() for x in self.denoised.draw(32, generator))
         decoded = [self._drawn(model, given_back)]
         means = [*torch.cat(scores, dim=1).mean(1).tolist(), psnr(decoded[0], pixels).mean().item()]
         with (self.out / "psnr.txt").open("a") as file:

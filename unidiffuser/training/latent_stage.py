@@ -19,12 +19,12 @@ from ..checkpoints import Checkpoint, load_checkpoint
 from ..data.shards import WINDOW, LatentShards
 from ..encoders import Autoencoder, TextEncoder
 from ..streams import Streams
-from ..uvit import Block, UViT, UViTConfig, default_attention
+from ..uvit import Block, UViT, UViTConfig
 from .config import TrainConfig
 from .growth import grown
 from .objective import PAPER, diffusion_loss, draw_labels
 from .stage import Stage, Work, seeded_init
-from .uvit import SHORT, export_model, prompt_grid, short_attention
+from .uvit import attention_for, export_model, prompt_grid
 
 
 class LatentStage(Stage):
@@ -115,10 +115,8 @@ def _network(checkpoint: Checkpoint, new: dict[str, Any] | None, side: int, seed
         sizes = UViTConfig(**{"img_size": side, **new})
         if sizes.latent_size != (side, side):
             raise ValueError(f"uvit.img_size is {sizes.img_size}, but the shards hold latents of {side} x {side}")
-    tokens = sizes.num_text_tokens + math.prod(sizes.grid) + 4
-    attention = short_attention if tokens <= SHORT and not torch.cuda.is_available() else default_attention
     with seeded_init(seed):
-        network = UViT(sizes, attention=attention)
+        network = UViT(sizes, attention=attention_for(sizes))
     if state is not None:
         network.load_state_dict(state)
     return network

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..checkpoints import Checkpoint
 from ..encoders import Autoencoder, ImageTokenEncoder, TextEncoder
-from ..images import to_images
+from ..images import to_images, to_levels
 from ..streams import Streams
 from .augment import augmented
 from .data import ImageFolder
@@ -39,9 +39,9 @@ class Latents:
         strength: Mapping[str, Any] | None = None,
         seed: int = 0,
         batch_size: int = 32,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
     ):
-        """versions, strength ("place", "colour"), seed: of the changes; the rest is obvious."""
+        """versions, strength ("place", "colour"), seed: of the changes; device: where it is done and where they are kept."""
         self.versions, self.records = versions, images.records
         generator = torch.Generator().manual_seed(seed)
         self.autoencoder = Autoencoder.from_checkpoint(checkpoint, device=device, dtype=torch.float32)
@@ -50,34 +50,45 @@ class Latents:
         means, stds, clip_imgs = [], [], []
         with torch.no_grad():
             for chunk in tqdm(torch.arange(len(images)).split(batch_size), desc="encode", leave=False):
-                given = images.pixels(chunk)
+                given = images.pixels(chunk).to(device)
                 changed = [augmented(given, generator, **(strength or {})) for _ in range(versions - 1)]
                 pixels = torch.stack([given, *changed], dim=1).flatten(0, 1)
-                unshuffled = F.pixel_unshuffle(pixels.to(device), checkpoint.config.vae.patch_size)
+                unshuffled = F.pixel_unshuffle(pixels, checkpoint.config.vae.patch_size)
                 posterior = self.autoencoder.vae.encode(unshuffled).latent_dist
-                means.append(posterior.mean.cpu() * checkpoint.config.vae.scale_factor)
-                stds.append(posterior.std.cpu() * checkpoint.config.vae.scale_factor)
-                clip_imgs.append(tokens(to_images(pixels)).cpu())
+                means.append(posterior.mean * checkpoint.config.vae.scale_factor)
+                stds.append(posterior.std * checkpoint.config.vae.scale_factor)
+                if pixels.shape[2] == tokens.size:  # nothing to resize, so they need not leave the device
+                    clip_imgs.append(tokens.of_pixels(tokens.normalised(to_levels(pixels))))
+                else:
+                    clip_imgs.append(tokens(to_images(pixels)))
             texts = sorted({text for record in images.records for text in record["text"]})
-            self.text = torch.cat([self.encode_text(texts[i : i + 256]).cpu() for i in range(0, len(texts), 256)])
+            self.text = torch.cat([self.encode_text(texts[i : i + 256]) for i in range(0, len(texts), 256)])
         # clone: what inference mode made may not take part in a training step
         self.mean, self.std, self.clip_img = (torch.cat(x).clone() for x in (means, stds, clip_imgs))
         self.text = self.text.clone()
         numbers = {text: i for i, text in enumerate(texts)}
         forms = max(len(record["text"]) for record in images.records)
         self.captions = torch.tensor(
-            [[numbers[r["text"][min(k, len(r["text"]) - 1)]] for k in range(forms)] for r in images.records]
+            [[numbers[r["text"][min(k, len(r["text"]) - 1)]] for k in range(forms)] for r in images.records], device=device
         )
+
+    def to(self, device: torch.device) -> Latents:
+        """Itself, with all pairs on the device; the encoders stay where they are."""
+        if self.mean.device != device:
+            for name in ("mean", "std", "clip_img", "text", "captions"):
+                setattr(self, name, getattr(self, name).to(device))
+        return self
 
     def draw(self, index: Tensor, shares: Tensor, generator: torch.Generator, changed: Tensor | None = None) -> Streams:
         """Latents of the pairs ``index`` (B,): any version, its posterior sampled, a caption form by ``shares`` (forms,).
 
-        Where ``changed`` (B,) is false, the picture is as it is.
+        Where ``changed`` (B,) is false, the picture is as it is. All of them, and the generator, on the pairs' own device.
         """
-        form = torch.multinomial(shares, len(index), replacement=True, generator=generator)
+        device = generator.device
+        form = torch.multinomial(shares.to(device), len(index), replacement=True, generator=generator)
         text = self.text[self.captions[index].gather(1, form[:, None])[:, 0]]
-        version = torch.randint(self.versions, index.shape, generator=generator)
+        version = torch.randint(self.versions, index.shape, generator=generator, device=device)
         row = index * self.versions + (version if changed is None else version * changed)
         mean = self.mean[row]
-        img = mean + self.std[row] * torch.randn(mean.shape, generator=generator)
+        img = mean + self.std[row] * torch.randn(mean.shape, generator=generator, device=device)
         return Streams(img, self.clip_img[row], text)

@@ -22,7 +22,7 @@ PAPER: Mapping[str, float] = {"independent": 1.0}
 
 
 def draw_labels(count: int, mix: Mapping[str, float], generator: torch.Generator, lean: float = 0.0) -> dict[str, Tensor]:
-    """Labels (B,) of each modality, "img" and "text".
+    """Labels (B,) of each modality, "img" and "text", on the generator's device.
 
     Args:
         mix: shares of a batch. "independent" is the paper's objective. The others spend part of the batch on the edges of
@@ -45,7 +45,7 @@ def draw_labels(count: int, mix: Mapping[str, float], generator: torch.Generator
         raise ValueError(f"the shares of the mix must be positive, got {dict(mix)}")
     if lean < 0:
         raise ValueError(f"lean must be 0 or more, got {lean}")
-    kind = torch.multinomial(shares, count, replacement=True, generator=generator)
+    kind = torch.multinomial(shares.to(generator.device), count, replacement=True, generator=generator)
     t_img, t_text = (noisy_labels(count, generator, lean) for _ in range(2))
     t_text = torch.where(kind == MIXES.index("equal"), t_img, t_text)
     t_text = t_text.masked_fill(kind == MIXES.index("clean_text"), 0)
@@ -58,9 +58,9 @@ def draw_labels(count: int, mix: Mapping[str, float], generator: torch.Generator
 def noisy_labels(count: int, generator: torch.Generator, lean: float) -> Tensor:
     """Labels (B,) in 1..1000, each with a probability in proportion to (sigma / alpha)^lean."""
     if not lean:
-        return torch.randint(1, NUM_LABELS + 1, (count,), generator=generator)
+        return torch.randint(1, NUM_LABELS + 1, (count,), generator=generator, device=generator.device)
     density = torch.exp(-lean * half_logsnr(torch.arange(1.0, NUM_LABELS + 1)))
-    return 1 + torch.multinomial(density, count, replacement=True, generator=generator)
+    return 1 + torch.multinomial(density.to(generator.device), count, replacement=True, generator=generator)
 
 
 def noise_of_another(clean: Streams, other: Streams, noise: Streams, labels: Mapping[str, Tensor]) -> Streams:
@@ -98,7 +98,7 @@ def diffusion_loss(
     Args:
         net: a UViT.
         clean: latents of pairs, one batch: img (B, C, H, W), clip_img (B, 1, D), text (B, L, D).
-        generator: on the CPU; the only source of randomness.
+        generator: the only source of randomness, on any device.
         labels: of each modality, "img" and "text" (B,), see :func:`draw_labels`; None draws them by the paper's objective.
         noise: in the shapes of ``clean``; None draws it.
         data_type: (B,) labels of a v1 network; 1 = curated.
@@ -109,7 +109,11 @@ def diffusion_loss(
     """
     labels = draw_labels(clean.batch, PAPER, generator) if labels is None else labels
     labels = {modality: value.to(clean.need("img").device) for modality, value in labels.items()}
-    noise = clean.map(lambda x: torch.randn(x.shape, generator=generator).to(x)) if noise is None else noise
+    noise = (
+        clean.map(lambda x: torch.randn(x.shape, generator=generator, device=generator.device).to(x))
+        if noise is None
+        else noise
+    )
     noised = {name: add_noise(x, noise.need(name), labels[MODALITY_OF[name]].float()) for name, x in clean.items()}
     if data_type is None:
         data_type = torch.ones(clean.batch, dtype=torch.long, device=labels["img"].device)

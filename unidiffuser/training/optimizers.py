@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..precision import multiplies_bf16
 from .config import TrainConfig
-
-log = logging.getLogger(__name__)
+from .muon import Muon
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -35,19 +32,12 @@ def block_matrices(model: nn.Module, blocks: tuple[type[nn.Module], ...]) -> lis
 def make_optimizers(model: nn.Module, blocks: tuple[type[nn.Module], ...], config: TrainConfig) -> list[Optimizer]:
     """The optimizers of a run; all of them follow the one learning rate of the config.
 
-    Muon (https://kellerjordan.github.io/posts/muon) makes the update of a matrix orthogonal. Its updates are scaled to the size
-    of AdamW's (Liu et al., arXiv 2502.16982), so a learning rate and a weight decay found for one suit the other.
-
     Raises:
-        ValueError: ``optimizer: muon`` where the stage has no blocks, or torch has no Muon.
+        ValueError: ``optimizer: muon`` where the stage has no blocks.
     """
     groups = parameter_groups(model, config.weight_decay)
     others: list[Optimizer] = []
     if config.optimizer == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"optimizer: muon needs torch 2.9 or newer, this is {torch.__version__}; use optimizer: adamw")
-        if next(model.parameters()).device.type == "cpu" and not multiplies_bf16():
-            log.warning("optimizer: muon makes its updates in bf16, which this CPU only emulates; adamw may be faster")
         matrices = block_matrices(model, blocks)
         if not matrices:
             raise ValueError(
@@ -56,13 +46,6 @@ def make_optimizers(model: nn.Module, blocks: tuple[type[nn.Module], ...], confi
         ids = {id(p) for p in matrices}
         for group in groups:
             group["params"] = [p for p in group["params"] if id(p) not in ids]
-        others = [
-            torch.optim.Muon(
-                matrices,
-                lr=config.learning_rate,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        ]
+        others = [Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay)]
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, eps=1e-8)
     return [adamw, *others]

@@ -71,7 +71,7 @@ def joined(device: str | None = None, patience: timedelta = timedelta(minutes=30
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = torch.device(device or _best_device(local))
+    chosen = torch.device(device) if device else own_device()
     if size == 1:
         yield World(0, 1, chosen)
         return
@@ -92,10 +92,11 @@ def joined(device: str | None = None, patience: timedelta = timedelta(minutes=30
         dist.destroy_process_group()
 
 
-def _best_device(local: int) -> str:
+def own_device() -> torch.device:
+    """The GPU of this process where there is one, else the CPU."""
     if torch.cuda.is_available():
-        return f"cuda:{local}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def distribute(model: nn.Module, blocks: tuple[type[nn.Module], ...], config: TrainConfig, world: World) -> nn.Module:
@@ -110,6 +111,10 @@ def distribute(model: nn.Module, blocks: tuple[type[nn.Module], ...], config: Tr
         for module in model.modules():
             if isinstance(module, blocks):  # the instance's own forward: names of parameters stay as they are
                 module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+    if config.compile:
+        for module in model.modules():
+            if isinstance(module, blocks):  # one by one: blocks of one kind share what was compiled
+                module.compile()
     model.to(world.device)
     if world.size == 1:
         return model

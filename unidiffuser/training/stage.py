@@ -72,6 +72,14 @@ class Stage(ABC):
         """Write what the next stage reads; called with the averaged weights when the run ends."""
 
 
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A generator of that device, seeded by this one of the CPU; where the device is the CPU, this one itself."""
+    if device.type == "cpu":
+        return generator
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
+
+
 @contextmanager
 def seeded_init(seed: int) -> Iterator[None]:
     """Module initialisers know only the global generator: seed it for the time of building, then give its state back."""

@@ -19,12 +19,14 @@ from ..path import NoisePath
 from ..samplers import sample
 from ..schedule import NUM_LABELS
 from ..streams import Streams, item_generators
-from ..uvit import Block, Inner, UViT, UViTConfig, default_attention
+from ..uvit import AttentionFunction, Block, Inner, UViT, UViTConfig, default_attention
 from .data import training_set
 from .growth import transplanted
 from .latents import Latents
 from .loop import Stage, TrainConfig, seeded_init
 from .objective import PAPER, diffusion_loss, draw_labels, noise_of_another
+from .parallel import own_device
+from .stage import generator_on
 
 SHORT = 128  # tokens up to which attention is faster written out, on a CPU
 
@@ -36,6 +38,12 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (weights.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
+def attention_for(sizes: UViTConfig) -> AttentionFunction:
+    """The faster attention for a network of these sizes on this machine."""
+    tokens = sizes.num_text_tokens + math.prod(sizes.grid) + 4
+    return short_attention if tokens <= SHORT and not torch.cuda.is_available() else default_attention
+
+
 class RoutedUViT(UViT):
     """A network that can be trained on fewer tokens: some image patches take a short cut past the inner levels of the U.
 
@@ -44,7 +52,7 @@ class RoutedUViT(UViT):
 
     Attributes:
         passing: how many patches of a picture take the short cut, others in every forward pass; 0 is the plain network.
-        generator: where they are drawn from, on the CPU.
+        generator: where they are drawn from, on any device.
     """
 
     passing = 0
@@ -54,9 +62,10 @@ class RoutedUViT(UViT):
         if level != 1 or not self.passing:
             return super()._through_the_u(x, level, size, inner)
         patches = math.prod(self.config.grid)
-        order = torch.randperm(patches, generator=self.generator)[self.passing :].sort().values
         others = x.shape[1] - patches
-        kept = torch.cat([torch.arange(others), others + order]).to(x.device)
+        device = x.device if self.generator is None else self.generator.device
+        order = torch.randperm(patches, generator=self.generator, device=device)[self.passing :].sort().values
+        kept = torch.cat([torch.arange(others, device=device), others + order]).to(x.device)
         return x.index_copy(1, kept, super()._through_the_u(x[:, kept], level, size, inner))
 
 
@@ -71,10 +80,17 @@ class Kin:
         self.starts = self.counts.cumsum(0) - self.counts
         self.rows = kinds.argsort(stable=True)  # those of the first kind, then those of the second ...
 
+    def to(self, device: torch.device) -> Kin:
+        """Itself, on the device."""
+        for name in ("kinds", "counts", "starts", "rows"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
     def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows (B,) of the same kinds as the rows ``index`` (B,)."""
+        """Rows (B,) of the same kinds as the rows ``index`` (B,); all on one device."""
         kinds = self.kinds[index]
-        place = (torch.rand(index.shape, generator=generator, dtype=torch.float64) * self.counts[kinds]).long()
+        chance = torch.rand(index.shape, generator=generator, dtype=torch.float64, device=generator.device)
+        place = (chance * self.counts[kinds]).long()
         return self.rows[self.starts[kinds] + place]
 
 
@@ -132,7 +148,7 @@ class UViTStage(Stage):
         self.passing = round(route * math.prod(sizes.grid))
         images = training_set(options)
         self.size = len(images)
-        self.latents = Latents(self.checkpoint, images)
+        self.latents = Latents(self.checkpoint, images, device=own_device())
         self.mix, self.lean = options.get("mix", PAPER), float(options.get("lean", 0.0))
         captioning, drawing = options.get("captioning") or {}, options.get("drawing") or {}
         self.swap, within = float(captioning.get("swap", 0.0)), captioning.get("swap_within", "style")
@@ -154,10 +170,8 @@ class UViTStage(Stage):
             self._shares(given.get("caption_shares", self.shares.tolist()), f"caption_shares of {name}")
             for given, name in ((captioning, "captioning"), (drawing, "drawing"))
         )
-        tokens = sizes.num_text_tokens + sizes.grid[0] * sizes.grid[1] + 4
-        attention = short_attention if tokens <= SHORT and not torch.cuda.is_available() else default_attention
         with seeded_init(config.seed):
-            self.model = RoutedUViT(sizes, attention=attention)
+            self.model = RoutedUViT(sizes, attention=attention_for(sizes))
         if start is not None:
             weights = start.state_dict("uvit", dtype=torch.float32)
             if sizes != start.config.uvit:
@@ -202,7 +216,7 @@ class UViTStage(Stage):
         chosen = {key: value for key, value in options[name].items() if key not in ours}
         where, versions = chosen.pop("where", options.get("where", {})), chosen.pop("versions", 1)
         images = training_set(options | {"where": where})
-        latents = Latents(self.checkpoint, images, versions=versions, strength=chosen)
+        latents = Latents(self.checkpoint, images, versions=versions, strength=chosen, device=own_device())
         if latents.captions.shape[1] != self.latents.captions.shape[1]:
             raise ValueError(f"the pictures of `{name}` must have as many captions each as the others")
         return latents
@@ -211,40 +225,49 @@ class UViTStage(Stage):
         return {"index": indices}
 
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        index = batch["index"].cpu()
-        labels = draw_labels(len(index), self.mix, generator, self.lean)
-        clean = self.latents.draw(index, self.shares, generator)
+        index = batch["index"]
+        generator, count = generator_on(index.device, generator), len(index)
+
+        def chance() -> Tensor:
+            return torch.rand(count, generator=generator, device=index.device)
+
+        labels = draw_labels(count, self.mix, generator, self.lean)
+        clean = self.latents.to(index.device).draw(index, self.shares, generator)
         if self.captioning is not None:
-            others = torch.randint(len(self.captioning.captions), index.shape, generator=generator)
+            others = self._any_of(self.captioning, count, generator)
             shown = self.captioning.draw(others, self.said, generator)
             if self.swap:
-                swapped = torch.rand(index.shape, generator=generator) < self.swap
-                kin = self.captioning.draw(self.kin.draw(others, generator), self.said, generator)
+                swapped = chance() < self.swap
+                kin = self.captioning.draw(self.kin.to(index.device).draw(others, generator), self.said, generator)
                 shown = shown.replace(img=_chosen(swapped, kin.need("img"), shown.need("img")))
             clean = clean.zip(shown, lambda own, other: _chosen(labels["img"] == 0, other, own))
         if self.drawing is not None:
-            others = torch.randint(len(self.drawing.captions), index.shape, generator=generator)
-            drawn = (labels["text"] == 0) & (torch.rand(index.shape, generator=generator) < self.drawing_share)
+            others = self._any_of(self.drawing, count, generator)
+            drawn = (labels["text"] == 0) & (chance() < self.drawing_share)
             painted = torch.zeros_like(drawn)
             if self.repaint:
-                chance = torch.rand(index.shape, generator=generator) < self.repaint
-                painted = drawn & (labels["img"] >= self.repaint_from) & chance
+                painted = (chance() < self.repaint) & drawn & (labels["img"] >= self.repaint_from)
             changed = (labels["img"] < self.changed_below) & ~painted
             made = self.drawing.draw(others, self.drawn_as, generator, changed)
             clean = clean.zip(made, lambda own, other: _chosen(drawn, other, own))
-        noise = clean.map(lambda x: torch.randn(x.shape, generator=generator))
+        noise = clean.map(lambda x: torch.randn(x.shape, generator=generator, device=index.device))
         if self.drawing is not None and self.repaint:
-            begun = self.drawing.draw(self.painted.draw(others, generator), self.drawn_as, generator, changed)
+            begun = self.drawing.draw(self.painted.to(index.device).draw(others, generator), self.drawn_as, generator, changed)
             towards = noise_of_another(clean, begun, noise, labels)
             noise = noise.replace(
                 **{name: _chosen(painted, towards.need(name), noise.need(name)) for name in ("img", "clip_img")}
             )
-        device = batch["index"].device
         self.model.passing, self.model.generator = self.passing, generator
         try:
-            return diffusion_loss(model, clean.to(device), generator, labels=labels, noise=noise.to(device))
+            return diffusion_loss(model, clean, generator, labels=labels, noise=noise)
         finally:
             self.model.passing = 0
+
+    @staticmethod
+    def _any_of(latents: Latents, count: int, generator: torch.Generator) -> Tensor:
+        """Rows (count,) of other pictures, which are now on the generator's device."""
+        latents.to(generator.device)
+        return torch.randint(len(latents.captions), (count,), generator=generator, device=generator.device)
 
     def sample(self, model: Any) -> Image.Image | None:
         """Pictures of the sample prompts, 8 in a row, 20 steps at guidance 3."""

@@ -1,0 +1,105 @@
+"""Muon for many matrices of few shapes: those of one shape are made orthogonal together.
+
+torch.optim.Muon works matrix by matrix, some thirty small kernels for each, which a GPU spends its time waiting for where a
+network is small; and always in bfloat16, which many CPUs only emulate. The arithmetic is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..precision import multiplies_bf16
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Keller Jordan's quintic: singular values become about 0.7 to 1.2
+ITERATIONS = 5
+TINY = 1e-7  # so that a gradient of nothing stays nothing
+
+
+class Muon(Optimizer):
+    """Nesterov momentum, made orthogonal by Newton-Schulz iterations (https://kellerjordan.github.io/posts/muon).
+
+    Updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so a learning rate and a weight decay that were
+    found for one suit the other.
+
+    Args:
+        params: matrices, also such as FSDP2 has cut over the processes.
+        lr, weight_decay, momentum: as usual; the decay is decoupled.
+
+    Raises:
+        ValueError: something that is no matrix.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            if parameter.ndim != 2:
+                raise ValueError(f"Muon is for matrices, not for a tensor of shape {tuple(parameter.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # torch's stubs overload it
+        """One update of all matrices that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike: dict[tuple[torch.Size, torch.device], list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike.setdefault((parameter.shape, parameter.device), []).append(parameter)
+            for (shape, _), parameters in alike.items():
+                grads = [p.grad for p in parameters if p.grad is not None]
+                buffers = [self._momentum(p) for p in parameters]
+                torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+                ahead = torch._foreach_lerp(grads, buffers, group["momentum"])
+                # A CPU has no gaps to fill, and one matrix fits its cache.
+                together = 1 if parameters[0].device.type == "cpu" else len(parameters)
+                made = [
+                    orthogonal(torch.stack([_whole(x) for x in ahead[first : first + together]]))
+                    for first in range(0, len(ahead), together)
+                ]
+                updates = [_cut_like(x.to(given.dtype), given) for x, given in zip(torch.cat(made), ahead, strict=True)]
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(parameters, updates, alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
+        return loss
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices (N, rows, columns) with all their singular values made about 1, in bfloat16 where the device multiplies it."""
+    low = matrices.device.type != "cpu" or multiplies_bf16()
+    x = matrices.to(torch.bfloat16 if low else torch.float32)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=TINY)
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def _whole(x: Any) -> Tensor:
+    """All of a matrix that FSDP2 may have cut."""
+    found: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
+    return found
+
+
+def _cut_like(x: Tensor, given: Any) -> Tensor:
+    """A whole matrix, cut over the processes as `given` is."""
+    if not hasattr(given, "full_tensor"):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x, given.device_mesh, given.placements)

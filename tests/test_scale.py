@@ -239,6 +239,9 @@ def test_a_transplanted_network_keeps_all_but_what_reads_and_writes_the_image():
             assert torch.equal(value, old.state_dict()[name]), name
     assert torch.equal(state["pos_embed"], old.position_embedding((4, 4))[:, [0, 1, *range(3, 32)]])
     new.load_state_dict(state)
+    wider = UViT(replace(old.config, img_size=8))
+    same_patches = transplanted(old.state_dict(), old.config, wider)
+    assert all(torch.equal(same_patches[name], old.state_dict()[name]) for name in IMAGE_LAYERS)
     with pytest.raises(ValueError, match="text_embed"):
         transplanted(old.state_dict(), old.config, UViT(replace(finer, text_dim=32)))
     with pytest.raises(ValueError, match="depth"):

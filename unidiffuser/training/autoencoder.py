@@ -195,7 +195,7 @@ class AutoencoderStage(Stage):
         generator = generator_on(pixels.device, generator)
         shape = (len(pixels), self.model.latent, *(side // self.downscale for side in pixels.shape[2:]))
         noise = torch.randn(shape, generator=generator, device=generator.device)
-        spread = noise_levels(len(pixels), self.noise, self.clean, generator)
+        spread = noise_levels(len(pixels), self.noise, self.clean, generator) if self.noise else None
         mean, logvar, decoded = model(pixels, noise, spread)
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).sum((1, 2, 3)).mean()
         terms = reconstruction_loss(decoded.float(), pixels, self.edge_weight, self.mse_weight)

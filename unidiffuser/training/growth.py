@@ -35,7 +35,8 @@ IMAGE_LAYERS = ("patch_embed.proj.weight", "patch_embed.proj.bias", "decoder_pre
 def transplanted(state: dict[str, Tensor], old: UViTConfig, new: UViT) -> dict[str, Tensor]:
     """The weights of a network for image latents of another kind: other channels, patches or sides.
 
-    What reads image patches and what writes them begins anew, as in ``new``; the positions are resampled, all else is kept.
+    What reads image patches and what writes them begins anew, as in ``new``, where patches are others than before; the
+    positions are resampled, all else is kept.
 
     Args:
         state: all weights under the network's own names, in float32.
@@ -48,7 +49,9 @@ def transplanted(state: dict[str, Tensor], old: UViTConfig, new: UViT) -> dict[s
     fresh = new.state_dict()
     rows, columns = new.config.grid
     kept, _ = grown(state, old, (rows * old.patch_size, columns * old.patch_size))
-    taken = {name: value if name in IMAGE_LAYERS else kept.get(name, value) for name, value in fresh.items()}
+    same = (old.in_chans, old.patch_size) == (new.config.in_chans, new.config.patch_size)
+    anew = () if same else IMAGE_LAYERS
+    taken = {name: value if name in anew else kept.get(name, value) for name, value in fresh.items()}
     if wrong := [name for name, value in fresh.items() if taken[name].shape != value.shape or name not in kept]:
         raise ValueError(f"only the image latents may differ between the two networks, but so does {wrong[0]}")
     if left := set(kept) - set(fresh):

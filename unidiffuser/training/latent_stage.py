@@ -6,7 +6,6 @@ seed. So the loss of a step is the same however the batch is spread over process
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from .config import TrainConfig
 from .growth import grown
 from .objective import PAPER, diffusion_loss, draw_labels
 from .stage import Stage, Work, seeded_init
-from .uvit import attention_for, export_model, prompt_grid
+from .uvit import attention_for, export_model, prompt_grid, work_of
 
 
 class LatentStage(Stage):
@@ -120,22 +119,3 @@ def _network(checkpoint: Checkpoint, new: dict[str, Any] | None, side: int, seed
     if state is not None:
         network.load_state_dict(state)
     return network
-
-
-def work_of(sizes: UViTConfig) -> Work:
-    """Tokens of an example, and its operations: counted by torch on a network without weights, forwards times three."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    network = UViT(sizes, device="meta", attention=_plain_attention)
-    shapes = sizes.item_shapes
-    streams = [torch.empty(1, *shapes[name], device="meta") for name in ("img", "clip_img", "text")]
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network(*streams, torch.ones(1, device="meta"), torch.ones(1, device="meta"))
-    tokens = 2 + bool(sizes.data_types) + sizes.num_text_tokens + 1 + math.prod(sizes.grid)
-    return Work(tokens, 3.0 * counter.get_total_flops())
-
-
-def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Two products, which the counter knows on every device."""
-    return (q @ k.transpose(-2, -1) @ v).transpose(1, 2).flatten(2)

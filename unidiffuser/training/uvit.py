@@ -26,7 +26,7 @@ from .latents import Latents
 from .loop import Stage, TrainConfig, seeded_init
 from .objective import PAPER, diffusion_loss, draw_labels, noise_of_another
 from .parallel import own_device
-from .stage import generator_on
+from .stage import Work, generator_on
 
 SHORT = 128  # tokens up to which attention is faster written out, on a CPU
 
@@ -224,6 +224,9 @@ class UViTStage(Stage):
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         return {"index": indices}
 
+    def work(self) -> Work:
+        return work_of(self.model.config)
+
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         index = batch["index"]
         generator, count = generator_on(index.device, generator), len(index)
@@ -299,3 +302,22 @@ def export_model(checkpoint: Checkpoint, network: UViT, path: Path, dtype: torch
     parts = {name: checkpoint.state_dict(name) for name in checkpoint.parts() if name != "uvit"}
     parts["uvit"] = network.state_dict()
     save_checkpoint(path, config, parts, checkpoint.tokenizer_specs(), dtype)
+
+
+def work_of(sizes: UViTConfig) -> Work:
+    """Tokens of an example, and its operations: counted by torch on a network without weights, forwards times three."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = UViT(sizes, device="meta", attention=_plain_attention)
+    shapes = sizes.item_shapes
+    streams = [torch.empty(1, *shapes[name], device="meta") for name in ("img", "clip_img", "text")]
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(*streams, torch.ones(1, device="meta"), torch.ones(1, device="meta"))
+    tokens = 2 + bool(sizes.data_types) + sizes.num_text_tokens + 1 + math.prod(sizes.grid)
+    return Work(tokens, 3.0 * counter.get_total_flops())
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two products, which the counter knows on every device."""
+    return (q @ k.transpose(-2, -1) @ v).transpose(1, 2).flatten(2)

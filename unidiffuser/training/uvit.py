@@ -89,8 +89,10 @@ class Kin:
     def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Rows (B,) of the same kinds as the rows ``index`` (B,); all on one device."""
         kinds = self.kinds[index]
-        chance = torch.rand(index.shape, generator=generator, dtype=torch.float64, device=generator.device)
-        place = (chance * self.counts[kinds]).long()
+        device, counts = generator.device, self.counts[kinds]
+        wide = torch.float32 if device.type == "mps" else torch.float64  # Metal has no doubles; floats may round up
+        chance = torch.rand(index.shape, generator=generator, dtype=wide, device=device)
+        place = torch.minimum((chance * counts).long(), counts - 1)
         return self.rows[self.starts[kinds] + place]
 
 

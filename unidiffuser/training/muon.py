@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -24,7 +25,8 @@ class Muon(Optimizer):
     """Nesterov momentum, made orthogonal by Newton-Schulz iterations (https://kellerjordan.github.io/posts/muon).
 
     Updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so a learning rate and a weight decay that were
-    found for one suit the other.
+    found for one suit the other. Several processes, which all have the same gradients after the backward pass, share the work:
+    each makes its part of the matrices orthogonal, and the results are those of one process.
 
     Args:
         params: matrices, also such as FSDP2 has cut over the processes.
@@ -57,13 +59,8 @@ class Muon(Optimizer):
                 buffers = [self._momentum(p) for p in parameters]
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(grads, buffers, group["momentum"])
-                # A CPU has no gaps to fill, and one matrix fits its cache.
-                together = 1 if parameters[0].device.type == "cpu" else len(parameters)
-                made = [
-                    orthogonal(torch.stack([_whole(x) for x in ahead[first : first + together]]))
-                    for first in range(0, len(ahead), together)
-                ]
-                updates = [_cut_like(x.to(given.dtype), given) for x, given in zip(torch.cat(made), ahead, strict=True)]
+                made = _orthogonal_by_all(torch.stack([_whole(x) for x in ahead]))
+                updates = [_cut_like(x, given) for x, given in zip(made, ahead, strict=True)]
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, updates, alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
         return loss
@@ -88,6 +85,21 @@ def orthogonal(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def _orthogonal_by_all(matrices: Tensor) -> Tensor:
+    """`orthogonal` in the matrices' own type, each by one of the processes and then known to all."""
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    mine = range(rank, len(matrices), size)
+    # A CPU has no gaps to fill, and one matrix fits its cache.
+    together = 1 if matrices.device.type == "cpu" else max(1, len(mine))
+    made = torch.zeros_like(matrices)
+    for first in range(0, len(mine), together):
+        part = list(mine[first : first + together])
+        made[part] = orthogonal(matrices[part]).to(made.dtype)
+    if size > 1:
+        dist.all_reduce(made)  # the others' are 0 here
+    return made
 
 
 def _whole(x: Any) -> Tensor:

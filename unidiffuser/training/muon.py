@@ -90,13 +90,11 @@ def orthogonal(matrices: Tensor) -> Tensor:
 def _orthogonal_by_all(matrices: Tensor) -> Tensor:
     """`orthogonal` in the matrices' own type, each by one of the processes and then known to all."""
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-    mine = range(rank, len(matrices), size)
-    # A CPU has no gaps to fill, and one matrix fits its cache.
-    together = 1 if matrices.device.type == "cpu" else max(1, len(mine))
     made = torch.zeros_like(matrices)
-    for first in range(0, len(mine), together):
-        part = list(mine[first : first + together])
-        made[part] = orthogonal(matrices[part]).to(made.dtype)
+    # A CPU has no gaps to fill, and one matrix fits its cache.
+    together = 1 if matrices.device.type == "cpu" else len(matrices)
+    for given, result in zip(matrices[rank::size].split(together), made[rank::size].split(together), strict=True):
+        result.copy_(orthogonal(given))
     if size > 1:
         dist.all_reduce(made)  # the others' are 0 here
     return made

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from unidiffuser.checkpoints import load_checkpoint
-from unidiffuser.schedule import add_noise, alphas_cumprod
+from unidiffuser.schedule import add_noise, alphas_cumprod, half_logsnr
 from unidiffuser.streams import Streams
 from unidiffuser.training.augment import augmented
 from unidiffuser.training.autoencoder import SCALE, PatchedAutoencoder, principal_colours, psnr, reduced
@@ -127,6 +127,17 @@ def test_lean_sees_labels_in_proportion_to_a_power_of_noise_over_signal():
         assert torch.allclose(seen.double(), expected, atol=5 * 0.5 / count**0.5)  # five standard errors
     edges = draw_labels(1000, {"clean_text": 1, "equal": 1}, torch.Generator().manual_seed(0), lean)
     assert ((edges["text"] == 0) | (edges["text"] == edges["img"])).all()
+
+
+def test_logit_normal_labels_of_images_are_normal_in_the_logarithm_of_noise_over_signal():
+    drawing = torch.Generator().manual_seed(0)
+    labels = draw_labels(100_000, {"independent": 1.0}, drawing, logit_normal=[0.5, 0.4])  # no end of the schedule is near
+    log_noise = -half_logsnr(labels["img"].double())
+    assert abs(log_noise.mean() - 0.5) < 0.01  # standard error 0.0013
+    assert abs(log_noise.std() - 0.4) < 0.01
+    below = (log_noise < 0.5 + 0.4).double().mean()
+    assert abs(below - 0.8413) < 0.01  # of a normal distribution, below one standard deviation
+    assert abs(labels["text"].double().mean() - 500.5) < 5  # texts have a lean of their own, here none
 
 
 @given(values=st.lists(st.sampled_from("abc"), min_size=1, max_size=12), seed=st.integers(0, 2**31))
@@ -239,6 +250,12 @@ def test_the_noise_of_another_makes_the_same_noisy_pair(seed, label):
 def test_a_lean_below_zero_is_refused():
     with pytest.raises(ValueError, match="lean"):
         draw_labels(4, {"equal": 1}, torch.Generator(), lean=-1.0)
+
+
+@pytest.mark.parametrize("mean_and_std", [[0.8, 0.0], [0.8]])
+def test_a_logit_normal_without_width_is_refused(mean_and_std):
+    with pytest.raises(ValueError, match="logit_normal must be a mean and a std above 0"):
+        draw_labels(4, {"equal": 1}, torch.Generator(), logit_normal=mean_and_std)
 
 
 def test_loss_is_the_plain_mean_over_noised_elements():

@@ -34,7 +34,8 @@ class LatentStage(Stage):
     uvit: sizes of a new network (fields of UViTConfig). When absent, the checkpoint's own is trained on; where the shards
         have another size than it, its position embedding grows with them.
     data_type: of all pairs, for networks that know data types: 1 = curated (when absent), 0 = web.
-    mix, lean: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective when absent.
+    mix, lean, logit_normal: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective
+        when absent.
     window: shards that are mixed with each other.
     defaults, dtype, sample_prompts: as in :class:`.uvit.UViTStage`.
     """
@@ -49,6 +50,7 @@ class LatentStage(Stage):
         self.size = len(self.shards)
         self.checkpoint: Checkpoint = load_checkpoint(options["checkpoint"])
         self.mix, self.lean = options.get("mix", PAPER), float(options.get("lean", 0.0))
+        self.logit_normal: list[float] | None = options.get("logit_normal")
         self.data_type = int(options.get("data_type", 1))
         self.dtype = getattr(torch, options.get("dtype", "float32"))
         self.defaults = options.get("defaults", self.checkpoint.config.defaults)
@@ -66,7 +68,7 @@ class LatentStage(Stage):
         examples = []
         for row, seed in zip(batch["rows"], seeds, strict=True):
             generator = torch.Generator().manual_seed(seed)
-            labels = draw_labels(1, self.mix, generator, self.lean)
+            labels = draw_labels(1, self.mix, generator, self.lean, self.logit_normal)
             caption = int(torch.randint(len(row["text"]), (), generator=generator))
             img = row["mean"] + row["std"] * torch.randn(row["mean"].shape, generator=generator)
             clean = {"img": img, "clip_img": row["clip_img"], "text": row["text"][caption]}

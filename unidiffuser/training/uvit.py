@@ -110,7 +110,8 @@ class UViTStage(Stage):
     network_of: a model whose network goes on learning on the latents of ``checkpoint``, which has none: other encoders of the
         same shapes. Where `uvit` says so ("img_size", "in_chans", "patch_size"), the image latents may be of other shapes:
         what reads and writes them then begins anew, see :func:`.growth.transplanted`.
-    mix, lean: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective when absent.
+    mix, lean, logit_normal: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective
+        when absent.
     captioning: what the share "clean_image" of the mix learns from instead: "where" (a filter of its own), "versions" (copies
         of each picture, all but the first changed by :func:`.augment.augmented`), and its "place", "colour", "mirror" ...
         Captions then become those of more pictures than the network draws; nothing changes for what it draws. "swap" is the
@@ -152,6 +153,7 @@ class UViTStage(Stage):
         self.size = len(images)
         self.latents = Latents(self.checkpoint, images, device=own_device())
         self.mix, self.lean = options.get("mix", PAPER), float(options.get("lean", 0.0))
+        self.logit_normal: list[float] | None = options.get("logit_normal")
         captioning, drawing = options.get("captioning") or {}, options.get("drawing") or {}
         self.swap, within = float(captioning.get("swap", 0.0)), captioning.get("swap_within", "style")
         self.drawing_share = float(drawing.get("share", 1.0))
@@ -236,7 +238,7 @@ class UViTStage(Stage):
         def chance() -> Tensor:
             return torch.rand(count, generator=generator, device=index.device)
 
-        labels = draw_labels(count, self.mix, generator, self.lean)
+        labels = draw_labels(count, self.mix, generator, self.lean, self.logit_normal)
         clean = self.latents.to(index.device).draw(index, self.shares, generator)
         if self.captioning is not None:
             others = self._any_of(self.captioning, count, generator)

@@ -99,6 +99,15 @@ def test_the_result_is_a_model(shards, tmp_path):
     assert (tmp_path / "run/samples/0000002.png").is_file()
 
 
+def test_labels_are_drawn_as_the_config_says(shards, tmp_path):
+    settings = config(shards, tmp_path / "run")
+    settings.options["logit_normal"] = [0.0, 1e-3]  # next to no width: the label where noise and signal are equally strong
+    stage = LatentStage(settings)
+    labels = stage.draw(stage.batch(torch.arange(8)), list(range(8)))
+    assert ((labels["t_img"] - 355).abs() <= 2).all()
+    assert len(labels["t_text"].unique()) > 4
+
+
 def test_muon_orthogonalises_in_the_blocks_and_adamw_moves_the_rest(shards, tmp_path):
     """First updates are known: AdamW's are signs, Muon's the gradient with all its singular values made (nearly) one."""
     settings = config(shards, tmp_path / "run", optimizer="muon", weight_decay=0.0)

@@ -9,6 +9,7 @@ from it, `mix`, `lean` and `logit_normal`, only says which labels are seen how o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,9 +58,11 @@ def draw_labels(
         raise ValueError(f"the shares of the mix must be positive, got {dict(mix)}")
     if lean < 0:
         raise ValueError(f"lean must be 0 or more, got {lean}")
+    if logit_normal is not None and (len(logit_normal) != 2 or logit_normal[1] <= 0):
+        raise ValueError(f"logit_normal must be a mean and a std above 0, got {list(logit_normal)}")
     kind = torch.multinomial(shares.to(generator.device), count, replacement=True, generator=generator)
-    leaning = torch.exp(-lean * half_logsnr(LABELS)) if lean else None
-    t_img = _noisy_labels(count, generator, leaning if logit_normal is None else _logit_normal(logit_normal))
+    leaning = _leaning(lean) if lean else None
+    t_img = _noisy_labels(count, generator, leaning if logit_normal is None else _logit_normal(*logit_normal))
     t_text = _noisy_labels(count, generator, leaning)
     t_text = torch.where(kind == MIXES.index("equal"), t_img, t_text)
     t_text = t_text.masked_fill(kind == MIXES.index("clean_text"), 0)
@@ -69,11 +72,15 @@ def draw_labels(
     return {"img": t_img, "text": t_text}
 
 
-def _logit_normal(given: Sequence[float]) -> Tensor:
+@cache  # both densities: a stage may draw for one example at a time
+def _leaning(lean: float) -> Tensor:
+    """Relative probability (1000,) of each label 1..1000, in proportion to (sigma / alpha)^lean."""
+    return torch.exp(-lean * half_logsnr(LABELS))
+
+
+@cache
+def _logit_normal(mean: float, std: float) -> Tensor:
     """Relative probability (1000,) of each label 1..1000, when log(sigma / alpha) is normally distributed."""
-    if len(given) != 2 or given[1] <= 0:
-        raise ValueError(f"logit_normal must be a mean and a std above 0, got {list(given)}")
-    mean, std = given
     log_noise = -half_logsnr(LABELS)
     (width,) = torch.gradient(log_noise)  # the labels are not evenly spaced in it
     return torch.exp(-0.5 * ((log_noise - mean) / std).square()) * width

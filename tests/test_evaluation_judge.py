@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
 
 
 def test_the_judge_learns_real_pictures_and_its_file_judges_alike(pairs: list[Pair], tmp_path: Path) -> None:
-    judge = train_judge(pairs, steps=40, concept_batch=24, style_batch=8, progress=False)
+    judge = train_judge(pairs, concept_steps=40, style_steps=40, concept_batch=24, style_batch=8, progress=False)
     train = in_split(pairs, "train")
     right = [v.concept == p.label for v, p in zip(judge.judge_pictures([p.image() for p in train]), train, strict=True)]
     assert sum(right) / len(right) > 0.8  # chance is 1 / 12
@@ -36,18 +37,34 @@ def test_the_judge_learns_real_pictures_and_its_file_judges_alike(pairs: list[Pa
 
 def test_training_is_repeatable_and_leaves_the_global_generator_alone(pairs: list[Pair]) -> None:
     state = torch.get_rng_state()
-    one, two = (train_judge(pairs, steps=2, concept_batch=4, style_batch=4, seed=5, progress=False) for _ in range(2))
+    one, two = (
+        train_judge(pairs, concept_steps=2, style_steps=2, concept_batch=4, style_batch=4, seed=5, progress=False)
+        for _ in range(2)
+    )
     torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=0, atol=0)
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_one_half_goes_on_alone(pairs: list[Pair]) -> None:
+    start = train_judge(pairs, concept_steps=1, style_steps=1, concept_batch=4, style_batch=4, progress=False)
+    before = copy.deepcopy(start.state_dict())
+    longer = train_judge(pairs, concept_steps=0, style_steps=2, style_batch=4, start=start, progress=False)
+    torch.testing.assert_close(start.state_dict(), before, rtol=0, atol=0)
+    moved = {name for name, value in longer.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith(("strokes", "style_head")) for name in moved)
+    fewer = start.among({"thing, 3", "thing, 7"})
+    with pytest.raises(ValueError, match="other concepts"):
+        train_judge(pairs, concept_steps=0, style_steps=1, start=fewer, progress=False)
+
+
 def test_held_out_pictures_are_never_opened(pairs: list[Pair]) -> None:
     shut = [p if p.split == "train" else Pair(p.key, p.captions, Path("nowhere"), fields=p.fields) for p in pairs]
-    train_judge(shut, steps=1, concept_batch=4, style_batch=4, progress=False)
+    train_judge(shut, concept_steps=1, style_steps=1, concept_batch=4, style_batch=4, progress=False)
 
 
 def test_a_judge_among_fewer_concepts_gives_the_same_scores_to_those(pairs: list[Pair]) -> None:
-    judge = train_judge(pairs, steps=2, concept_batch=4, style_batch=4, progress=False)
+    judge = train_judge(pairs, concept_steps=2, style_steps=2, concept_batch=4, style_batch=4, progress=False)
     few = judge.among({"thing, 3", "thing, 7", "unknown"})
     assert set(few.concepts) == {"thing, 3", "thing, 7"}
     images = torch.rand(3, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1

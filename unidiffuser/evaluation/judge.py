@@ -236,14 +236,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="image folder made by `unidiffuser prepare-emoji`")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
-    parser.add_argument("--steps", type=int, default=1800, help="training steps (default 1800)")
+    parser.add_argument("--concept-steps", type=int, default=1800, help="training steps of the half that tells concepts")
+    parser.add_argument("--style-steps", type=int, default=3000, help="of the half that tells styles; 0 leaves a half as it is")
+    parser.add_argument("--start", type=Path, help="go on from this judge")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", action="store_true", help="only report the accuracy of the judge in --out")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pairs = list(read_folder(options.data))
     if not options.report:
-        train_judge(pairs, steps=options.steps, seed=options.seed).save(options.out)
+        start = load_judge(options.start) if options.start else None
+        steps = {"concept_steps": options.concept_steps, "style_steps": options.style_steps}
+        train_judge(pairs, **steps, seed=options.seed, start=start).save(options.out)
     judge = load_judge(options.out)
     for line in accuracy_report(judge, pairs):
         log.info("%s", line)

@@ -9,9 +9,11 @@ one that its concept is never seen in. Both see some pictures a little soft or n
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from unidiffuser.evaluation.judge import CONCEPT_SIDE, SIDE, Judge, at_side
 from unidiffuser.evaluation.metrics import share
 from unidiffuser.evaluation.sources import Pair, in_split
 from unidiffuser.images import to_tensor
+from unidiffuser.precision import multiplies_bf16
 from unidiffuser.training.augment import hue_turn, moved, softened
 from unidiffuser.training.restyle import Restyle
 
@@ -34,67 +37,114 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 def train_judge(
     pairs: Sequence[Pair],
     *,
-    steps: int = 1800,
+    concept_steps: int = 1800,
+    style_steps: int = 3000,
     concept_batch: int = 88,
-    style_batch: int = 24,
+    style_batch: int = 64,
     learning_rate: float = 3e-3,
     seed: int = 0,
+    start: Judge | None = None,
     progress: bool = True,
 ) -> Judge:
-    """A judge trained on the ``train`` split; AdamW, warm-up and cosine decay, bfloat16 where it helps.
+    """A judge trained on the ``train`` split; AdamW, warm-up and cosine decay, bfloat16 where the CPU multiplies it.
+
+    Its two halves share nothing, so they are trained one after the other, each from the seed.
 
     Args:
         pairs: with the fields ``label``, ``style``, ``split`` and ``demo``, true for the concepts and styles that it shall
             tell apart; ``known``, where it is there, is true for more pictures of these concepts, in any style.
-        steps: training steps.
-        concept_batch, style_batch: pictures of a step for each of the two heads.
+        concept_steps, style_steps: training steps of each half; a half with none stays as it begins.
+        concept_batch, style_batch: pictures of a step.
         learning_rate: at the end of the warm-up.
         seed: of the start weights, the order and the changes.
-        progress: a bar on stderr.
+        start: goes on learning, on a copy.
+        progress: bars on stderr.
+
+    Raises:
+        ValueError: ``start`` tells other concepts or styles than the pairs have.
     """
     every = in_split(pairs, "train")
     judged = [pair for pair in every if pair.fields.get("demo")]
     labels, styles = _in_order(e.label for e in judged), _in_order(e.style for e in judged)
-    known = [pair for pair in every if pair.fields.get("known", pair.fields.get("demo"))]
-    every = [pair for pair in every if pair.style in styles]
-    known_images, every_images = stacked(known, CONCEPT_SIDE), stacked(every, SIDE)
-    known_targets = torch.tensor([labels.index(e.label) for e in known])
-    every_targets = torch.tensor([styles.index(e.style) for e in every])
+    judge = _beginning(labels, styles, seed) if start is None else copy.deepcopy(start)
+    if set(judge.concepts) != set(labels) or set(judge.styles) != set(styles):
+        raise ValueError("the judge to go on from tells other concepts or styles than these pictures have; train a new one")
+    judge.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # missing in torch's stubs
+    bar = partial(tqdm, disable=not progress)
 
-    generator = torch.Generator().manual_seed(seed)
+    if concept_steps:
+        known = [pair for pair in every if pair.fields.get("known", pair.fields.get("demo"))]
+        log.info("%d pictures of %d concepts", len(known), len(labels))
+        images, targets = stacked(known, CONCEPT_SIDE), torch.tensor([judge.concepts.index(e.label) for e in known])
+        generator = torch.Generator().manual_seed(seed)
+        restyle = Restyle()
+
+        def things() -> tuple[Tensor, Tensor]:
+            rows = torch.randint(len(known), (concept_batch,), generator=generator)
+            return augment(of(images, rows), generator), targets[rows]
+
+        def said(shown: Tensor) -> Tensor:
+            with restyle.during([(slice(None), RESTYLED)], generator):
+                return judge.concept_logits(shown)
+
+        hook = judge.stem.register_forward_hook(restyle)
+        half = [judge.stem, judge.concept_body, judge.concept_head]
+        _fit(half, things, said, bar(range(concept_steps), "concepts"), learning_rate, label_smoothing=0.1)
+        hook.remove()
+
+    if style_steps:
+        drawn = [pair for pair in every if pair.style in styles]
+        log.info("%d pictures of %d styles", len(drawn), len(styles))
+        drawings, kinds = stacked(drawn, SIDE), torch.tensor([judge.styles.index(e.style) for e in drawn])
+        chance = torch.Generator().manual_seed(seed)
+
+        def drawn_so() -> tuple[Tensor, Tensor]:
+            rows = torch.randint(len(drawn), (style_batch,), generator=chance)
+            return augment(of(drawings, rows), chance, colour=0.15), kinds[rows]
+
+        half = [judge.strokes, judge.style_head]
+        _fit(half, drawn_so, judge.style_logits, bar(range(style_steps), "styles"), learning_rate)
+    return judge.eval()
+
+
+def _beginning(labels: Sequence[str], styles: Sequence[str], seed: int) -> Judge:
     with torch.random.fork_rng(devices=[]):  # torch's own start weights are drawn globally, then replaced
         judge = Judge(labels, styles)
-    initialise(judge, generator)
-    judge.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # missing in torch's stubs
-    restyle = Restyle()
-    hook = judge.stem.register_forward_hook(restyle)
-    decayed = [p for p in judge.parameters() if p.ndim > 1]
-    others = [p for p in judge.parameters() if p.ndim <= 1]
+    initialise(judge, torch.Generator().manual_seed(seed))
+    return judge
+
+
+def _fit(
+    half: Sequence[torch.nn.Module],
+    examples: Callable[[], tuple[Tensor, Tensor]],
+    logits: Callable[[Tensor], Tensor],
+    steps: tqdm[int],
+    learning_rate: float,
+    *,
+    label_smoothing: float = 0.0,
+) -> None:
+    """Steps of AdamW on a half of the judge; matrices decay, the learning rate warms up and falls as a cosine."""
+    weights = [p for part in half for p in part.parameters()]
+    decayed, others = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=learning_rate
     )
-    warm_up = max(1, steps // 30)
+    count = len(steps)
+    warm_up = max(1, count // 30)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        optimizer, lambda step: min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / count))
     )
-    log.info("%d pictures of %d concepts; %d for the style", len(known), len(labels), len(every))
-    with tqdm(range(steps), desc="judge", disable=not progress) as bar:
-        for _ in bar:
-            rows = torch.randint(len(known), (concept_batch,), generator=generator)
-            style_rows = torch.randint(len(every), (style_batch,), generator=generator)
-            things = augment(of(known_images, rows), generator)
-            drawings = augment(of(every_images, style_rows), generator, colour=0.15)
-            with torch.autocast("cpu", torch.bfloat16), restyle.during([(slice(None), RESTYLED)], generator):
-                concept_logits, style_logits = judge.concept_logits(things), judge.style_logits(drawings)
-            concept_loss = F.cross_entropy(concept_logits.float(), known_targets[rows], label_smoothing=0.1)
-            style_loss = F.cross_entropy(style_logits.float(), every_targets[style_rows])
+    with steps:
+        for _ in steps:
+            shown, targets = examples()
+            with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16()):
+                said = logits(shown)
+            loss = F.cross_entropy(said.float(), targets, label_smoothing=label_smoothing)
             optimizer.zero_grad()
-            (concept_loss + style_loss).backward()
+            loss.backward()
             optimizer.step()
             schedule.step()
-            bar.set_postfix(concept=f"{concept_loss.item():.2f}", style=f"{style_loss.item():.2f}", refresh=False)
-    hook.remove()
-    return judge.eval()
+            steps.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
 
 
 def initialise(judge: Judge, generator: torch.Generator) -> None:

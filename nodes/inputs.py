@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.sample
 import comfy.utils
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ WORDS = {"img": "picture", "text": "text"}
 INPUT_OF = {"img": "latent_image", "clip_img": "clip_vision_output", "text": "text"}  # of the UniDiffuser Sampler
 TOKEN_MASK = "unidiffuser_token_mask"  # in a CONDITIONING: (1, L, 1), 1 = rewrite this token
 LEVEL = "unidiffuser_level"  # in what a path left noisy: its label; a path that begins there takes it as it is
+SCALE = "downscale_ratio_spacial"  # the host's own: in an empty LATENT, the pixels that it means by one of its own
 KEPT = "unidiffuser_kept"  # in what a path left noisy: what it was before, for the part that a mask keeps
 
 
@@ -55,9 +57,9 @@ def given_streams(
     """
     model = require_model(patcher)
     net = model.diffusion_model.config
-    samples = None if latent is None else latent["samples"]
+    samples = None if latent is None else sized(patcher, latent)
     if samples is not None:
-        check_image_latent(samples, net)
+        check_image_latent(samples, net, model.latent_format.spacial_downscale_ratio)
     cond = None if text is None else text_latent(patcher, text)
     embeds = None if clip_vision_output is None else clip_vision_output["image_embeds"]
     batch = max((len(given) for given in (samples, cond, embeds) if given is not None), default=1)
@@ -77,6 +79,14 @@ def given_streams(
         text=cond,
     )
     return streams, masks
+
+
+def sized(patcher: comfy.model_patcher.ModelPatcher, latent: Mapping[str, Any]) -> Tensor:
+    """The samples of a LATENT; an empty one, of a node that counts on 8 pixels, becomes what this model has for as many."""
+    samples: Tensor = latent["samples"]
+    if samples.ndim == 4 and latent.get(SCALE) is not None:
+        samples = comfy.sample.fix_empty_latent_channels(patcher, samples, latent[SCALE])
+    return samples
 
 
 def _keep_clean(values: Tensor, mask: Tensor | None, told: Mapping[str, Any], name: str) -> Tensor:

@@ -155,7 +155,7 @@ def host_outputs(
     level = {name: {inputs.LEVEL: path.labels(name)[-1]} if path.labels(name)[-1] > LEAST else {} for name in MODALITIES}
     latent = vision = cond = ExecutionBlocker(None)
     if out.img is not None:
-        latent = {k: v for k, v in (latent_image or {}).items() if k not in (inputs.LEVEL, inputs.KEPT)}
+        latent = {k: v for k, v in (latent_image or {}).items() if k not in (inputs.LEVEL, inputs.KEPT, inputs.SCALE)}
         latent |= {"samples": model.model.process_latent_out(out.img), **level["img"]}
         if level["img"] and mask.img is not None:
             latent[inputs.KEPT] = model.model.process_latent_out(given.need("img"))

@@ -18,7 +18,6 @@ from ..unidiffuser.streams import draw_noise, item_generators
 from ..unidiffuser.uvit import UViTConfig
 from .memory import say_what_to_do
 
-PIXELS = 8  # along a side, for one of the latent
 LARGEST = 3  # area of a latent, in that of the trained one
 WRAPPER_KEY = "unidiffuser"  # of the wrapper, and in transformer_options of the SampledStreams
 Shape = tuple[int, ...]
@@ -87,7 +86,7 @@ def sample_with_clip_stream(
 
     model = guider.model_patcher.model
     net = model.diffusion_model.config
-    check_image_latent(latent_image, net)
+    check_image_latent(latent_image, net, model.latent_format.spacial_downscale_ratio)
     batch, image_shape, clip_shape = latent_image.shape[0], tuple(latent_image.shape[1:]), (1, net.clip_img_dim)
     shapes = [image_shape, clip_shape]
     generators = item_generators(seed or 0, batch)
@@ -122,8 +121,11 @@ def image_callback(callback: Callable[..., None] | None, shapes: Sequence[Shape]
     return lambda step, x0, x, total: callback(step, unpack(x0, shapes)[0], unpack(x, shapes)[0], total)
 
 
-def check_image_latent(latent: Tensor, config: UViTConfig) -> None:
-    """Raise ValueError, in the artist's words, for a LATENT that the network cannot take or makes nothing of."""
+def check_image_latent(latent: Tensor, config: UViTConfig, downscale: int) -> None:
+    """Raise ValueError, in the artist's words, for a LATENT that the network cannot take or makes nothing of.
+
+    `downscale`: pixels along a side, for one of the latent.
+    """
     patch, (rows, columns) = config.patch_size, config.latent_size
     if latent.ndim != 4 or latent.shape[1] != config.in_chans:
         raise ValueError(
@@ -133,14 +135,14 @@ def check_image_latent(latent: Tensor, config: UViTConfig) -> None:
     height, width = latent.shape[2:]
     if height * width > LARGEST * rows * columns:
         raise ValueError(
-            f"The LATENT is one of {width * PIXELS} x {height * PIXELS} pixels; this model was trained on "
-            f"{columns * PIXELS} x {rows * PIXELS} and makes nothing sensible of more than {LARGEST} times that area. Choose "
-            f"a smaller 'Empty Latent Image', or scale the picture down before VAE Encode."
+            f"The LATENT is one of {width * downscale} x {height * downscale} pixels; this model was trained on "
+            f"{columns * downscale} x {rows * downscale} and makes nothing sensible of more than {LARGEST} times that area. "
+            f"Choose a smaller 'Empty Latent Image', or scale the picture down before VAE Encode."
         )
     if height % patch or width % patch:
         raise ValueError(
             f"The LATENT is {width} x {height}; this model needs sides that are multiples of {patch}, so a picture whose "
-            f"sides are multiples of {patch * PIXELS} pixels."
+            f"sides are multiples of {patch * downscale} pixels."
         )
 
 

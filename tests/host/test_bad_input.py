@@ -20,8 +20,7 @@ def chain(graph: Graph, **inputs: Link) -> Link:
 
 
 def sixteen_channels(graph: Graph) -> None:
-    latent = graph.add("EmptySD3LatentImage", width=128, height=128, batch_size=1)()
-    graph.show(graph.sampler(graph.path("joint")(), latent_image=latent)())
+    graph.show(graph.sampler(graph.path("joint")(), latent_image=graph.add("TestForeignLatent")())())
 
 
 def sixteen_channels_in_the_core_sampler(graph: Graph) -> None:
@@ -29,8 +28,8 @@ def sixteen_channels_in_the_core_sampler(graph: Graph) -> None:
 
 
 def sixteen_channels_in_a_chain(graph: Graph) -> None:
-    latent = graph.add("EmptySD3LatentImage", width=128, height=128, batch_size=1)()
     _, token = graph.encoded()
+    latent = graph.add("TestForeignLatent")()
     graph.add("PreviewImage", images=chain(graph, latent_image=latent, clip_vision_output=token))
 
 

@@ -11,6 +11,7 @@ import pytest
 from host_server import HostServer, InvalidPrompt, error_of
 from PIL import Image
 from prompts import Graph
+from tiny import write_tiny_checkpoint
 
 
 def pictures(server: HostServer, shown: dict) -> list[Image.Image]:
@@ -24,6 +25,28 @@ def test_text_to_image_by_the_core_sampler_alone(server: HostServer) -> None:
     images = pictures(server, server.run(graph.prompt)[preview])
     assert [image.size for image in images] == [(128, 128)] * 3
     assert len({image.tobytes() for image in images}) == 3
+
+
+def test_an_empty_latent_of_the_host_has_the_size_that_it_was_given(server: HostServer, tiny_file: Path) -> None:
+    """The host's empty latents count on 8 pixels, those of Stable Diffusion 3 on 16 channels too."""
+    write_tiny_checkpoint(tiny_file.with_name("fine.safetensors"), downscale=4)
+    server.get("/object_info/UniDiffuserLoader")
+    for model in ("tiny.safetensors", "fine.safetensors"):
+        graph = Graph(model)
+        empty, other = graph.empty(128, 64), graph.add("EmptySD3LatentImage", width=128, height=64, batch_size=1)()
+        text = graph.text("red")
+        previews = [
+            graph.show(graph.ksampler(text, graph.text(""), empty)()),
+            *(graph.show(graph.sampler(graph.path("joint")(), latent_image=latent)()) for latent in (empty, other)),
+            graph.show(graph.ksampler(text, graph.text(""), graph.sampler(graph.path("joint")(), latent_image=empty)())()),
+        ]
+        shown = server.run(graph.prompt)
+        assert [pictures(server, shown[preview])[0].size for preview in previews] == [(128, 64)] * 4
+
+    graph = Graph("fine.safetensors")
+    graph.show(graph.sampler(graph.path("joint")(), latent_image=graph.empty(512, 256))())
+    with pytest.raises(RuntimeError, match=r"one of 512 x 256 pixels; this model was trained on 128 x 128"):
+        server.run(graph.prompt)
 
 
 def test_an_attention_that_a_node_puts_on_the_model_is_used(server: HostServer) -> None:

@@ -27,7 +27,9 @@ def tokenizer_specs() -> dict[str, dict[str, object]]:
     }
 
 
-def tiny_config() -> ModelConfig:
+def tiny_config(downscale: int = 8) -> ModelConfig:
+    """`downscale`: pixels of the picture for one of the latent, along a side; even."""
+    patch_size = downscale // 2
     specs = tokenizer_specs()
     clip_vocab, gpt2_vocab = specs["clip_tokenizer"]["vocab"], specs["gpt2_tokenizer"]["vocab"]
     tower = {
@@ -39,8 +41,8 @@ def tiny_config() -> ModelConfig:
         "layer_norm_eps": 1e-5,
     }
     ddconfig = {
-        "in_channels": 48,
-        "out_ch": 48,
+        "in_channels": 3 * patch_size**2,
+        "out_ch": 3 * patch_size**2,
         "ch": 32,
         "ch_mult": [1, 2],
         "num_res_blocks": 1,
@@ -52,7 +54,7 @@ def tiny_config() -> ModelConfig:
     }
     return ModelConfig(
         uvit=UViTConfig(
-            img_size=16,
+            img_size=128 // downscale,
             in_chans=4,
             patch_size=4,
             embed_dim=48,
@@ -63,7 +65,7 @@ def tiny_config() -> ModelConfig:
             clip_img_dim=TOKEN_DIM,
             data_types=2,
         ),
-        vae=VAEConfig(ddconfig, patch_size=4),
+        vae=VAEConfig(ddconfig, patch_size=patch_size),
         clip_text={
             **tower,
             "vocab_size": len(clip_vocab),
@@ -101,9 +103,9 @@ def tiny_config() -> ModelConfig:
     )
 
 
-def write_tiny_checkpoint(path: Path, seed: int = 0, **clip_image: Any) -> None:
+def write_tiny_checkpoint(path: Path, seed: int = 0, downscale: int = 8, **clip_image: Any) -> None:
     """The same file for the same seed; `clip_image` are other fields of the image encoder."""
-    config = tiny_config()
+    config = tiny_config(downscale)
     config.clip_image.update(clip_image)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

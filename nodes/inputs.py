@@ -57,7 +57,7 @@ def given_streams(
     """
     model = require_model(patcher)
     net = model.diffusion_model.config
-    samples = None if latent is None else sized(patcher, latent)
+    samples = None if latent is None else _sized(patcher, latent)
     if samples is not None:
         check_image_latent(samples, net, model.latent_format.spacial_downscale_ratio)
     cond = None if text is None else text_latent(patcher, text)
@@ -81,7 +81,7 @@ def given_streams(
     return streams, masks
 
 
-def sized(patcher: comfy.model_patcher.ModelPatcher, latent: Mapping[str, Any]) -> Tensor:
+def _sized(patcher: comfy.model_patcher.ModelPatcher, latent: Mapping[str, Any]) -> Tensor:
     """The samples of a LATENT; an empty one, of a node that counts on 8 pixels, becomes what this model has for as many."""
     samples: Tensor = latent["samples"]
     if samples.ndim == 4 and latent.get(SCALE) is not None:

@@ -157,7 +157,7 @@ def checks_what_learns(stage: Stage) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "unidiffuser.training.uvit.diffusion_loss",
-            lambda net, clean, generator, labels, noise: seen.append((clean, labels)),
+            lambda net, clean, generator, labels, noise, **_: seen.append((clean, labels)),
         )
         stage.loss(None, {"index": torch.arange(200) % stage.size}, torch.Generator().manual_seed(0))
     clean, labels = seen[0]
@@ -183,7 +183,7 @@ def checks_what_is_drawn(stage: Stage) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "unidiffuser.training.uvit.diffusion_loss",
-            lambda net, clean, generator, labels, noise: seen.append((clean, labels)),
+            lambda net, clean, generator, labels, noise, **_: seen.append((clean, labels)),
         )
         stage.loss(None, {"index": torch.arange(400) % stage.size}, torch.Generator().manual_seed(0))
     clean, labels = seen[0]
@@ -207,7 +207,7 @@ def checks_what_is_painted_again(stage: Stage) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "unidiffuser.training.uvit.diffusion_loss",
-            lambda net, clean, generator, labels, noise: seen.append((clean, labels, noise)),
+            lambda net, clean, generator, labels, noise, **_: seen.append((clean, labels, noise)),
         )
         stage.loss(None, {"index": torch.arange(12000) % stage.size}, torch.Generator().manual_seed(0))
     clean, labels, noise = seen[0]
@@ -802,3 +802,19 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     changed = {name for name in theirs if theirs[name].shape != ours[name].shape or not torch.equal(theirs[name], ours[name])}
     assert changed == {"patch_embed.proj.weight", "patch_embed.proj.bias", "decoder_pred.weight", "decoder_pred.bias"}
     assert unidiffuser.load(runs / "transplant/model.safetensors").text_to_image("red circle", steps=2)[0].size == (SIDE, SIDE)
+
+    # Asked for the picture instead of the noise, it writes anew and still reads as before.
+    head = {"sigma_data": 0.3, "detail_width": 8, "detail_blocks": 1, "detail_features": 4}
+    asked = replace(moved, out=str(runs / "asked"), options=moved.options | {"uvit": head})
+    train(make_stage(asked), asked, progress=False)
+    made = load_checkpoint(runs / "asked/model.safetensors")
+    assert {name: getattr(made.config.uvit, name) for name in head} == head
+    ours = made.state_dict("uvit")
+    changed = {n for n in theirs if theirs[n].shape != ours[n].shape or not torch.equal(theirs[n], ours[n])}
+    assert changed == {"decoder_pred.weight", "decoder_pred.bias"}
+    assert all(name.startswith("detail.") for name in ours.keys() - theirs.keys())
+    assert unidiffuser.load(made.path).text_to_image("red circle", steps=2)[0].size == (SIDE, SIDE)
+    further = replace(moved, out=str(runs / "further"), options=moved.options | {"network_of": str(made.path)})
+    train(make_stage(further), further, progress=False)
+    kept = load_checkpoint(runs / "further/model.safetensors").state_dict("uvit")
+    assert all(torch.equal(value, ours[name]) for name, value in kept.items())

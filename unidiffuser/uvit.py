@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .detail import FOLD, DetailHead, noise_of_output
+
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 Inner = Callable[[int, int, Callable[[], Tensor]], Tensor]
 HEADS = ("img", "clip_img", "text")
@@ -30,6 +32,11 @@ class UViTConfig:
 
     `img_size` is the latent side (or (H, W)) that `pos_embed` was trained for. `data_types` is the number of data-type
     tokens the network knows: 2 in v1, 0 (no such token at all) in v0.
+
+    Published networks predict the noise of an image from patches alone. `sigma_data` lets the image head predict something
+    between noise and picture instead, see :func:`.detail.noise_of_output`; what the network returns is the noise all the same.
+    `detail_width` above 0 adds a :class:`.detail.DetailHead` of that width, of `detail_blocks` blocks, which is told
+    `detail_features` features of the patches.
     """
 
     img_size: int | tuple[int, int] = 64
@@ -44,9 +51,17 @@ class UViTConfig:
     data_types: int = 2
     mlp_ratio: float = 4
     qkv_bias: bool = False
+    sigma_data: float | None = None
+    detail_width: int = 0
+    detail_blocks: int = 2
+    detail_features: int = 24
 
     def __post_init__(self) -> None:
         h, w = self.latent_size
+        if self.sigma_data is not None and not (math.isfinite(self.sigma_data) and self.sigma_data > 0):
+            raise ValueError(f"sigma_data must be above 0, or None for a network that predicts noise, not {self.sigma_data}.")
+        if self.detail_width and self.patch_size % FOLD:
+            raise ValueError(f"patch_size {self.patch_size} must be a multiple of {FOLD} for a detail head.")
         if h % self.patch_size or w % self.patch_size:
             raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}.")
         if self.embed_dim % (2 * self.num_heads):
@@ -63,6 +78,13 @@ class UViTConfig:
         """(rows, columns) of image patches at `latent_size`."""
         h, w = self.latent_size
         return h // self.patch_size, w // self.patch_size
+
+    @property
+    def patch_outputs(self) -> tuple[int, int]:
+        """(side, channels) of the square that each image patch is turned into."""
+        if not self.detail_width:
+            return self.patch_size, self.in_chans
+        return self.patch_size // FOLD, FOLD**2 * self.in_chans + self.detail_features
 
     @property
     def item_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -208,7 +230,11 @@ class UViT(nn.Module):
         self.out_blocks = nn.ModuleList([Block(config, True, attention, ops, **factory) for _ in range(half)])
 
         self.norm = ops.LayerNorm(dim, **factory)
-        self.decoder_pred = ops.Linear(dim, config.patch_size**2 * config.in_chans, **factory)
+        side, channels = config.patch_outputs
+        self.decoder_pred = ops.Linear(dim, side**2 * channels, **factory)
+        if config.detail_width:
+            sizes = config.in_chans, config.detail_features, config.detail_width, config.detail_blocks
+            self.detail = DetailHead(*sizes, ops, **factory)
         self.clip_img_out = ops.Linear(dim, config.clip_img_dim, **factory)
         self.text_out = ops.Linear(dim, config.text_dim, **factory)
         if operations is nn:
@@ -222,6 +248,8 @@ class UViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            elif isinstance(module, DetailHead):
+                module.begin_with_the_draft()
 
     def position_tables(self) -> tuple[Tensor, Tensor | None]:
         """`pos_embed` (1, 2 + L + 1 + patches, D) and `pos_embed_token` (1, 1, D; None in v0).
@@ -292,13 +320,23 @@ class UViT(nn.Module):
         _, text_x, clip_x, img_x = torch.split(x, [x.shape[1] - sum(sizes), *sizes], dim=1)
 
         def head(layer: nn.Module, x: Tensor) -> Tensor:
-            return _in_batches(size, layer, self.norm(x))[:batch]
+            return _in_batches(size, layer, self.norm(x))
 
         return (
-            self._unpatchify(head(self.decoder_pred, img_x), grid) if "img" in heads else None,
-            head(self.clip_img_out, clip_x) if "clip_img" in heads else None,
-            head(self.text_out, text_x) if "text" in heads else None,
+            self._image(head(self.decoder_pred, img_x), grid, img, t_img, size)[:batch] if "img" in heads else None,
+            head(self.clip_img_out, clip_x)[:batch] if "clip_img" in heads else None,
+            head(self.text_out, text_x)[:batch] if "text" in heads else None,
         )
+
+    def _image(self, patches: Tensor, grid: tuple[int, int], img: Tensor, t_img: Tensor | float, size: int) -> Tensor:
+        """The noise of the image, from what is said of its patches (B, patches, side^2 * channels)."""
+        x = self._unpatchify(patches, grid)
+        if self.config.detail_width:
+            x = _in_batches(size, self.detail, img, x)
+        if self.config.sigma_data is None:
+            return x
+        labels = torch.as_tensor(t_img, device=img.device).expand(img.shape[0])
+        return noise_of_output(x, img, labels, self.config.sigma_data)
 
     def _through_the_u(self, x: Tensor, level: int, size: int, inner: Inner | None) -> Tensor:
         """One level of the U: its first block, all levels inside, and its last block with the long skip from the first."""
@@ -326,7 +364,7 @@ class UViT(nn.Module):
         return token.to(img.dtype)[:, None]  # (B, 1, D)
 
     def _unpatchify(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        p, c = self.config.patch_size, self.config.in_chans
+        p, c = self.config.patch_outputs
         x = x.reshape(x.shape[0], *grid, p, p, c)  # (B, rows, columns, p, p, C)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(x.shape[0], c, grid[0] * p, grid[1] * p)
 

@@ -14,7 +14,7 @@ from host_server import HostServer
 from PIL import Image
 from prompts import Graph
 from safetensors.torch import load_file, save_file
-from tiny import WIDTH, write_tiny_checkpoint
+from tiny import HEAD, WIDTH, write_tiny_checkpoint
 
 from unidiffuser.captions import CaptionDecoder
 from unidiffuser.checkpoints import load_checkpoint
@@ -34,8 +34,14 @@ def saved(server: HostServer, graph: Graph, name: str) -> torch.Tensor:
     return load_file(newest)["latent_tensor"] * SCALE
 
 
-def by_ksampler(server: HostServer, lora: str | None = None, sampler: str = "dpmpp_2m", prompt: str = PROMPT) -> torch.Tensor:
-    graph = Graph()
+def by_ksampler(
+    server: HostServer,
+    lora: str | None = None,
+    sampler: str = "dpmpp_2m",
+    prompt: str = PROMPT,
+    file: str = "tiny.safetensors",
+) -> torch.Tensor:
+    graph = Graph(file)
     model = with_lora(graph, lora)
     sigmas = graph.path("text to image", STEPS)(1)
     guider = graph.add("CFGGuider", model=model, positive=graph.text(prompt), negative=graph.text(""), cfg=GUIDANCE)()
@@ -48,8 +54,10 @@ def by_ksampler(server: HostServer, lora: str | None = None, sampler: str = "dpm
     return saved(server, graph, "ksampler")
 
 
-def by_node(server: HostServer, lora: str | None = None, method: str = "dpmpp_2m") -> torch.Tensor:
-    graph = Graph()
+def by_node(
+    server: HostServer, lora: str | None = None, method: str = "dpmpp_2m", file: str = "tiny.safetensors"
+) -> torch.Tensor:
+    graph = Graph(file)
     out = graph.sampler(
         graph.path("text to image", STEPS)(),
         SEED,
@@ -90,6 +98,18 @@ def by_library(file: Path, method: str = "dpmpp_2m") -> torch.Tensor:
 @pytest.mark.parametrize("method", ["dpmpp_2m", "euler"])
 def test_three_ways_agree(server: HostServer, tiny_file: Path, method: str) -> None:
     core, node, ksampler = by_library(tiny_file, method), by_node(server, method=method), by_ksampler(server, sampler=method)
+    assert core.std() > 0.1
+    torch.testing.assert_close(node, core, rtol=0, atol=1e-3)
+    torch.testing.assert_close(ksampler, node, rtol=0, atol=1e-3)
+
+
+def test_three_ways_agree_with_a_head_for_large_patches(server: HostServer, tiny_file: Path) -> None:
+    """Its picture, not its noise, is what the network predicts; its convolutions are the host's."""
+    file = tiny_file.with_name("large_patches.safetensors")
+    write_tiny_checkpoint(file, downscale=4, uvit=HEAD)
+    server.get("/object_info/UniDiffuserLoader")
+    core, node, ksampler = by_library(file), by_node(server, file=file.name), by_ksampler(server, file=file.name)
+    assert core.shape[-1] == 32
     assert core.std() > 0.1
     torch.testing.assert_close(node, core, rtol=0, atol=1e-3)
     torch.testing.assert_close(ksampler, node, rtol=0, atol=1e-3)

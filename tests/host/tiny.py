@@ -27,8 +27,12 @@ def tokenizer_specs() -> dict[str, dict[str, object]]:
     }
 
 
-def tiny_config(downscale: int = 8) -> ModelConfig:
-    """`downscale`: pixels of the picture for one of the latent, along a side; even."""
+HEAD: dict[str, Any] = {"sigma_data": 0.3, "detail_width": 16, "detail_blocks": 1, "detail_features": 4}
+"""Sizes of a network with a head for large patches."""
+
+
+def tiny_config(downscale: int = 8, **uvit: Any) -> ModelConfig:
+    """`downscale`: pixels of the picture for one of the latent, along a side; even. `uvit`: other sizes of the network."""
     patch_size = downscale // 2
     specs = tokenizer_specs()
     clip_vocab, gpt2_vocab = specs["clip_tokenizer"]["vocab"], specs["gpt2_tokenizer"]["vocab"]
@@ -64,6 +68,7 @@ def tiny_config(downscale: int = 8) -> ModelConfig:
             num_text_tokens=LENGTH,
             clip_img_dim=TOKEN_DIM,
             data_types=2,
+            **uvit,
         ),
         vae=VAEConfig(ddconfig, patch_size=patch_size),
         clip_text={
@@ -103,15 +108,17 @@ def tiny_config(downscale: int = 8) -> ModelConfig:
     )
 
 
-def write_tiny_checkpoint(path: Path, seed: int = 0, downscale: int = 8, **clip_image: Any) -> None:
-    """The same file for the same seed; `clip_image` are other fields of the image encoder."""
-    config = tiny_config(downscale)
+def write_tiny_checkpoint(
+    path: Path, seed: int = 0, downscale: int = 8, uvit: dict[str, Any] | None = None, **clip_image: Any
+) -> None:
+    """The same file for the same seed; `uvit` are other sizes of the network, `clip_image` of the image encoder."""
+    config = tiny_config(downscale, **(uvit or {}))
     config.clip_image.update(clip_image)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = UViT(config.uvit)
-        for parameter in net.parameters():  # fresh biases and position tables are zero, which would hide a lost one
-            if parameter.ndim == 1 or parameter.shape[0] == 1:
+        for parameter in net.parameters():  # fresh biases and some tables are zero, which would hide a lost one
+            if parameter.ndim == 1 or parameter.shape[0] == 1 or not parameter.any():
                 parameter.data += 0.05 * torch.randn_like(parameter)
         parts = {
             "uvit": net,

@@ -29,14 +29,16 @@ def grown(state: dict[str, Tensor], old: UViTConfig, img_size: int | tuple[int, 
         return {**state, "pos_embed": positions.position_embedding(sizes.grid).clone()}, sizes
 
 
-IMAGE_LAYERS = ("patch_embed.proj.weight", "patch_embed.proj.bias", "decoder_pred.weight", "decoder_pred.bias")
+READ = ("patch_embed.proj.weight", "patch_embed.proj.bias")
+WRITTEN = ("decoder_pred.weight", "decoder_pred.bias")
+DETAIL = "detail."
 
 
 def transplanted(state: dict[str, Tensor], old: UViTConfig, new: UViT) -> dict[str, Tensor]:
     """The weights of a network for image latents of another kind: other channels, patches or sides.
 
-    What reads image patches and what writes them begins anew, as in ``new``, where patches are others than before; the
-    positions are resampled, all else is kept.
+    What reads image patches and what writes them begins anew, as in ``new``, where patches are others than before; so does what
+    writes them where something else is asked for (`sigma_data`, a detail head). The positions are resampled, all else is kept.
 
     Args:
         state: all weights under the network's own names, in float32.
@@ -50,9 +52,15 @@ def transplanted(state: dict[str, Tensor], old: UViTConfig, new: UViT) -> dict[s
     rows, columns = new.config.grid
     kept, _ = grown(state, old, (rows * old.patch_size, columns * old.patch_size))
     same = (old.in_chans, old.patch_size) == (new.config.in_chans, new.config.patch_size)
-    anew = () if same else IMAGE_LAYERS
+    asked = [
+        [getattr(sizes, field) for field in ("sigma_data", "detail_width", "detail_blocks", "detail_features")]
+        for sizes in (old, new.config)
+    ]
+    alike = same and asked[0] == asked[1]
+    kept = kept if alike else {name: value for name, value in kept.items() if not name.startswith(DETAIL)}
+    anew = {*(() if same else READ), *(() if alike else (*WRITTEN, *(name for name in fresh if name.startswith(DETAIL))))}
     taken = {name: value if name in anew else kept.get(name, value) for name, value in fresh.items()}
-    if wrong := [name for name, value in fresh.items() if taken[name].shape != value.shape or name not in kept]:
+    if wrong := [n for n, value in fresh.items() if taken[n].shape != value.shape or n not in {*kept, *anew}]:
         raise ValueError(f"only the image latents may differ between the two networks, but so does {wrong[0]}")
     if left := set(kept) - set(fresh):
         raise ValueError(f"the new network has no place for {min(left)}: give it the depth of the old one")

@@ -80,7 +80,8 @@ class LatentStage(Stage):
         clean, noise = (Streams(*(batch[at + name] for name in ("img", "clip_img", "text"))) for at in ("", "noise_"))
         labels = {"img": batch["t_img"], "text": batch["t_text"]}
         kind = torch.full_like(batch["t_img"], self.data_type)
-        return diffusion_loss(model, clean, generator, labels=labels, noise=noise, data_type=kind)
+        velocity = self.model.config.sigma_data is not None
+        return diffusion_loss(model, clean, generator, labels=labels, noise=noise, data_type=kind, velocity=velocity)
 
     def work(self) -> Work:
         return work_of(self.model.config)

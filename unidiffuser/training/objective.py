@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..schedule import NUM_LABELS, add_noise, half_logsnr
+from ..schedule import NUM_LABELS, add_noise, half_logsnr, sigma_of_label
 from ..streams import MODALITY_OF, Streams
 
 MIXES = ("independent", "clean_text", "clean_image", "equal", "no_text", "no_image")
@@ -122,6 +122,7 @@ def diffusion_loss(
     labels: Mapping[str, Tensor] | None = None,
     noise: Streams | None = None,
     data_type: Tensor | None = None,
+    velocity: bool = False,
 ) -> dict[str, Tensor]:
     """Mean squared error of the predicted noise over all elements that were noised.
 
@@ -132,6 +133,9 @@ def diffusion_loss(
         labels: of each modality, "img" and "text" (B,), see :func:`draw_labels`; None draws them by the paper's objective.
         noise: in the shapes of ``clean``; None draws it.
         data_type: (B,) labels of a v1 network; 1 = curated.
+        velocity: count the error of an image's velocity, alpha eps - sigma x_0 (Salimans & Ho, arXiv 2202.00512), instead of
+            its noise's: 1 / alpha^2 times as much. For networks that predict something else than the noise (`sigma_data`): they
+            learn pictures where there is much of it, at which an error in the noise is next to nothing.
 
     Returns:
         "loss" and the error of each stream, scalars. A stream that is given clean (label 0) has no noise to predict and
@@ -154,6 +158,8 @@ def diffusion_loss(
         live = (labels[MODALITY_OF[name]] > 0).float()
         squared = (predicted.need(name).float() - eps.float()).square().flatten(1)
         error = squared.sum(1) * live
+        if name == "img" and velocity:
+            error = error * (1 + sigma_of_label(labels["img"].float()).square())
         count = live.sum() * squared.shape[1]
         errors[name] = (error.sum() / count.clamp_min(1)).detach()
         total = total + error.sum()

@@ -266,7 +266,8 @@ class UViTStage(Stage):
             )
         self.model.passing, self.model.generator = self.passing, generator
         try:
-            return diffusion_loss(model, clean, generator, labels=labels, noise=noise)
+            velocity = self.model.config.sigma_data is not None
+            return diffusion_loss(model, clean, generator, labels=labels, noise=noise, velocity=velocity)
         finally:
             self.model.passing = 0
 

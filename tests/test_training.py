@@ -198,9 +198,9 @@ def checks_what_is_drawn(stage: Stage) -> None:
 
 
 def checks_what_is_painted_again(stage: Stage) -> None:
-    """From label 5 on, the noisy picture is that of another with the same shape; the picture to reach stays the caption's.
+    """From label 3 on, the noisy picture is that of another with the same shape; the picture to reach stays the caption's.
 
-    Pictures are changed below label 3 alone.
+    Pictures are changed below label 2 alone.
     """
     seen = []
     stage.drawing.std.zero_()
@@ -209,7 +209,7 @@ def checks_what_is_painted_again(stage: Stage) -> None:
             "unidiffuser.training.uvit.diffusion_loss",
             lambda net, clean, generator, labels, noise, **_: seen.append((clean, labels, noise)),
         )
-        stage.loss(None, {"index": torch.arange(12000) % stage.size}, torch.Generator().manual_seed(0))
+        stage.loss(None, {"index": torch.arange(40000) % stage.size}, torch.Generator().manual_seed(0))
     clean, labels, noise = seen[0]
     at, records = labels["img"], stage.drawing.records
     assert (labels["text"] == 0).all()
@@ -221,10 +221,10 @@ def checks_what_is_painted_again(stage: Stage) -> None:
     rows = shown(clean.img), shown(add_noise(clean.img, noise.img, at.float()))
     (goal, version), (begun, other) = ((x // stage.drawing.versions, x % stage.drawing.versions) for x in rows)
     # There is next to no noise at the labels that are looked at.
-    assert set(version[at < 3].tolist()) == set(range(stage.drawing.versions))
-    assert not version[at >= 3].any()
-    assert not other[(at >= 3) & (at < 6)].any()
-    early, late = at < 5, (at >= 5) & (at < 15)
+    assert set(version[at < 2].tolist()) == set(range(stage.drawing.versions))
+    assert not version[at >= 2].any()
+    early, late = at < 3, (at >= 3) & (at < 5)
+    assert not other[late].any()
     assert (goal == begun)[early].all()
     assert 0.2 < (goal != begun)[late].float().mean() < 1
     for a, b in zip(goal[late].tolist(), begun[late].tolist(), strict=True):
@@ -758,8 +758,8 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     apart = {"mix": {"clean_text": 2, "equal": 1}, "captioning": None, "where": {"colour": "red"}}
     drawing = {"where": {"colour": "blue"}, "caption_shares": [1, 0]}
     checks_what_is_drawn(make_stage(replace(moved, options=moved.options | apart | {"drawing": drawing})))
-    again = {"where": {}, "repaint": 1.0, "repaint_within": "shape", "repaint_from": 5,
-             "versions": 3, "place": 1.0, "colour": 0.0, "changed_below": 3}  # fmt: skip
+    again = {"where": {}, "repaint": 1.0, "repaint_within": "shape", "repaint_from": 3,
+             "versions": 3, "place": 1.0, "colour": 0.0, "changed_below": 2}  # fmt: skip
     checks_what_is_painted_again(
         make_stage(replace(moved, options=moved.options | apart | {"mix": {"clean_text": 1}, "drawing": again}))
     )

@@ -29,9 +29,11 @@ def grown(state: dict[str, Tensor], old: UViTConfig, img_size: int | tuple[int, 
         return {**state, "pos_embed": positions.position_embedding(sizes.grid).clone()}, sizes
 
 
-READ = ("patch_embed.proj.weight", "patch_embed.proj.bias")
-WRITTEN = ("decoder_pred.weight", "decoder_pred.bias")
-DETAIL = "detail."
+IMAGE_LAYERS = ("patch_embed.proj.weight", "patch_embed.proj.bias", "decoder_pred.weight", "decoder_pred.bias")
+_READ, _WRITTEN = IMAGE_LAYERS[:2], IMAGE_LAYERS[2:]
+_DETAIL = "detail."
+_PATCHES = ("in_chans", "patch_size")
+_OUTPUT = ("sigma_data", "detail_width", "detail_blocks", "detail_features")
 
 
 def transplanted(state: dict[str, Tensor], old: UViTConfig, new: UViT) -> dict[str, Tensor]:
@@ -51,14 +53,11 @@ def transplanted(state: dict[str, Tensor], old: UViTConfig, new: UViT) -> dict[s
     fresh = new.state_dict()
     rows, columns = new.config.grid
     kept, _ = grown(state, old, (rows * old.patch_size, columns * old.patch_size))
-    same = (old.in_chans, old.patch_size) == (new.config.in_chans, new.config.patch_size)
-    asked = [
-        [getattr(sizes, field) for field in ("sigma_data", "detail_width", "detail_blocks", "detail_features")]
-        for sizes in (old, new.config)
-    ]
-    alike = same and asked[0] == asked[1]
-    kept = kept if alike else {name: value for name, value in kept.items() if not name.startswith(DETAIL)}
-    anew = {*(() if same else READ), *(() if alike else (*WRITTEN, *(name for name in fresh if name.startswith(DETAIL))))}
+    same = all(getattr(old, field) == getattr(new.config, field) for field in _PATCHES)
+    anew = set() if same else {*_READ}
+    if not same or any(getattr(old, field) != getattr(new.config, field) for field in _OUTPUT):
+        anew |= {*_WRITTEN, *(name for name in fresh if name.startswith(_DETAIL))}
+        kept = {name: value for name, value in kept.items() if not name.startswith(_DETAIL)}
     taken = {name: value if name in anew else kept.get(name, value) for name, value in fresh.items()}
     if wrong := [n for n, value in fresh.items() if taken[n].shape != value.shape or n not in {*kept, *anew}]:
         raise ValueError(f"only the image latents may differ between the two networks, but so does {wrong[0]}")

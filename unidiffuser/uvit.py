@@ -335,8 +335,7 @@ class UViT(nn.Module):
             x = _in_batches(size, self.detail, img, x)
         if self.config.sigma_data is None:
             return x
-        labels = torch.as_tensor(t_img, device=img.device).expand(img.shape[0])
-        return noise_of_output(x, img, labels, self.config.sigma_data)
+        return noise_of_output(x, img, self._of_each(t_img, img), self.config.sigma_data)
 
     def _through_the_u(self, x: Tensor, level: int, size: int, inner: Inner | None) -> Tensor:
         """One level of the U: its first block, all levels inside, and its last block with the long skip from the first."""
@@ -350,17 +349,20 @@ class UViT(nn.Module):
         x = inside() if inner is None else inner(level, len(skip), inside)
         return _in_batches(size, self.out_blocks[-1 - level], x, skip)
 
+    @staticmethod
+    def _of_each(told: Tensor | float, img: Tensor) -> Tensor:
+        """(B,) of what was told of each item, or as one number for all."""
+        return torch.as_tensor(told, device=img.device).expand(img.shape[0])
+
     def _time_token(self, label: Tensor | float, img: Tensor) -> Tensor:
-        labels = torch.as_tensor(label, device=img.device).expand(img.shape[0])
-        return timestep_embedding(labels, self.config.embed_dim).to(img.dtype)[:, None]  # (B, 1, D)
+        return timestep_embedding(self._of_each(label, img), self.config.embed_dim).to(img.dtype)[:, None]  # (B, 1, D)
 
     def _data_token(self, data_type: Tensor | int | None, img: Tensor) -> Tensor:
         if data_type is None:
             data_type = min(CURATED, self.config.data_types - 1)
         if isinstance(data_type, int) and not 0 <= data_type < self.config.data_types:
             raise ValueError(f"data_type {data_type} is outside 0..{self.config.data_types - 1}.")
-        index = torch.as_tensor(data_type, device=img.device).long().expand(img.shape[0])
-        token: Tensor = self.token_embedding(index)
+        token: Tensor = self.token_embedding(self._of_each(data_type, img).long())
         return token.to(img.dtype)[:, None]  # (B, 1, D)
 
     def _unpatchify(self, x: Tensor, grid: tuple[int, int]) -> Tensor:

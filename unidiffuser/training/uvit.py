@@ -108,8 +108,9 @@ class UViTStage(Stage):
     checkpoint: a model, or its encoders alone (`unidiffuser train assemble`), in any layout.
     uvit: sizes of a new network (fields of UViTConfig), for a checkpoint that has none.
     network_of: a model whose network goes on learning on the latents of ``checkpoint``, which has none: other encoders of the
-        same shapes. Where `uvit` says so ("img_size", "in_chans", "patch_size"), the image latents may be of other shapes:
-        what reads and writes them then begins anew, see :func:`.growth.transplanted`.
+        same shapes. Where `uvit` says so ("img_size", "in_chans", "patch_size"), the image latents may be of other shapes, and
+        its image head another one ("sigma_data", "detail_width" ...): what reads and writes them then begins anew, see
+        :func:`.growth.transplanted`.
     mix, lean, logit_normal: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective
         when absent.
     captioning: what the share "clean_image" of the mix learns from instead: "where" (a filter of its own), "versions" (copies

@@ -26,7 +26,6 @@ from unidiffuser.training.growth import IMAGE_LAYERS, grown, transplanted
 from unidiffuser.training.latent_stage import LatentStage, work_of
 from unidiffuser.training.loop import train
 from unidiffuser.training.memory import GB, SETUPS, Need, need, saved_bytes
-from unidiffuser.training.muon import Muon
 from unidiffuser.training.optimizers import make_optimizers
 from unidiffuser.training.saving import checkpoints
 from unidiffuser.training.stages import assemble
@@ -133,33 +132,6 @@ def test_muon_orthogonalises_in_the_blocks_and_adamw_moves_the_rest(shards, tmp_
         assert (values < 1.3).all(), name
         assert torch.cosine_similarity(update.flatten(), orthogonal[name].flatten(), dim=0) > 0.95, name
     assert len(orthogonal) == 3 * 4 + 1  # query-key-value, projection and the MLP's two in each block, and a skip
-
-
-def test_muon_makes_torchs_updates(monkeypatch):
-    """Those of torch.optim.Muon, which works in bf16 everywhere, for matrices of several shapes and over several steps."""
-    reference = pytest.importorskip("torch.optim._muon", reason="this torch has no Muon").Muon
-    monkeypatch.setattr("unidiffuser.training.muon.multiplies_bf16", lambda: True)
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(24, 8), (8, 24), (16, 16), (24, 8)]
-    ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
-    optimizers = (
-        Muon(ours, lr=0.01, weight_decay=0.1),
-        reference(theirs, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-    )
-    for _ in range(3):
-        for mine, other in zip(ours, theirs, strict=True):
-            mine.grad = torch.randn(mine.shape, generator=generator)
-            other.grad = mine.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    for mine, other in zip(ours, theirs, strict=True):
-        assert other.norm() > 0
-        assert (mine - other).norm() < 0.01 * other.norm()  # bf16
-
-
-def test_muon_is_for_matrices():
-    with pytest.raises(ValueError, match=r"not for a tensor of shape \(3,\)"):
-        Muon([torch.nn.Parameter(torch.ones(3))])
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")

@@ -607,11 +607,12 @@ def test_noise_on_the_latents_is_as_wide_as_asked_for_each_picture():
         assert torch.allclose(model(pixels[:1], noise[:1])[2], decoded[:1], atol=1e-5)
 
 
-def test_plain_latents_are_the_reduced_picture(shapes, tmp_path):
+@pytest.mark.parametrize("only", [False, True])
+def test_plain_latents_are_the_reduced_picture(shapes, tmp_path, only):
     stage = config(
         "autoencoder", tmp_path / "plain", steps=200, batch_size=6, learning_rate=3e-3, precision="no",
         options={"data": str(shapes), "image_size": SIDE, "patch_size": 4, "channels": [32], "layers": 1,
-                 "plain": 1.0, "noise": 0.2, "test": {"split": "train"}},
+                 "plain": 1.0, "only_plain": only, "noise": 0.2, "test": {"split": "train"}},
     )  # fmt: skip
     made = make_stage(stage)
     model = train(made, stage, progress=False)
@@ -625,8 +626,20 @@ def test_plain_latents_are_the_reduced_picture(shapes, tmp_path):
     for channel in range(3):
         together = torch.stack([latents[:, channel].flatten(), wanted[:, channel].flatten()])
         assert torch.corrcoef(together)[0, 1] > 0.9
-    with pytest.raises(ValueError, match="noise needs plain"):
-        make_stage(replace(stage, options=stage.options | {"plain": 0.0}))
+    assert (latents[:, 3] == 0).all() == only
+    kept = torch.load(tmp_path / "plain" / "autoencoder.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in kept.values())
+    again = PatchedAutoencoder(4, (32,), 1)  # the file alone tells that a channel is empty
+    again.load_state_dict(kept)
+    with torch.no_grad():
+        mean, _ = again.moments(pixels)
+        assert ((SCALE * mean)[:, 3] == 0).all() == only
+        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(again.decode(mean), again.decode(mean + noise * torch.tensor([0.0, 0, 0, 1]).view(-1, 1, 1))) == only
+    for refused in ("noise", "only_plain"):
+        options = {k: v for k, v in stage.options.items() if k not in {"noise", "only_plain"}} | {refused: 1.0, "plain": 0.0}
+        with pytest.raises(ValueError, match=f"{refused} needs plain"):
+            make_stage(replace(stage, options=options))
 
 
 def test_patches_on_a_short_cut_change_no_others_and_all_come_back():

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 SCALE = 0.18215  # latents times this have unit variance (Stable Diffusion's convention)
 LEAST_LOGVAR = -30.0  # diffusers clamps there too
+PLAIN = 3  # channels that are the picture itself where `plain` asks for them
 SIGNAL = 0.2  # share of a channel's variance that comes from the picture, below which the channel is only noise
 
 
@@ -34,13 +35,23 @@ class PatchedAutoencoder(nn.Module):
         patch_size: p of the stem.
         channels: widths of the levels; each level after the first halves the resolution.
         layers: ResNet layers in a level.
+        latent: channels of the latents.
+        used: how many of them hold something; the others are 0. None: all.
     """
 
-    def __init__(self, patch_size: int = 4, channels: tuple[int, ...] = (64, 128), layers: int = 1, latent: int = 4):
+    def __init__(
+        self,
+        patch_size: int = 4,
+        channels: tuple[int, ...] = (64, 128),
+        layers: int = 1,
+        latent: int = 4,
+        used: int | None = None,
+    ):
         super().__init__()
         from diffusers import AutoencoderKL
 
         self.patch_size, self.latent = patch_size, latent
+        self.used = latent if used is None else used
         depth = 3 * patch_size**2
         self.kl = AutoencoderKL(
             in_channels=depth,
@@ -57,6 +68,9 @@ class PatchedAutoencoder(nn.Module):
         """pixels (B, 3, H, W) in [-1, 1] -> mean, log variance, both (B, 4, H/8, W/8) for p = 4 and two levels."""
         h = self.kl.quant_conv(self.kl.encoder(F.pixel_unshuffle(pixels, self.patch_size)))
         mean, logvar = h.chunk(2, dim=1)
+        if empty := self.latent - self.used:
+            around = (0, 0, 0, 0, 0, empty)
+            mean, logvar = F.pad(mean[:, : self.used], around), F.pad(logvar[:, : self.used], around, value=LEAST_LOGVAR)
         return mean, logvar.clamp(LEAST_LOGVAR, 20)
 
     def forward(self, pixels: Tensor, noise: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,7 +82,10 @@ class PatchedAutoencoder(nn.Module):
         variance = logvar.exp()
         if spread is not None:
             variance = variance + (spread.view(-1, 1, 1, 1) / SCALE).square()
-        return mean, logvar, self.decode(mean + noise * variance.sqrt())
+        drawn = mean + noise * variance.sqrt()
+        if self.used < self.latent:
+            drawn = F.pad(drawn[:, : self.used], (0, 0, 0, 0, 0, self.latent - self.used))
+        return mean, logvar, self.decode(drawn)
 
     def decode(self, latents: Tensor) -> Tensor:
         return F.pixel_shuffle(self.kl.decoder(self.kl.post_quant_conv(latents)), self.patch_size)
@@ -140,6 +157,8 @@ class AutoencoderStage(Stage):
         in its principal colours, and keeps the others at mean 0 and variance 1. What is plain in a picture (one colour up to an
         edge) is plain in such latents, and a network has less to learn; the other channels hold what the decoder needs
         beside it.
+    only_plain: leave the others 0. They make pictures sharper, but what they hold a network can hardly guess of a picture that
+        it has not seen; a decoder that is trained for longer finds much of it by itself. Needs `plain`.
     noise: largest standard deviation of noise on the latents, which have unit variance; a batch has all levels. Needs `plain`,
         or latents would grow to drown it.
     clean: share of a batch that has none, 0.25 when absent.
@@ -152,8 +171,9 @@ class AutoencoderStage(Stage):
 
     def __init__(self, config: TrainConfig):
         options = config.options
+        used = PLAIN if options.get("only_plain", False) else None
         with seeded_init(config.seed):
-            self.model = PatchedAutoencoder(options["patch_size"], tuple(options["channels"]), options["layers"])
+            self.model = PatchedAutoencoder(options["patch_size"], tuple(options["channels"]), options["layers"], used=used)
         if own_device().type == "cuda":  # convolutions of bf16 want their channels last there
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.downscale = options["patch_size"] * 2 ** (len(options["channels"]) - 1)
@@ -174,6 +194,8 @@ class AutoencoderStage(Stage):
         self.clean = float(options.get("clean", 0.25))
         if self.noise and not self.plain:
             raise ValueError("noise needs plain: latents without a fixed size would grow until the noise means nothing")
+        if used and not self.plain:
+            raise ValueError("only_plain needs plain, which says what the channels hold")
         if self.plain:
             some = torch.randperm(self.size, generator=torch.Generator().manual_seed(0))[:1024]
             self.colours = principal_colours(reduced(self.train_set.pixels(some), self.downscale))
@@ -186,8 +208,10 @@ class AutoencoderStage(Stage):
         """How far scaled latents (B, C, h, w) are from the reduced pictures, and their other channels from unit variance."""
         matrix, mean = (x.to(pixels) for x in self.colours)
         wanted = torch.einsum("ij,bjhw->bihw", matrix, reduced(pixels, self.downscale) - mean.view(-1, 1, 1))
-        others = scaled[:, 3:].transpose(0, 1).flatten(1)
-        return F.mse_loss(scaled[:, :3], wanted) + ((others.var(1) - 1).square() + others.mean(1).square()).sum()
+        loss, others = F.mse_loss(scaled[:, :PLAIN], wanted), scaled[:, PLAIN : self.model.used].transpose(0, 1).flatten(1)
+        if not len(others):
+            return loss
+        return loss + ((others.var(1) - 1).square() + others.mean(1).square()).sum()
 
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The error of the pictures, and small terms that keep the latents bounded, and plain if asked for."""

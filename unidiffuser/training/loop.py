@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..files import replacing, write_text
 from .average import Average
 from .config import TrainConfig
+from .graphs import recorded
 from .optimizers import make_optimizers
 from .parallel import World, autocast, distribute, is_sharded, joined, synchronised, unwrapped, whole
 from .record import Board, LossLog, Speed, peak_of
@@ -69,7 +70,7 @@ def _train(stage: Stage, config: TrainConfig, world: World, progress: bool, watc
     # With FSDP2 no process holds the whole model; the first one keeps a copy on its CPU to export.
     twin = copy.deepcopy(stage.model) if world.main and world.size > 1 and config.strategy == "fsdp" else None
     net = distribute(stage.model, stage.blocks, config, world)
-    model = unwrapped(net)
+    model, called = unwrapped(net), recorded(net, config, world)
     optimizers = make_optimizers(model, stage.blocks, config)
     average = Average(model, config.ema_decay)
     run = {"stage": config.stage, "batch_size": config.batch_size, "seed": config.seed, "data": stage.fingerprint()}
@@ -88,7 +89,7 @@ def _train(stage: Stage, config: TrainConfig, world: World, progress: bool, watc
     for step, passes in zip(range(start, config.steps), bar, strict=True):
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = config.rate(step)
-        terms = _gradients(stage, net, config, world, step, passes)
+        terms = _gradients(stage, called, config, world, step, passes)
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)).item()
         if not math.isfinite(norm):
             raise FloatingPointError(_not_finite(config, "gradient", norm, step, "the batch as a whole"))
@@ -123,7 +124,7 @@ def _train(stage: Stage, config: TrainConfig, world: World, progress: bool, watc
 
 
 def _gradients(
-    stage: Stage, net: nn.Module, config: TrainConfig, world: World, step: int, passes: list[dict[str, Any]]
+    stage: Stage, net: Any, config: TrainConfig, world: World, step: int, passes: list[dict[str, Any]]
 ) -> dict[str, float]:
     """Forward and backward of this process's share; the mean of each term over the whole batch."""
     total: dict[str, Tensor] = {}

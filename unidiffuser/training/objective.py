@@ -53,16 +53,17 @@ def draw_labels(
     """
     if unknown := set(mix) - set(MIXES):
         raise ValueError(f"unknown share {sorted(unknown)} in the mix; known are {', '.join(MIXES)}")
-    shares = torch.tensor([float(mix.get(name, 0)) for name in MIXES])
-    if not (shares >= 0).all() or shares.sum() <= 0:
+    shares = tuple(float(mix.get(name, 0)) for name in MIXES)
+    if min(shares) < 0 or sum(shares) <= 0:
         raise ValueError(f"the shares of the mix must be positive, got {dict(mix)}")
     if lean < 0:
         raise ValueError(f"lean must be 0 or more, got {lean}")
     if logit_normal is not None and (len(logit_normal) != 2 or logit_normal[1] <= 0):
         raise ValueError(f"logit_normal must be a mean and a std above 0, got {list(logit_normal)}")
-    kind = torch.multinomial(shares.to(generator.device), count, replacement=True, generator=generator)
-    leaning = _leaning(lean) if lean else None
-    t_img = _noisy_labels(count, generator, leaning if logit_normal is None else _logit_normal(*logit_normal))
+    device = generator.device
+    kind = torch.multinomial(_on(device, shares), count, replacement=True, generator=generator)
+    leaning = _leaning(lean, device) if lean else None
+    t_img = _noisy_labels(count, generator, leaning if logit_normal is None else _logit_normal(*logit_normal, device))
     t_text = _noisy_labels(count, generator, leaning)
     t_text = torch.where(kind == MIXES.index("equal"), t_img, t_text)
     t_text = t_text.masked_fill(kind == MIXES.index("clean_text"), 0)
@@ -72,25 +73,30 @@ def draw_labels(
     return {"img": t_img, "text": t_text}
 
 
-@cache  # both densities: a stage may draw for one example at a time
-def _leaning(lean: float) -> Tensor:
-    """Relative probability (1000,) of each label 1..1000, in proportion to (sigma / alpha)^lean."""
-    return torch.exp(-lean * half_logsnr(LABELS))
+@cache  # all three: a stage may draw for one example at a time, and a GPU would wait for each of them to come
+def _on(device: torch.device, numbers: tuple[float, ...]) -> Tensor:
+    return torch.tensor(numbers, device=device)
 
 
 @cache
-def _logit_normal(mean: float, std: float) -> Tensor:
+def _leaning(lean: float, device: torch.device) -> Tensor:
+    """Relative probability (1000,) of each label 1..1000, in proportion to (sigma / alpha)^lean."""
+    return torch.exp(-lean * half_logsnr(LABELS)).to(device)
+
+
+@cache
+def _logit_normal(mean: float, std: float, device: torch.device) -> Tensor:
     """Relative probability (1000,) of each label 1..1000, when log(sigma / alpha) is normally distributed."""
     log_noise = -half_logsnr(LABELS)
     (width,) = torch.gradient(log_noise)  # the labels are not evenly spaced in it
-    return torch.exp(-0.5 * ((log_noise - mean) / std).square()) * width
+    return (torch.exp(-0.5 * ((log_noise - mean) / std).square()) * width).to(device)
 
 
 def _noisy_labels(count: int, generator: torch.Generator, density: Tensor | None) -> Tensor:
     """Labels (B,) in 1..1000, each with a probability in proportion to ``density`` (1000,); uniform when None."""
     if density is None:
         return torch.randint(1, NUM_LABELS + 1, (count,), generator=generator, device=generator.device)
-    return 1 + torch.multinomial(density.to(generator.device), count, replacement=True, generator=generator)
+    return 1 + torch.multinomial(density, count, replacement=True, generator=generator)
 
 
 def noise_of_another(clean: Streams, other: Streams, noise: Streams, labels: Mapping[str, Tensor]) -> Streams:

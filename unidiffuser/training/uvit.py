@@ -150,6 +150,8 @@ class UViTStage(Stage):
         if not 0 <= route < 1:
             raise ValueError(f"route must be at least 0 and below 1, got {route}")
         self.passing = round(route * math.prod(sizes.grid))
+        if self.passing and config.cuda_graphs:
+            raise ValueError("route draws other patches in every step, which cuda_graphs cannot; leave one of them out")
         images = training_set(options)
         self.size = len(images)
         self.latents = Latents(self.checkpoint, images, device=own_device())
@@ -239,6 +241,7 @@ class UViTStage(Stage):
         def chance() -> Tensor:
             return torch.rand(count, generator=generator, device=index.device)
 
+        self.shares, self.said, self.drawn_as = (x.to(index.device) for x in (self.shares, self.said, self.drawn_as))
         labels = draw_labels(count, self.mix, generator, self.lean, self.logit_normal)
         clean = self.latents.to(index.device).draw(index, self.shares, generator)
         if self.captioning is not None:

@@ -117,7 +117,8 @@ def network(data: Path, out: Path, encoders: Path, start: Path, drawing: dict[st
     whole = [1.0, 0.0]
     return settings("uvit", out, batch_size, optimizer="muon", learning_rate=1.2e-3, warmup_steps=200, decay=0.6,
                     weight_decay=0.05, ema_decay=0.9993, options={
-        "data": str(data), "where": {"tone": [0], "demo": [True]}, "image_size": 128, "defaults": {"steps": 12, "guidance": 3.0},
+        "data": str(data), "where": {"tone": [0], "demo": [True]}, "image_size": 128,
+        "defaults": {"steps": 12, "guidance": 3.0},
         "checkpoint": str(encoders), "network_of": str(start), "uvit": {"detail_width": 128}, "caption_shares": [0.95, 0.05],
         "mix": {"independent": 0.08, "clean_text": 0.53, "clean_image": 0.17, "equal": 0.18, "no_text": 0.04},
         "lean": 0.6, "logit_normal": [0.6, 1.1],

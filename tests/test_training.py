@@ -276,6 +276,25 @@ def test_loss_is_the_plain_mean_over_noised_elements():
     assert (labels["text"] == 0).all()
 
 
+def test_a_weight_counts_the_elements_of_a_stream_so_many_times():
+    clean = Streams(torch.randn(6, 4, 4, 4), torch.randn(6, 1, 8), torch.randn(6, 3, 5))
+
+    def zero(img, clip_img, text, t_img, t_text, data_type):
+        return torch.zeros_like(img), torch.zeros_like(clip_img), torch.zeros_like(text)
+
+    plain, none, weighted = (
+        diffusion_loss(zero, clean, torch.Generator().manual_seed(0), weights=w)
+        for w in (None, {}, {"text": 5.0, "clip_img": 2})
+    )
+    assert plain == none
+    assert {name: plain[name] for name in ("img", "clip_img", "text")} == {
+        name: weighted[name] for name in plain if name != "loss"
+    }
+    sizes = {"img": 64, "clip_img": 8, "text": 15}
+    added = (4 * sizes["text"] * plain["text"] + sizes["clip_img"] * plain["clip_img"]) / sum(sizes.values())
+    assert torch.isclose(weighted["loss"], plain["loss"] + added)
+
+
 def test_a_network_that_knows_the_data_has_no_loss():
     clean = Streams(torch.randn(5, 4, 4, 4), torch.randn(5, 1, 8), torch.randn(5, 3, 5))
 

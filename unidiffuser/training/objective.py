@@ -129,6 +129,7 @@ def diffusion_loss(
     noise: Streams | None = None,
     data_type: Tensor | None = None,
     velocity: bool = False,
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
     """Mean squared error of the predicted noise over all elements that were noised.
 
@@ -142,6 +143,8 @@ def diffusion_loss(
         velocity: count the error of an image's velocity, alpha eps - sigma x_0 (Salimans & Ho, arXiv 2202.00512), instead of
             its noise's: 1 / alpha^2 times as much. For networks that predict something else than the noise (`sigma_data`): they
             learn pictures where there is much of it, at which an error in the noise is next to nothing.
+        weights: how many times the elements of a stream ("img", "clip_img", "text") count; once when absent. Large latents, and
+            the velocity's error, leave a caption of a few hundred elements next to nothing of the gradient.
 
     Returns:
         "loss" and the error of each stream, scalars. A stream that is given clean (label 0) has no noise to predict and
@@ -168,6 +171,6 @@ def diffusion_loss(
             error = error * (1 + sigma_of_label(labels["img"].float()).square())
         count = live.sum() * squared.shape[1]
         errors[name] = (error.sum() / count.clamp_min(1)).detach()
-        total = total + error.sum()
+        total = total + (1.0 if weights is None else weights.get(name, 1.0)) * error.sum()
         elements = elements + count
     return {"loss": total / elements.clamp_min(1), **errors}

@@ -18,7 +18,7 @@ from ..model_config import ModelConfig
 from ..path import NoisePath
 from ..samplers import sample
 from ..schedule import NUM_LABELS
-from ..streams import Streams, item_generators
+from ..streams import MODALITY_OF, Streams, item_generators
 from ..uvit import AttentionFunction, Block, Inner, UViT, UViTConfig, default_attention
 from .data import training_set
 from .growth import transplanted
@@ -113,6 +113,7 @@ class UViTStage(Stage):
         :func:`.growth.transplanted`.
     mix, lean, logit_normal: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective
         when absent.
+    weights: how many times a stream counts in the loss, see :func:`.objective.diffusion_loss`; all the same when absent.
     captioning: what the share "clean_image" of the mix learns from instead: "where" (a filter of its own), "versions" (copies
         of each picture, all but the first changed by :func:`.augment.augmented`), and its "place", "colour", "mirror" ...
         Captions then become those of more pictures than the network draws; nothing changes for what it draws. "swap" is the
@@ -157,6 +158,9 @@ class UViTStage(Stage):
         self.latents = Latents(self.checkpoint, images, device=own_device())
         self.mix, self.lean = options.get("mix", PAPER), float(options.get("lean", 0.0))
         self.logit_normal: list[float] | None = options.get("logit_normal")
+        self.weights = options.get("weights") or {}
+        if wrong := [name for name, weight in self.weights.items() if name not in MODALITY_OF or not weight >= 0]:
+            raise ValueError(f"weights has {wrong[0]}; it may have {', '.join(MODALITY_OF)}, each 0 or more")
         captioning, drawing = options.get("captioning") or {}, options.get("drawing") or {}
         self.swap, within = float(captioning.get("swap", 0.0)), captioning.get("swap_within", "style")
         self.drawing_share = float(drawing.get("share", 1.0))
@@ -271,7 +275,7 @@ class UViTStage(Stage):
         self.model.passing, self.model.generator = self.passing, generator
         try:
             velocity = self.model.config.sigma_data is not None
-            return diffusion_loss(model, clean, generator, labels=labels, noise=noise, velocity=velocity)
+            return diffusion_loss(model, clean, generator, labels=labels, noise=noise, velocity=velocity, weights=self.weights)
         finally:
             self.model.passing = 0
 

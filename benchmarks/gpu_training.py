@@ -121,7 +121,7 @@ def network(data: Path, out: Path, encoders: Path, start: Path, drawing: dict[st
         "defaults": {"steps": 12, "guidance": 3.0},
         "checkpoint": str(encoders), "network_of": str(start), "uvit": {"detail_width": 128}, "caption_shares": [0.95, 0.05],
         "mix": {"independent": 0.08, "clean_text": 0.53, "clean_image": 0.17, "equal": 0.18, "no_text": 0.04},
-        "lean": 0.6, "logit_normal": [0.6, 1.1],
+        "weights": {"text": 15, "clip_img": 3}, "lean": 0.6, "logit_normal": [0.6, 1.1],
         "captioning": {"where": {"tone": [0], "known": [True]}, "versions": 4, "place": 0.6, "colour": 0.0, "swap": 0.9,
                        "swap_within": "style", "caption_shares": whole},
         "drawing": {"versions": 3, "place": 0.8, "mirror": True, "colour": 0.0, "repaint": 0.5, "repaint_within": "label",

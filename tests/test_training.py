@@ -818,16 +818,18 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     assert unidiffuser.load(runs / "decoder/model.safetensors").text_to_image("red circle", steps=2)[0].size == (SIDE, SIDE)
     with pytest.raises(ValueError, match=r"img_size 4, .* takes 16"):
         make_stage(replace(moved, options=moved.options | {"network_of": "emoji"}))
+    for weights in ({"caption": 2}, {"text": -1}):
+        with pytest.raises(ValueError, match="weights has"):
+            make_stage(replace(moved, options=moved.options | {"weights": weights}))
 
     # And on latents of another kind: only what reads and writes them is new.
     finer = config(
-        "autoencoder", runs / "autoencoder_longer", precision=precision, steps=20, seed=1,
+        "autoencoder", runs / "autoencoder_plain", precision=precision, steps=20, seed=1,
         options=data | {"patch_size": 4, "channels": [32], "layers": 1, "plain": 0.1},
     )  # fmt: skip
-    shutil.rmtree(runs / "autoencoder_longer")
     train(make_stage(finer), finer, progress=False)
     parts = assemble(runs, runs / "finer.safetensors")
-    onto = moved.options | {"checkpoint": str(parts), "uvit": {"img_size": SIDE // 4, "patch_size": 4}}
+    onto = moved.options | {"checkpoint": str(parts), "uvit": {"img_size": SIDE // 4, "patch_size": 4}, "weights": {"text": 5}}
     transplant = replace(moved, out=str(runs / "transplant"), options=onto)
     train(make_stage(transplant), transplant, progress=False)
     ours = load_checkpoint(runs / "transplant/model.safetensors").state_dict("uvit")

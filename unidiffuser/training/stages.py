@@ -41,8 +41,8 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
 
     Args:
         runs: folder of the three run folders, all finished.
-            Two more may be there: ``autoencoder_longer`` takes the place of the first, and ``image_tower`` that of the image
-            half of the second.
+            More may be there: ``autoencoder_plain``, or else ``autoencoder_longer``, takes the place of the first, and
+            ``image_tower`` that of the image half of the second.
         out: the ``.safetensors`` file, which the ``uvit`` stage takes as its checkpoint.
         dtype: of the weights in the file; the network is then trained on the latents of exactly these encoders.
     """
@@ -58,7 +58,8 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
         return {k: v for k, v in state.items() if not k.endswith(drop)}
 
     encoders = "image_tower" if (runs / "image_tower").is_dir() else "encoders"
-    autoencoder = "autoencoder_longer" if (runs / "autoencoder_longer").is_dir() else "autoencoder"
+    longer = (name for name in ("autoencoder_plain", "autoencoder_longer") if (runs / name).is_dir())
+    autoencoder = next(longer, "autoencoder")
     clip, kl, caption = (
         weights(f"{encoders}/clip.pt"),
         weights(f"{autoencoder}/autoencoder.pt"),

@@ -68,10 +68,11 @@ class PatchedAutoencoder(nn.Module):
         """pixels (B, 3, H, W) in [-1, 1] -> mean, log variance, both (B, 4, H/8, W/8) for p = 4 and two levels."""
         h = self.kl.quant_conv(self.kl.encoder(F.pixel_unshuffle(pixels, self.patch_size)))
         mean, logvar = h.chunk(2, dim=1)
-        if empty := self.latent - self.used:
-            around = (0, 0, 0, 0, 0, empty)
-            mean, logvar = F.pad(mean[:, : self.used], around), F.pad(logvar[:, : self.used], around, value=LEAST_LOGVAR)
-        return mean, logvar.clamp(LEAST_LOGVAR, 20)
+        return self._emptied(mean), self._emptied(logvar, LEAST_LOGVAR).clamp(LEAST_LOGVAR, 20)
+
+    def _emptied(self, x: Tensor, value: float = 0.0) -> Tensor:
+        """Latents (B, C, h, w) with this value in the channels that are not used."""
+        return F.pad(x[:, : self.used], (0, 0, 0, 0, 0, self.latent - self.used), value=value)
 
     def forward(self, pixels: Tensor, noise: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and log variance of the latents, and the pictures decoded from mean + standard deviation * noise.
@@ -82,10 +83,7 @@ class PatchedAutoencoder(nn.Module):
         variance = logvar.exp()
         if spread is not None:
             variance = variance + (spread.view(-1, 1, 1, 1) / SCALE).square()
-        drawn = mean + noise * variance.sqrt()
-        if self.used < self.latent:
-            drawn = F.pad(drawn[:, : self.used], (0, 0, 0, 0, 0, self.latent - self.used))
-        return mean, logvar, self.decode(drawn)
+        return mean, logvar, self.decode(mean + self._emptied(noise) * variance.sqrt())
 
     def decode(self, latents: Tensor) -> Tensor:
         return F.pixel_shuffle(self.kl.decoder(self.kl.post_quant_conv(latents)), self.patch_size)

@@ -73,13 +73,17 @@ class Muon(Optimizer):
 
 def orthogonal(matrices: Tensor) -> Tensor:
     """Matrices (N, rows, columns) with all their singular values made about 1: in float32 on a CPU, else in bfloat16."""
-    on_cpu = matrices.device.type == "cpu"
-    x = matrices.to(torch.float32 if on_cpu else torch.bfloat16)
+    low = _in_bf16(matrices.device)
+    x = matrices.to(torch.bfloat16 if low else torch.float32)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=TINY)
-    x = _polar_by_gram(x) if on_cpu else _polar(x)
+    x = _polar(x) if low else _polar_by_gram(x)
     return x.mT if tall else x
+
+
+def _in_bf16(device: torch.device) -> bool:
+    return device.type != "cpu"
 
 
 def _polar(x: Tensor) -> Tensor:
@@ -99,12 +103,13 @@ def _polar_by_gram(x: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     gram = x @ x.mT
     one = a * torch.eye(gram.shape[-1], device=x.device)
-    product = None
-    for _ in range(ITERATIONS):
+    factor = product = one
+    for number in range(ITERATIONS):
+        if number:
+            gram = factor @ gram @ factor
         factor = (gram @ gram).mul_(c).add_(gram, alpha=b).add_(one)
-        product = factor if product is None else factor @ product
-        gram = factor @ gram @ factor
-    return x if product is None else product @ x
+        product = factor @ product if number else factor
+    return product @ x
 
 
 def _orthogonal_by_all(matrices: Tensor) -> Tensor:

@@ -10,30 +10,16 @@ from torch import Tensor
 
 
 def multiplies_bf16() -> bool:
-    """Whether this CPU multiplies bf16 faster than float32 (x86: AMX, or AVX512_BF16; Arm: what oneDNN accepts).
+    """Whether this CPU has instructions that multiply bf16 (x86: AMX or AVX512_BF16; Arm: what oneDNN accepts).
 
-    AVX512_BF16 does not count on Intel's: measured on a Xeon whose AMX was switched off, products of bf16 ran at half the speed
-    of float32's (82 against 160 GFLOP/s a core), where on AMD's they run at twice it. oneDNN takes bf16 on older CPUs too and
-    is then slower than fp32, so it is not asked on x86.
+    oneDNN takes bf16 on older CPUs too and is then slower than fp32, so it is not asked on x86.
     """
     if torch.backends.cpu.get_cpu_capability().startswith(("AVX", "DEFAULT", "NO AVX")):
         # NOTE: private names, which may go: a CPU that cannot be asked counts as one without.
-        if _has("_is_amx_tile_supported"):
-            return True
-        return _has("_is_avx512_bf16_supported") and not _name().startswith("Intel")
+        asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+        return any(supported is not None and supported() for supported in asked)
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(torch.backends.mkldnn.is_available() and supported is not None and supported())
-
-
-def _has(asked: str) -> bool:
-    supported = getattr(torch.cpu, asked, None)
-    return supported is not None and bool(supported())
-
-
-def _name() -> str:
-    """What the CPU is called, "" where this torch does not say."""
-    capabilities = getattr(torch.cpu, "get_capabilities", None)
-    return "" if capabilities is None else str(capabilities().get("cpu_name", ""))
 
 
 def automatic_dtype(device: torch.device) -> torch.dtype:

@@ -13,6 +13,7 @@ from unidiffuser.path import NoisePath
 from unidiffuser.samplers import sample
 from unidiffuser.schedule import add_noise, alpha_sigma
 from unidiffuser.streams import Streams, item_generators
+from unidiffuser.training.growth import transplanted
 from unidiffuser.training.objective import diffusion_loss
 from unidiffuser.uvit import UViT, UViTConfig
 
@@ -21,6 +22,7 @@ SIZES = {
     "text_dim": 6, "num_text_tokens": 5, "clip_img_dim": 7,
 }  # fmt: skip
 HEAD = {"sigma_data": 0.3, "detail_width": 12, "detail_blocks": 2, "detail_features": 3}
+INNER = HEAD | {"detail_inner": 10, "detail_inner_blocks": 2, "detail_told": 6}
 labels_ = st.floats(1, 1000)
 sigmas = st.floats(0.01, 50)
 
@@ -62,7 +64,9 @@ def test_small_asks_for_the_picture_one_for_the_velocity_and_large_for_the_noise
     torch.testing.assert_close(noise_of_output(-1e4 * eps, latent, labels, 1e4), eps, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("options", [HEAD, {"sigma_data": 0.3}, {"detail_width": 8, "detail_blocks": 0}])
+@pytest.mark.parametrize(
+    "options", [HEAD, INNER, {"sigma_data": 0.3}, {"detail_width": 8, "detail_blocks": 0, "detail_inner": 8}],
+)
 def test_every_kind_of_head_gives_noise_in_the_shape_of_its_input(options):
     net = make(**options)
     given = inputs()
@@ -74,8 +78,9 @@ def test_every_kind_of_head_gives_noise_in_the_shape_of_its_input(options):
     assert net(*given, heads=("text",))[0] is None
 
 
-def test_convolutions_begin_with_the_draft_of_the_patches_and_can_leave_it():
-    net, given = make(**HEAD), inputs()
+@pytest.mark.parametrize("options", [HEAD, INNER])
+def test_convolutions_begin_with_the_draft_of_the_patches_and_can_leave_it(options):
+    net, given = make(**options), inputs()
     before = net(*given)[0]
     net.detail.conv_in.weight.data.mul_(5)
     assert torch.equal(net(*given)[0], before)
@@ -83,6 +88,42 @@ def test_convolutions_begin_with_the_draft_of_the_patches_and_can_leave_it():
         parameter.requires_grad_(True)
     diffusion_loss(net, Streams(*given[:3]), torch.Generator().manual_seed(0), velocity=True)["loss"].backward()
     assert net.detail.conv_out.weight.grad.abs().sum() > 0
+
+
+def awake(net: UViT) -> UViT:
+    """With weights where a new network has zeros, so that every part of the head has a say."""
+    g = torch.Generator().manual_seed(7)
+    for parameter in net.detail.parameters():
+        if not parameter.any():
+            parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=g))
+    return net
+
+
+def test_the_inner_level_sees_further_and_all_blocks_hear_the_time_token():
+    net, given = awake(make(**INNER)), inputs(1)
+    said, token = torch.zeros(1, 16 + 3, 16, 16), torch.randn(1, 32, generator=torch.Generator().manual_seed(2))
+    latent = torch.zeros(1, 4, 32, 32)
+    touched = latent.clone()
+    touched[:, :, 0, 0] = 1
+    reach = [
+        (torch.nonzero((head(latent, said, token) - head(touched, said, token)).abs().sum((0, 1)) > 1e-7).max().item())
+        for head in (awake(make(**HEAD)).detail, net.detail)
+    ]
+    assert reach[0] < 16 < reach[1]
+    heard = net.detail(latent, said, token) - net.detail(latent, said, -token)
+    assert heard.abs().max() > 1e-3
+    # The label reaches the token, so even the same patches and latent are not the same picture.
+    assert not torch.allclose(net(*given)[0], net(*given[:3], given[3] + 300, given[4])[0], atol=1e-3)
+
+
+def test_a_head_grows_an_inner_level_and_says_the_same():
+    old = awake(make(**HEAD))
+    new = make(**INNER)
+    new.load_state_dict(transplanted(old.state_dict(), old.config, new))
+    for ours, theirs in zip(new(*inputs()), old(*inputs()), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="no place"):
+        transplanted(awake(new).state_dict(), new.config, old)
 
 
 def test_the_loss_of_an_image_is_that_of_its_velocity():
@@ -99,14 +140,14 @@ def test_the_loss_of_an_image_is_that_of_its_velocity():
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    net = make(**HEAD)
+    net = awake(make(**INNER))
     together = sample(net, NoisePath.joint(3), streams=Streams(), generator=item_generators(3, 4))
     alone = sample(net, NoisePath.joint(3), streams=Streams(), generator=item_generators(3, 4)[2:3])
     torch.testing.assert_close(together.img[2:3], alone.img, rtol=1e-4, atol=1e-4)
 
 
 def test_with_rows_of_one_size_what_is_said_is_the_same_bit_by_bit():
-    net, given = make(**HEAD).to(torch.bfloat16), [x.to(torch.bfloat16) for x in inputs(5)[:3]]
+    net, given = awake(make(**INNER)).to(torch.bfloat16), [x.to(torch.bfloat16) for x in inputs(5)[:3]]
     net.rows = 64
     labels = torch.linspace(1, 1000, 5)
     whole = net(*given, labels, labels)[0]
@@ -116,7 +157,7 @@ def test_with_rows_of_one_size_what_is_said_is_the_same_bit_by_bit():
 
 def test_published_sizes_have_no_such_head_and_sizes_with_one_are_kept():
     assert not [name for name in make().state_dict() if name.startswith("detail")]
-    config = ModelConfig(uvit=UViTConfig(**SIZES, **HEAD))
+    config = ModelConfig(uvit=UViTConfig(**SIZES, **INNER))
     assert ModelConfig.from_dict(config.to_dict()) == config
 
 
@@ -126,6 +167,9 @@ def test_published_sizes_have_no_such_head_and_sizes_with_one_are_kept():
         ({"sigma_data": 0.0}, "above 0"),
         ({"sigma_data": float("nan")}, "above 0"),
         ({"detail_width": 8, "patch_size": 1}, "multiple of 2"),
+        ({"detail_width": 8, "detail_inner": 8, "patch_size": 2}, "multiple of 4"),
+        ({"detail_inner": 8}, "give it a detail_width"),
+        ({"detail_told": 8}, "give it a detail_width"),
     ],
 )
 def test_impossible_heads_are_refused(options, message):

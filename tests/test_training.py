@@ -23,7 +23,7 @@ from torch import nn
 from unidiffuser.checkpoints import load_checkpoint
 from unidiffuser.schedule import add_noise, alphas_cumprod, half_logsnr
 from unidiffuser.streams import Streams
-from unidiffuser.training.augment import augmented
+from unidiffuser.training.augment import augmented, shifted
 from unidiffuser.training.autoencoder import SCALE, PatchedAutoencoder, principal_colours, psnr, reduced
 from unidiffuser.training.data import ImageFolder
 from unidiffuser.training.encoders import image_tokens, load_clip
@@ -232,6 +232,30 @@ def checks_what_is_painted_again(stage: Stage) -> None:
     assert all(text in stage.drawing.captions[k] for k, text in zip(goal.tolist(), of_text.tolist(), strict=True))
 
 
+def checks_what_is_moved(stage: Stage) -> None:
+    """Below label 500 all pictures are those of `drawing`, moved by a cell at most; above it a fifth is, and none is moved."""
+    seen = []
+    for latents in (stage.latents, stage.drawing):
+        latents.std.zero_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "unidiffuser.training.uvit.diffusion_loss",
+            lambda net, clean, generator, labels, noise, **_: seen.append((clean, labels)),
+        )
+        stage.loss(None, {"index": torch.arange(4000) % stage.size}, torch.Generator().manual_seed(0))
+    clean, labels = seen[0]
+    below, side = labels["img"] < 500, clean.img.shape[-1]
+    places = [(torch.arange(side) + move).clamp(0, side - 1) for move in (-1, 0, 1)]
+    moves = torch.stack([stage.drawing.mean[:, :, rows][..., columns] for rows in places for columns in places])
+    far = (clean.img[:, None, None] - moves.transpose(0, 1)).flatten(3).abs().amax(3)  # (pairs, pictures, moves)
+    as_moved = far.amin(1) < 1e-5
+    assert as_moved.any(1)[below].all()
+    assert all((as_moved[:, move] & below).any() for move in range(len(moves)))
+    other = as_moved[:, [k for k in range(len(moves)) if k != len(moves) // 2]].any(1) & ~as_moved[:, len(moves) // 2]
+    assert not other[~below].any()
+    assert 0.15 < as_moved[~below, len(moves) // 2].float().mean() < 0.25
+
+
 @given(seed=st.integers(0, 2**31), label=st.integers(1, 1000))
 def test_the_noise_of_another_makes_the_same_noisy_pair(seed, label):
     generator = torch.Generator().manual_seed(seed)
@@ -338,6 +362,23 @@ def test_image_folder_crops_to_a_square(tmp_path):
     image.save(tmp_path / "wide.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "wide.png", "text": "a"}\n')
     assert ImageFolder(tmp_path, 8).pixels(torch.tensor([0])).max() == -1  # only the black middle
+
+
+def test_what_is_shifted_moves_by_whole_cells_and_repeats_its_border():
+    x = torch.randn(64, 2, 6, 5, generator=torch.Generator().manual_seed(0))
+    out = shifted(x, 2, torch.Generator().manual_seed(1))
+    seen = set()
+    for ours, theirs in zip(out, x, strict=True):
+        fitting = [
+            (down, right)
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+            if torch.equal(ours, theirs[:, (torch.arange(6) + down).clamp(0, 5)][..., (torch.arange(5) + right).clamp(0, 4)])
+        ]
+        assert len(fitting) == 1
+        seen.add(fitting[0])
+    assert {a for a, _ in seen} == {b for _, b in seen} == set(range(-2, 3))
+    assert torch.equal(shifted(x, 0, torch.Generator()), x)
 
 
 def test_augmentation_keeps_white_and_repeats():
@@ -793,6 +834,10 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
              "versions": 3, "place": 1.0, "colour": 0.0, "changed_below": 2}  # fmt: skip
     checks_what_is_painted_again(
         make_stage(replace(moved, options=moved.options | apart | {"mix": {"clean_text": 1}, "drawing": again}))
+    )
+    below = {"where": {"colour": "blue"}, "share": 0.2, "share_below": 1.0, "changed_below": 500, "shift": 1}
+    checks_what_is_moved(
+        make_stage(replace(moved, options=moved.options | apart | {"mix": {"clean_text": 1}, "drawing": below}))
     )
     with pytest.raises(ValueError, match="network of its own"):
         make_stage(replace(moved, options=moved.options | {"checkpoint": str(runs / "uvit/model.safetensors")}))

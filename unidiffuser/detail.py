@@ -21,48 +21,95 @@ FOLD = 2  # side of the squares of latents that become channels for the convolut
 
 
 class DetailBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; the second begins as nothing."""
+    """Two 3x3 convolutions beside a shortcut; the second begins as nothing.
 
-    def __init__(self, width: int, ops: Any, **factory: Any):
+    ``told`` is the width of what all squares are told between the two: a factor and a summand for each channel.
+    """
+
+    def __init__(self, width: int, told: int, ops: Any, **factory: Any):
         super().__init__()
         self.conv1 = ops.Conv2d(width, width, 3, padding=1, **factory)
         self.conv2 = ops.Conv2d(width, width, 3, padding=1, **factory)
+        if told:
+            self.told = ops.Linear(told, 2 * width, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.conv2(F.silu(self.conv1(F.silu(x))))
+    def forward(self, x: Tensor, told: Tensor | None) -> Tensor:
+        hidden = self.conv1(F.silu(x))
+        if told is not None:
+            factor, summand = self.told(told)[:, :, None, None].chunk(2, dim=1)
+            hidden = hidden * (1 + factor) + summand
+        out: Tensor = x + self.conv2(F.silu(hidden))
         return out
 
 
 class DetailHead(nn.Module):
-    """A noisy latent (B, C, H, W) and what the patches say of it (B, 4 C + features, H/2, W/2) -> (B, C, H, W).
+    """A noisy latent (B, C, H, W), what the patches say of it (B, 4 C + features, H/2, W/2), a token (B, D) -> (B, C, H, W).
 
     The first 4 C channels of the patches are a draft of the result, to which the convolutions add.
 
     Args:
         channels: C.
         features: channels beside the draft, in which the patches tell the convolutions what they need to know.
-        width, blocks: of the convolutions.
-        ops: where Conv2d comes from, see :class:`.uvit.UViT`.
+        width, blocks: of the convolutions at half the resolution.
+        inner, inner_blocks: width and number of those at a quarter of it, which stand after the first of the others and see
+            four times as much of a picture at the cost of a quarter; none where ``inner`` is 0.
+        token, told: D, and how many numbers of the token all blocks are told, such as how a thing is to be drawn; 0 for none.
+        ops: where Conv2d and Linear come from, see :class:`.uvit.UViT`.
     """
 
-    def __init__(self, channels: int, features: int, width: int, blocks: int, ops: Any, **factory: Any):
+    def __init__(
+        self,
+        channels: int,
+        features: int,
+        width: int,
+        blocks: int,
+        ops: Any,
+        *,
+        inner: int = 0,
+        inner_blocks: int = 0,
+        token: int = 0,
+        told: int = 0,
+        **factory: Any,
+    ):
         super().__init__()
         self.drafted = FOLD**2 * channels
         self.conv_in = ops.Conv2d(2 * self.drafted + features, width, 3, padding=1, **factory)
-        self.blocks = nn.ModuleList([DetailBlock(width, ops, **factory) for _ in range(blocks)])
+        self.blocks = nn.ModuleList([DetailBlock(width, told, ops, **factory) for _ in range(blocks)])
         self.conv_out = ops.Conv2d(width, self.drafted, 3, padding=1, **factory)
+        self.inner = nn.ModuleList([DetailBlock(inner, told, ops, **factory) for _ in range(inner_blocks if inner else 0)])
+        if inner:
+            self.conv_down = ops.Conv2d(width, inner, 2, stride=2, **factory)
+            self.conv_up = ops.Conv2d(inner, width, 1, **factory)
+        if told:
+            self.told = ops.Linear(token, told, **factory)
 
-    def forward(self, latent: Tensor, said: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, said: Tensor, token: Tensor) -> Tensor:
         x = torch.cat([F.pixel_unshuffle(latent, FOLD), said], dim=1).contiguous(memory_format=torch.channels_last)
+        told = F.silu(self.told(token)) if hasattr(self, "told") else None
         x = self.conv_in(x)
-        for block in self.blocks:
-            x = block(x)
+        for block in self.blocks[:1]:
+            x = block(x, told)
+        x = self._through_the_inside(x, told)
+        for block in self.blocks[1:]:
+            x = block(x, told)
         return F.pixel_shuffle(said[:, : self.drafted] + self.conv_out(F.silu(x)), FOLD)
+
+    def _through_the_inside(self, x: Tensor, told: Tensor | None) -> Tensor:
+        if not hasattr(self, "conv_down"):
+            return x
+        h = self.conv_down(x)
+        for block in self.inner:
+            h = block(h, told)
+        return x + F.interpolate(self.conv_up(h), scale_factor=2, mode="nearest")
 
     @torch.no_grad()
     def begin_with_the_draft(self) -> None:
-        """Weights with which the convolutions add nothing, but can learn to."""
-        for layer in (self.conv_out, *(block.conv2 for block in self.blocks)):
+        """Weights with which the convolutions add nothing and blocks are told nothing, but can learn to."""
+        blocks = [*self.blocks, *self.inner]
+        anew = [self.conv_out, *(block.conv2 for block in blocks), *(block.told for block in blocks if hasattr(block, "told"))]
+        if hasattr(self, "conv_up"):
+            anew.append(self.conv_up)
+        for layer in anew:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

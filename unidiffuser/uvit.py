@@ -36,7 +36,8 @@ class UViTConfig:
     Published networks predict the noise of an image from patches alone. `sigma_data` lets the image head predict something
     between noise and picture instead, see :func:`.detail.noise_of_output`; what the network returns is the noise all the same.
     `detail_width` above 0 adds a :class:`.detail.DetailHead` of that width, of `detail_blocks` blocks, which is told
-    `detail_features` features of the patches.
+    `detail_features` features of the patches; `detail_inner` above 0 gives it an inner level of that width, of
+    `detail_inner_blocks` blocks, and with `detail_told` above 0 its blocks are told so many numbers of the image's time token.
     """
 
     img_size: int | tuple[int, int] = 64
@@ -55,13 +56,19 @@ class UViTConfig:
     detail_width: int = 0
     detail_blocks: int = 2
     detail_features: int = 24
+    detail_inner: int = 0
+    detail_inner_blocks: int = 4
+    detail_told: int = 0
 
     def __post_init__(self) -> None:
         h, w = self.latent_size
         if self.sigma_data is not None and not (math.isfinite(self.sigma_data) and self.sigma_data > 0):
             raise ValueError(f"sigma_data must be above 0, or None for a network that predicts noise, not {self.sigma_data}.")
-        if self.detail_width and self.patch_size % FOLD:
-            raise ValueError(f"patch_size {self.patch_size} must be a multiple of {FOLD} for a detail head.")
+        fold = FOLD**2 if self.detail_inner else FOLD
+        if self.detail_width and self.patch_size % fold:
+            raise ValueError(f"patch_size {self.patch_size} must be a multiple of {fold} for this detail head.")
+        if not self.detail_width and (self.detail_inner or self.detail_told):
+            raise ValueError("detail_inner and detail_told are of a detail head; give it a detail_width.")
         if h % self.patch_size or w % self.patch_size:
             raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}.")
         if self.embed_dim % (2 * self.num_heads):
@@ -234,7 +241,8 @@ class UViT(nn.Module):
         self.decoder_pred = ops.Linear(dim, side**2 * channels, **factory)
         if config.detail_width:
             sizes = config.in_chans, config.detail_features, config.detail_width, config.detail_blocks
-            self.detail = DetailHead(*sizes, ops, **factory)
+            inner = {"inner": config.detail_inner, "inner_blocks": config.detail_inner_blocks}
+            self.detail = DetailHead(*sizes, ops, **inner, token=dim, told=config.detail_told, **factory)
         self.clip_img_out = ops.Linear(dim, config.clip_img_dim, **factory)
         self.text_out = ops.Linear(dim, config.text_dim, **factory)
         if operations is nn:
@@ -248,8 +256,8 @@ class UViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, DetailHead):
-                module.begin_with_the_draft()
+        if self.config.detail_width:
+            self.detail.begin_with_the_draft()
 
     def position_tables(self) -> tuple[Tensor, Tensor | None]:
         """`pos_embed` (1, 2 + L + 1 + patches, D) and `pos_embed_token` (1, 1, D; None in v0).
@@ -317,22 +325,27 @@ class UViT(nn.Module):
         x = self._through_the_u(x, 0, size, inner)
 
         sizes = [self.config.num_text_tokens, 1, math.prod(grid)]
-        _, text_x, clip_x, img_x = torch.split(x, [x.shape[1] - sum(sizes), *sizes], dim=1)
+        others, text_x, clip_x, img_x = torch.split(x, [x.shape[1] - sum(sizes), *sizes], dim=1)
 
         def head(layer: nn.Module, x: Tensor) -> Tensor:
             return _in_batches(size, layer, self.norm(x))
 
+        def image() -> Tensor:
+            return self._image(head(self.decoder_pred, img_x), others[:, 0], grid, img, t_img, size)
+
         return (
-            self._image(head(self.decoder_pred, img_x), grid, img, t_img, size)[:batch] if "img" in heads else None,
+            image()[:batch] if "img" in heads else None,
             head(self.clip_img_out, clip_x)[:batch] if "clip_img" in heads else None,
             head(self.text_out, text_x)[:batch] if "text" in heads else None,
         )
 
-    def _image(self, patches: Tensor, grid: tuple[int, int], img: Tensor, t_img: Tensor | float, size: int) -> Tensor:
-        """The noise of the image, from what is said of its patches (B, patches, side^2 * channels)."""
+    def _image(
+        self, patches: Tensor, time: Tensor, grid: tuple[int, int], img: Tensor, t_img: Tensor | float, size: int
+    ) -> Tensor:
+        """The noise of the image, from what is said of its patches (B, patches, side^2 * channels) and its time token (B, D)."""
         x = self._unpatchify(patches, grid)
         if self.config.detail_width:
-            x = _in_batches(size, self.detail, img, x)
+            x = _in_batches(size, self.detail, img, x, self.norm(time))
         if self.config.sigma_data is None:
             return x
         return noise_of_output(x, img, self._of_each(t_img, img), self.config.sigma_data)

@@ -70,6 +70,22 @@ def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
 
 
+def shifted(x: Tensor, cells: int, generator: torch.Generator) -> Tensor:
+    """Latents or pictures (B, C, H, W), each moved by whole cells, at most so many each way; what comes in repeats the border.
+
+    Args:
+        generator: the only source of randomness, on the device of ``x``.
+    """
+    count, device = len(x), x.device
+
+    def places(side: int) -> Tensor:
+        moves = torch.randint(-cells, cells + 1, (count, 1), generator=generator, device=device)
+        return (torch.arange(side, device=device) + moves).clamp(0, side - 1)  # (B, side)
+
+    down, right = places(x.shape[2])[:, None, :, None], places(x.shape[3])[:, None, None, :]
+    return x.take_along_dim(down, 2).take_along_dim(right, 3)
+
+
 def moved(x: Tensor, turn: Tensor, shear: Tensor, zoom: Tensor, stretch: Tensor, right: Tensor, down: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) in [-1, 1] on white ground, each moved by its own numbers (B,); shifts in half sides."""
     moves = torch.stack(

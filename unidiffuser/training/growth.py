@@ -34,6 +34,7 @@ _READ, _WRITTEN = IMAGE_LAYERS[:2], IMAGE_LAYERS[2:]
 _DETAIL = "detail."
 _PATCHES = ("in_chans", "patch_size")
 _OUTPUT = ("sigma_data", "detail_width", "detail_blocks", "detail_features")
+_ADDED = ("detail_inner", "detail_told")
 
 
 def transplanted(state: dict[str, Tensor], old: UViTConfig, new: UViT) -> dict[str, Tensor]:
@@ -41,6 +42,7 @@ def transplanted(state: dict[str, Tensor], old: UViTConfig, new: UViT) -> dict[s
 
     What reads image patches and what writes them begins anew, as in ``new``, where patches are others than before; so does what
     writes them where something else is asked for (`sigma_data`, a detail head). The positions are resampled, all else is kept.
+    A detail head that only gets an inner level, or is told of a token, goes on as it was: what is new adds nothing at first.
 
     Args:
         state: all weights under the network's own names, in float32.
@@ -58,6 +60,8 @@ def transplanted(state: dict[str, Tensor], old: UViTConfig, new: UViT) -> dict[s
     if not same or any(getattr(old, field) != getattr(new.config, field) for field in _OUTPUT):
         anew |= {*_WRITTEN, *(name for name in fresh if name.startswith(_DETAIL))}
         kept = {name: value for name, value in kept.items() if not name.startswith(_DETAIL)}
+    elif any(getattr(old, field) == 0 < getattr(new.config, field) for field in _ADDED):
+        anew |= {name for name in fresh if name.startswith(_DETAIL) and name not in kept}
     taken = {name: value if name in anew else kept.get(name, value) for name, value in fresh.items()}
     if wrong := [n for n, value in fresh.items() if taken[n].shape != value.shape or n not in {*kept, *anew}]:
         raise ValueError(f"only the image latents may differ between the two networks, but so does {wrong[0]}")

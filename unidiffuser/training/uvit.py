@@ -20,6 +20,7 @@ from ..samplers import sample
 from ..schedule import NUM_LABELS
 from ..streams import MODALITY_OF, Streams, item_generators
 from ..uvit import AttentionFunction, Block, Inner, UViT, UViTConfig, default_attention
+from .augment import shifted
 from .data import training_set
 from .growth import transplanted
 from .latents import Latents
@@ -129,7 +130,8 @@ class UViTStage(Stage):
         "versions" and the strengths of :func:`.augment.augmented` as for captioning, but only at labels below
         "changed_below" (all when absent), and not where the noisy picture is another one: there the noise hides little of how
         it was changed, and who has seen a picture moved in many ways takes the noise from pictures rather than remembering
-        them; above it the network draws them as they are.
+        them; above it the network draws them as they are. "share_below" is the share at these labels, the same when absent,
+        and "shift" by how many cells of the latent they are moved at most, which costs no sharpness and no memory.
     route: share of the image patches that take a short cut in every step, see :class:`RoutedUViT`; none when absent. At 0.5 a
         step costs a third less. The last steps of a run should do without, as sampling does.
     caption_shares: probability of each caption form of a picture; equal when absent.
@@ -166,9 +168,12 @@ class UViTStage(Stage):
         self.drawing_share = float(drawing.get("share", 1.0))
         self.captioning = self._others("captioning", options, {"swap", "swap_within", "caption_shares"})
         self.drawing = self._others(
-            "drawing", options, {"share", "caption_shares", "repaint", "repaint_within", "repaint_from", "changed_below"}
+            "drawing",
+            options,
+            {"share", "share_below", "shift", "caption_shares", "repaint", "repaint_within", "repaint_from", "changed_below"},
         )
         self.changed_below = int(drawing.get("changed_below", NUM_LABELS + 1))
+        self.share_below, self.shift = float(drawing.get("share_below", self.drawing_share)), int(drawing.get("shift", 0))
         self.repaint, self.repaint_from = float(drawing.get("repaint", 0.0)), int(drawing.get("repaint_from", 1))
         if self.swap and self.captioning is not None:
             self.kin = Kin([record.get(within) for record in self.captioning.records])
@@ -258,12 +263,15 @@ class UViTStage(Stage):
             clean = clean.zip(shown, lambda own, other: _chosen(labels["img"] == 0, other, own))
         if self.drawing is not None:
             others = self._any_of(self.drawing, count, generator)
-            drawn = (labels["text"] == 0) & (chance() < self.drawing_share)
+            below = labels["img"] < self.changed_below
+            drawn = (labels["text"] == 0) & (chance() < torch.where(below, self.share_below, self.drawing_share))
             painted = torch.zeros_like(drawn)
             if self.repaint:
                 painted = (chance() < self.repaint) & drawn & (labels["img"] >= self.repaint_from)
-            changed = (labels["img"] < self.changed_below) & ~painted
+            changed = below & ~painted
             made = self.drawing.draw(others, self.drawn_as, generator, changed)
+            if self.shift:
+                made = made.replace(img=_chosen(changed, shifted(made.need("img"), self.shift, generator), made.need("img")))
             clean = clean.zip(made, lambda own, other: _chosen(drawn, other, own))
         noise = clean.map(lambda x: torch.randn(x.shape, generator=generator, device=index.device))
         if self.drawing is not None and self.repaint:

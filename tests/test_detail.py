@@ -65,7 +65,8 @@ def test_small_asks_for_the_picture_one_for_the_velocity_and_large_for_the_noise
 
 
 @pytest.mark.parametrize(
-    "options", [HEAD, INNER, {"sigma_data": 0.3}, {"detail_width": 8, "detail_blocks": 0, "detail_inner": 8}],
+    "options",
+    [HEAD, INNER, {"sigma_data": 0.3}, {"detail_width": 8, "detail_blocks": 0, "detail_inner": 8}],
 )
 def test_every_kind_of_head_gives_noise_in_the_shape_of_its_input(options):
     net = make(**options)

@@ -241,8 +241,10 @@ class UViT(nn.Module):
         self.decoder_pred = ops.Linear(dim, side**2 * channels, **factory)
         if config.detail_width:
             sizes = config.in_chans, config.detail_features, config.detail_width, config.detail_blocks
-            inner = {"inner": config.detail_inner, "inner_blocks": config.detail_inner_blocks}
-            self.detail = DetailHead(*sizes, ops, **inner, token=dim, told=config.detail_told, **factory)
+            self.detail = DetailHead(
+                *sizes, ops, inner=config.detail_inner, inner_blocks=config.detail_inner_blocks,
+                token=dim, told=config.detail_told, **factory,
+            )  # fmt: skip
         self.clip_img_out = ops.Linear(dim, config.clip_img_dim, **factory)
         self.text_out = ops.Linear(dim, config.text_dim, **factory)
         if operations is nn:
@@ -342,7 +344,7 @@ class UViT(nn.Module):
     def _image(
         self, patches: Tensor, time: Tensor, grid: tuple[int, int], img: Tensor, t_img: Tensor | float, size: int
     ) -> Tensor:
-        """The noise of the image, from what is said of its patches (B, patches, side^2 * channels) and its time token (B, D)."""
+        """The noise of an image, from what its patches (B, patches, channels * side^2) and its time token (B, D) say."""
         x = self._unpatchify(patches, grid)
         if self.config.detail_width:
             x = _in_batches(size, self.detail, img, x, self.norm(time))

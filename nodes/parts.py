@@ -21,7 +21,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..unidiffuser.checkpoints import Checkpoint
+from ..unidiffuser.checkpoints import Checkpoint, VAEConfig
+from ..unidiffuser.palette import Palette
 from ..unidiffuser.stem import ConvStem
 from ..unidiffuser.tokenizers import END, START, BytePairTokenizer
 from .folders import BUNDLED
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ..unidiffuser.captions import Caption, CaptionDecoder
 
 DRAFT_TOKENS = 12
+PALETTE = "palette."  # begins the names of an autoencoder's palette
 
 
 class TextTower(comfy.clip_model.CLIPTextModel):
@@ -149,15 +151,45 @@ class _HostTokenizer:
 def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
     """VAE. A checkpoint whose autoencoder works on unshuffled pixels gets the shuffling as hooks, so its keys stay LDM's."""
     config = checkpoint.config.vae
-    vae = comfy.sd.VAE(
-        sd=checkpoint.state_dict("vae"), config={"params": {"ddconfig": dict(config.ddconfig), "embed_dim": config.embed_dim}}
-    )
+    weights = {name: x for name, x in checkpoint.state_dict("vae").items() if not name.startswith(PALETTE)}
+    vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": dict(config.ddconfig), "embed_dim": config.embed_dim}})
     vae.downscale_ratio = vae.upscale_ratio = config.downscale
     if config.patch_size > 1:
         unshuffle, shuffle = torch.nn.PixelUnshuffle(config.patch_size), torch.nn.PixelShuffle(config.patch_size)
         vae.first_stage_model.encoder.register_forward_pre_hook(lambda module, args: (unshuffle(args[0]), *args[1:]))
         vae.first_stage_model.decoder.register_forward_hook(lambda module, args, out: shuffle(out))
+    if config.palette:
+        _with_palette(vae.first_stage_model, config, checkpoint.state_dict("vae", PALETTE))
     return vae
+
+
+def _with_palette(model: torch.nn.Module, config: VAEConfig, weights: dict[str, Tensor]) -> None:
+    """Hooks that write the manner of a picture into its latent, and draw pictures in the manner that a latent names."""
+    sizes = config.palette or {}
+    palette = Palette(len(sizes["manners"]), sizes["colours"])
+    palette.load_state_dict(weights)
+    first = next(model.parameters())
+    model.palette = palette.to(first.device, first.dtype).eval().requires_grad_(False)
+    scale, held = config.scale_factor, dict[str, Tensor]()
+
+    def see(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        held["told"] = palette.told(args[0]).softmax(dim=1)[:, :-1]
+
+    def write(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        mean, spread = out.chunk(2, dim=1)
+        return torch.cat([palette.coded(mean * scale, held.pop("told")) / scale, spread], dim=1)
+
+    def read(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        held["manners"] = manners = palette.manners(args[0] * scale)
+        return palette.coded(args[0] * scale, torch.zeros_like(manners)) / scale, *args[1:]
+
+    def paint(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        return palette(out, held.pop("manners"))
+
+    model.encoder.register_forward_pre_hook(see, prepend=True)  # before the pixels are folded
+    model.quant_conv.register_forward_hook(write)
+    model.post_quant_conv.register_forward_pre_hook(read)
+    model.decoder.register_forward_hook(paint)  # after they are unfolded
 
 
 def load_clip_vision(checkpoint: Checkpoint) -> comfy.clip_vision.ClipVisionModel:

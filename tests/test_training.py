@@ -256,6 +256,35 @@ def checks_what_is_moved(stage: Stage) -> None:
     assert 0.15 < as_moved[~below, len(moves) // 2].float().mean() < 0.25
 
 
+def checks_a_palette(decoder: TrainConfig, network: TrainConfig) -> None:
+    """The autoencoder gets a palette of the field `colour`, keeps it in further runs, and networks learn its latents."""
+    import unidiffuser
+
+    named = {"field": "colour", "manners": ["red", "blue"], "colours": 4}
+    decoder = replace(decoder, options=decoder.options | {"palette": named, "strange": 0.2})
+    stage = make_stage(decoder)
+    assert set(stage.kinds.tolist()) == {0, 1, 2}  # there are other colours, too
+    train(stage, decoder, progress=False)
+    path = Path(decoder.out) / "model.safetensors"
+    model = unidiffuser.load(path)
+    assert model.config.vae.palette == {"manners": ["red", "blue"], "colours": 4}
+    palette = model.autoencoder.palette
+    images = ImageFolder(decoder.options["data"], SIDE, {"colour": ["red", "blue"]})
+    kinds = torch.tensor([["red", "blue"].index(record["colour"]) for record in images.records])
+    latents = model.autoencoder.encode(images.pixels(torch.arange(len(images))), torch.Generator().manual_seed(0))
+    assert (palette.manners(latents.float()).argmax(1) == kinds).float().mean() > 0.9
+    again = replace(decoder, out=decoder.out + "_again", steps=2, options=decoder.options | {"checkpoint": str(path)})
+    train(make_stage(again), again, progress=False)
+    assert load_checkpoint(Path(again.out) / "model.safetensors").config.vae.palette == model.config.vae.palette
+    learnt = replace(network, out=decoder.out + "_network", steps=2, options=network.options | {"network_of": None})
+    learnt.options.pop("network_of")
+    learnt.options["checkpoint"] = str(path)
+    train(make_stage(learnt), learnt, progress=False)
+    assert unidiffuser.load(Path(learnt.out) / "model.safetensors").config.vae.palette == model.config.vae.palette
+    with pytest.raises(ValueError, match="no picture is drawn in manner 1"):
+        make_stage(replace(decoder, options=decoder.options | {"palette": named | {"manners": ["red", "mauve"]}}))
+
+
 @given(seed=st.integers(0, 2**31), label=st.integers(1, 1000))
 def test_the_noise_of_another_makes_the_same_noisy_pair(seed, label):
     generator = torch.Generator().manual_seed(seed)
@@ -853,6 +882,7 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     clean, noisy, made = map(float, (runs / "decoder/psnr.txt").read_text().split())
     assert clean > noisy > 5
     assert made > 5
+    checks_a_palette(replace(decoder, out=str(runs / "palette"), steps=12), moved)
     before, after = (load_checkpoint(runs / name / "model.safetensors") for name in ("uvit", "decoder"))
     for part in before.parts():
         old, new = before.state_dict(part), after.state_dict(part)

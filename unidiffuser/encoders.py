@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .checkpoint_keys import Recipe, Recipes, vae_to_diffusers
 from .checkpoints import Checkpoint, VAEConfig
 from .modules import skeleton
+from .palette import Palette
 from .precision import ROWS, depends_on_batch, in_fixed_batches
 from .stem import ConvStem, Norm, no_norm
 from .tokenizers import BytePairTokenizer
@@ -55,7 +56,7 @@ def autoencoder_kl(config: VAEConfig, sample_size: int = 512) -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
     dd = config.ddconfig
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         in_channels=dd["in_channels"],
         out_channels=dd["out_ch"],
         down_block_types=("DownEncoderBlock2D",) * len(dd["ch_mult"]),
@@ -65,6 +66,9 @@ def autoencoder_kl(config: VAEConfig, sample_size: int = 512) -> AutoencoderKL:
         latent_channels=dd["z_channels"],
         sample_size=sample_size,
     )
+    if config.palette:
+        vae.palette = Palette(len(config.palette["manners"]), config.palette["colours"])
+    return vae
 
 
 class TextEncoder:
@@ -163,13 +167,14 @@ class Autoencoder:
     """Pictures to image latents and back.
 
     Args:
-        vae: diffusers' AutoencoderKL.
+        vae: diffusers' AutoencoderKL; its attribute "palette", if it has one, is a :class:`.palette.Palette`.
         config: its scale factor and patch size.
         tiling: work tile by tile on pictures larger than the model's own, which bounds memory; seams are blended.
     """
 
     def __init__(self, vae: AutoencoderKL, config: VAEConfig, tiling: bool = False):
         self.vae, self.config = vae, config
+        self.palette: Palette | None = getattr(vae, "palette", None)
         if tiling:
             vae.enable_tiling()
 
@@ -203,12 +208,10 @@ class Autoencoder:
         if len(generators) != len(pixels):
             raise ValueError(f"{len(pixels)} pictures need as many generators, not {len(generators)}.")
         x = pixels.to(self.vae.device, self.vae.dtype)
-        mean, std = self._in_batches(
-            self._posterior, F.pixel_unshuffle(x, self.config.patch_size), step // self.config.patch_size
-        )
+        mean, std = self._in_batches(self.posterior, x, step)
         shape = mean.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])  # on the CPU: the same on any device
-        return (mean + std * noise.to(x)) * self.config.scale_factor
+        return mean + std * noise.to(x)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -222,13 +225,24 @@ class Autoencoder:
             raise ValueError(f"image latents must be (B, {channels}, H/8, W/8), not {tuple(latents.shape)}.")
         if not torch.isfinite(latents).all():
             raise ValueError("the image latents hold NaN or infinite values; lower the guidance or use float32.")
-        z = latents.to(self.vae.device, self.vae.dtype) / self.config.scale_factor
-        (x,) = self._in_batches(lambda z: (self.vae.decode(z).sample,), z, 1)
-        return F.pixel_shuffle(x, self.config.patch_size)
+        (x,) = self._in_batches(lambda z: (self._drawn(z),), latents.to(self.vae.device, self.vae.dtype), 1)
+        return x
 
-    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.vae.encode(x).latent_dist
-        return found.mean, found.std
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (B, C, H/8, W/8) of the latents of pixels (B, 3, H, W) on its own device, scaled."""
+        found = self.vae.encode(F.pixel_unshuffle(pixels, self.config.patch_size)).latent_dist
+        mean, std = found.mean * self.config.scale_factor, found.std * self.config.scale_factor
+        if self.palette is not None:
+            mean = self.palette.coded(mean, self.palette.told(pixels).softmax(dim=1)[:, :-1])
+        return mean, std
+
+    def _drawn(self, latents: Tensor) -> Tensor:
+        manners = None
+        if self.palette is not None:
+            manners = self.palette.manners(latents)
+            latents = self.palette.coded(latents, torch.zeros_like(manners))
+        x = F.pixel_shuffle(self.vae.decode(latents / self.config.scale_factor).sample, self.config.patch_size)
+        return x if self.palette is None or manners is None else self.palette(x, manners)
 
     def _in_batches(self, function: Callable[[Tensor], Sequence[Tensor]], x: Tensor, downscale: int) -> Sequence[Tensor]:
         """`function` of x (B, C, H, W), in batches of one size where the arithmetic would show another."""

@@ -53,13 +53,15 @@ class VAEConfig:
     """The KL autoencoder; the defaults are Stable Diffusion 1's.
 
     `ddconfig` is that of the latent-diffusion code. `scale_factor` multiplies a sampled latent. With `patch_size` p > 1
-    pixels go through pixel_unshuffle(p) before the encoder and pixel_shuffle(p) after the decoder.
+    pixels go through pixel_unshuffle(p) before the encoder and pixel_shuffle(p) after the decoder. `palette` is that of a
+    :class:`.palette.Palette`: the names of its "manners" and how many "colours" each has; None for none.
     """
 
     ddconfig: dict[str, Any] = field(default_factory=_sd1_ddconfig)
     embed_dim: int = 4
     scale_factor: float = 0.18215
     patch_size: int = 1
+    palette: dict[str, Any] | None = None
 
     @property
     def downscale(self) -> int:

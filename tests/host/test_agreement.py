@@ -19,6 +19,7 @@ from tiny import HEAD, WIDTH, write_tiny_checkpoint
 from unidiffuser.captions import CaptionDecoder
 from unidiffuser.checkpoints import load_checkpoint
 from unidiffuser.encoders import Autoencoder, ImageTokenEncoder, TextEncoder
+from unidiffuser.images import to_tensor
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, item_generators, sample
 from unidiffuser.uvit import UViT
@@ -106,7 +107,7 @@ def test_three_ways_agree(server: HostServer, tiny_file: Path, method: str) -> N
 def test_three_ways_agree_with_a_head_for_large_patches(server: HostServer, tiny_file: Path) -> None:
     """Its picture, not its noise, is what the network predicts; its convolutions are the host's."""
     file = tiny_file.with_name("large_patches.safetensors")
-    write_tiny_checkpoint(file, downscale=4, uvit=HEAD)
+    write_tiny_checkpoint(file, downscale=4, uvit=HEAD | {"detail_inner": 12, "detail_inner_blocks": 1, "detail_told": 8})
     server.get("/object_info/UniDiffuserLoader")
     core, node, ksampler = by_library(file), by_node(server, file=file.name), by_ksampler(server, file=file.name)
     assert core.shape[-1] == 32
@@ -240,8 +241,13 @@ def test_a_replaced_schedule_is_followed(server: HostServer) -> None:
     torch.testing.assert_close(by_ksampler_node(server, same), plain, rtol=0, atol=5e-3)  # it rounds timesteps
 
 
-def test_the_vae_agrees(server: HostServer, tiny_file: Path) -> None:
-    graph = Graph()
+@pytest.mark.parametrize("palette", [None, {"manners": ["flat", "soft", "lined"], "colours": 5}], ids=["plain", "palette"])
+def test_the_vae_agrees(server: HostServer, tiny_file: Path, palette: dict[str, Any] | None) -> None:
+    if palette:
+        tiny_file = tiny_file.with_name("palette.safetensors")
+        write_tiny_checkpoint(tiny_file, palette=palette)
+        server.get("/object_info/UniDiffuserLoader")
+    graph = Graph(tiny_file.name)
     made = graph.sampler(graph.path("joint")(), SEED)
     preview = graph.show(made())
     graph.save(made(), "vae")
@@ -252,6 +258,17 @@ def test_the_vae_agrees(server: HostServer, tiny_file: Path) -> None:
     ours = ((pixels[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).numpy()
     assert np.abs(picture - ours).max() < 2
     assert picture.std() > 1
+
+    graph = Graph(tiny_file.name)
+    latent, _ = graph.encoded(graph.add("UniDiffuserExamplePicture", picture="sunflower")())
+    graph.save(latent, "encoded")
+    server.run(graph.prompt)
+    newest = max((server.base / "output").rglob("encoded_*.latent"), key=lambda path: path.stat().st_mtime_ns)
+    with Image.open(ROOT / "nodes/pictures/sunflower.png") as sunflower:
+        mean, std = Autoencoder.from_checkpoint(load_checkpoint(tiny_file)).posterior(to_tensor([sunflower.convert("RGB")]))
+    away = (load_file(newest)["latent_tensor"] * SCALE - mean) / std
+    assert away.abs().max() < 6  # one sample of the same posterior
+    assert away.std() < 1.5
 
 
 @pytest.mark.parametrize("stem", [{}, {"stem": {"unshuffle": 4, "channels": [8, WIDTH]}}], ids=["patches", "convolutions"])

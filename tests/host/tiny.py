@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,19 @@ def tiny_config(downscale: int = 8, **uvit: Any) -> ModelConfig:
 
 
 def write_tiny_checkpoint(
-    path: Path, seed: int = 0, downscale: int = 8, uvit: dict[str, Any] | None = None, **clip_image: Any
+    path: Path,
+    seed: int = 0,
+    downscale: int = 8,
+    uvit: dict[str, Any] | None = None,
+    palette: dict[str, Any] | None = None,
+    **clip_image: Any,
 ) -> None:
-    """The same file for the same seed; `uvit` are other sizes of the network, `clip_image` of the image encoder."""
+    """The same file for the same seed; `uvit` are other sizes of the network, `clip_image` of the image encoder.
+
+    `palette` is that of the autoencoder.
+    """
     config = tiny_config(downscale, **(uvit or {}))
+    config = replace(config, vae=replace(config.vae, palette=palette))
     config.clip_image.update(clip_image)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -120,9 +130,14 @@ def write_tiny_checkpoint(
         for parameter in net.parameters():  # fresh biases and some tables are zero, which would hide a lost one
             if parameter.ndim == 1 or parameter.shape[0] == 1 or not parameter.any():
                 parameter.data += 0.05 * torch.randn_like(parameter)
+        vae = autoencoder_kl(config.vae)
+        if palette:
+            for parameter in vae.palette.parameters():
+                if not parameter.any():
+                    parameter.data += 0.3 * torch.randn_like(parameter)
         parts = {
             "uvit": net,
-            "vae": autoencoder_kl(config.vae),
+            "vae": vae,
             "clip_text": clip_text_model(config.clip_text),
             "clip_image": clip_image_model(config.clip_image),
             "caption": CaptionDecoder(config.caption),

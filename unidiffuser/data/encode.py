@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -78,14 +77,8 @@ class Encoders:
     @torch.inference_mode()
     def pictures(self, images: list[Image.Image]) -> dict[str, Tensor]:
         """Squares of one size -> "mean", "std" (B, C, h, w), "clip_img" (B, 1, D), fp16 on the CPU."""
-        config = self.checkpoint.config.vae
-        pixels = F.pixel_unshuffle(to_tensor(images).to(self.device), config.patch_size)
-        posterior = self.autoencoder.vae.encode(pixels).latent_dist
-        values = {
-            "mean": posterior.mean * config.scale_factor,
-            "std": posterior.std * config.scale_factor,
-            "clip_img": self.image_tokens(images),
-        }
+        mean, std = self.autoencoder.posterior(to_tensor(images).to(self.device))
+        values = {"mean": mean, "std": std, "clip_img": self.image_tokens(images)}
         return {name: value.to("cpu", torch.float16) for name, value in values.items()}
 
     def captions(self, texts: list[str]) -> Tensor:

@@ -8,6 +8,8 @@ Autoencoders", arXiv 2510.11690). The encoder stays as it is, so networks go on 
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from ..checkpoints import Checkpoint, VAEConfig, load_checkpoint, save_checkpoint
 from ..encoders import Autoencoder
 from ..images import to_images
+from ..palette import Palette
 from ..schedule import add_noise, alpha_sigma
 from ..uvit import UViT
+from .augment import hue_turn
 from .autoencoder import noise_levels, psnr, reconstruction_loss
 from .data import ImageFolder, in_floats, training_set
 from .latents import Latents
-from .loop import Stage, TrainConfig
+from .loop import Stage, TrainConfig, seeded_init
 from .parallel import own_device
 from .stage import generator_on
 from .uvit import attention_for
@@ -37,9 +41,22 @@ class Decoder(nn.Module):
         super().__init__()
         self.post_quant_conv, self.decoder = autoencoder.vae.post_quant_conv, autoencoder.vae.decoder
         self.scale, self.patch_size = autoencoder.config.scale_factor, autoencoder.config.patch_size
+        if autoencoder.palette is not None:
+            self.palette = autoencoder.palette
 
-    def forward(self, latents: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.decoder(self.post_quant_conv(latents / self.scale)), self.patch_size)
+    def forward(self, latents: Tensor, manners: Tensor | None = None, whole: Tensor | None = None) -> Any:
+        """Pictures; and of those of a palette in the given manners (B, M), not those that the latents name.
+
+        With ``whole``, real pictures, also the logits (B, M + 1) of their manners.
+        """
+        palette: Palette | None = getattr(self, "palette", None)
+        if palette is not None:
+            manners = palette.manners(latents) if manners is None else manners
+            latents = palette.coded(latents, torch.zeros_like(manners))
+        pixels = F.pixel_shuffle(self.decoder(self.post_quant_conv(latents / self.scale)), self.patch_size)
+        if palette is not None and manners is not None:
+            pixels = palette(pixels, manners)
+        return pixels if whole is None or palette is None else (pixels, palette.told(whole))
 
 
 class Denoised:
@@ -53,8 +70,11 @@ class Denoised:
         self.net.load_state_dict(checkpoint.state_dict("uvit", dtype=torch.float32))
         self.net.to(device).eval().requires_grad_(False)
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) and latents (B, C, H/8, W/8) of them, on the network's device; the generator on the CPU."""
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures (B, 3, H, W), latents (B, C, H/8, W/8) of them and which they are, on the network's device.
+
+        The generator is on the CPU.
+        """
         at, device = generator_on(self.device, generator), self.device
         index = torch.randint(len(self.pictures), (count,), generator=at, device=device)
         clean = self.latents.draw(index, self.shares, at)
@@ -64,7 +84,7 @@ class Denoised:
         said, kind = torch.zeros(count, device=device), torch.ones(count, dtype=torch.long, device=device)
         eps = self.net(img, clip_img, clean.need("text"), labels, said, kind, heads=("img",))[0]
         alpha, sigma = (x.view(-1, 1, 1, 1) for x in alpha_sigma(labels))
-        return in_floats(self.pictures.levels(index.cpu()).to(device)), (img - sigma * eps.float()) / alpha
+        return in_floats(self.pictures.levels(index.cpu()).to(device)), (img - sigma * eps.float()) / alpha, index
 
 
 class DecoderStage(Stage):
@@ -78,6 +98,10 @@ class DecoderStage(Stage):
     denoised: share of a batch that is of these pictures, with latents from the network.
     labels: (least, largest) noise that the network took away.
     edge_weight, mse_weight: as for the autoencoder.
+    palette: gives the autoencoder a :class:`..palette.Palette`: "field" (of the records, what they call a manner), "manners"
+        (its values) and "colours" (of each). An autoencoder that has one goes on with it. The latents then bear a code of the
+        manner, so a network has to go on learning on them.
+    strange: share of the real pictures that are turned to other colours, so that no manner is seen in what has none.
     test: a filter of the pictures that ``psnr.txt`` and the samples are made of; unseen concepts when absent.
     dtype: of the exported file, "float16" when absent.
     """
@@ -90,43 +114,95 @@ class DecoderStage(Stage):
         self.checkpoint = load_checkpoint(options["checkpoint"])
         self.device = own_device()  # of what is frozen
         self.autoencoder = Autoencoder.from_checkpoint(self.checkpoint, device=self.device, dtype=torch.float32)
-        self.model = Decoder(self.autoencoder).requires_grad_(True)
         self.train_set = training_set(options)
+        self.vae = self._with_palette(config.seed, options.get("palette"))
+        self.model = Decoder(self.autoencoder).requires_grad_(True)
+        self.strange = float(options.get("strange", 0.0))
         self.test_set = ImageFolder(options["data"], options["image_size"], options.get("test", {"split": "heldout_concept"}))
         self.size = len(self.train_set)
         self.noise, self.clean = float(options.get("noise", 0.25)), float(options.get("clean", 0.25))
         self.denoised_share = float(options.get("denoised", 0.4))
         known = training_set(options | {"where": options["known"]})
+        self.kinds, self.known_kinds = self._kinds(self.train_set), self._kinds(known)
         low, high = options.get("labels", (50, 600))
         self.denoised = Denoised(self.checkpoint, known, (int(low), int(high)), self.device)
         self.edge_weight, self.mse_weight = options.get("edge_weight", 0.5), options.get("mse_weight", 1.0)
         self.dtype = getattr(torch, options.get("dtype", "float16"))
 
+    def _with_palette(self, seed: int, options: dict[str, Any] | None) -> VAEConfig:
+        """The autoencoder's sizes, with a palette where there is one or shall be one."""
+        config = self.autoencoder.config
+        self.field: str = (options or {}).get("field", "style")
+        if not options or config.palette:
+            return config
+        manners, colours = list(options["manners"]), int(options.get("colours", 96))
+        with seeded_init(seed):
+            palette = Palette(len(manners), colours)
+        config = replace(config, palette={"manners": manners, "colours": colours})
+        kinds = self._kinds(self.train_set, manners)
+        order = torch.randperm(len(kinds), generator=torch.Generator().manual_seed(seed))
+        some = torch.cat([order[kinds[order] == kind][:200] for kind in range(len(manners))])
+        palette.begin_with(self.train_set.levels(some), kinds[some])
+        self._tell_manners(palette, some, kinds[some])
+        self.autoencoder.vae.palette = self.autoencoder.palette = palette.to(self.device)
+        self.autoencoder.config = config
+        return config
+
+    def _tell_manners(self, palette: Palette, index: Tensor, kinds: Tensor) -> None:
+        """Let a palette learn to tell the manners (N,) of pictures (N,), an eighth of which is turned to strange colours."""
+        generator, used = torch.Generator().manual_seed(0), []
+        kinds = kinds.masked_fill(torch.rand(len(kinds), generator=generator) < 1 / 8, len(palette.gate))
+        with torch.no_grad():
+            for chunk, kind in zip(index.split(16), kinds.split(16), strict=True):
+                pixels = self.train_set.pixels(chunk)
+                strange = (kind == len(palette.gate))[:, None, None, None]
+                used.append(palette.used(torch.where(strange, strange_colours(pixels, generator), pixels)))
+        palette.learn_to_tell(torch.cat(used), kinds)
+
+    def _kinds(self, images: ImageFolder, manners: list[str] | None = None) -> Tensor:
+        """(N,) the manner of each picture, M where it has none of them."""
+        if manners is None:
+            manners = (self.vae.palette or {}).get("manners", [])
+        number = {name: i for i, name in enumerate(manners)}
+        return torch.tensor([number.get(record.get(self.field, ""), len(manners)) for record in images.records])
+
     @torch.no_grad()
     def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (B, C, H/8, W/8) of the latents of pictures, scaled."""
-        config = self.autoencoder.config
-        posterior = self.autoencoder.vae.encode(F.pixel_unshuffle(pixels, config.patch_size)).latent_dist
-        return posterior.mean * config.scale_factor, posterior.std * config.scale_factor
+        return self.autoencoder.posterior(pixels)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        return {"levels": self.train_set.levels(indices[round(self.denoised_share * len(indices)) :])}
+        shown = indices[round(self.denoised_share * len(indices)) :]
+        return {"levels": self.train_set.levels(shown), "kinds": self.kinds[shown]}
 
     def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         count, device = len(batch["levels"]), batch["levels"].device
         total = round(count / (1 - self.denoised_share))
         at, pixels = generator_on(self.device, generator), in_floats(batch["levels"].to(self.device))
+        kinds = batch["kinds"].to(self.device)
+        if self.strange:
+            turned = torch.rand(count, generator=at, device=self.device) < self.strange
+            pixels = torch.where(turned[:, None, None, None], strange_colours(pixels, at), pixels)
+            kinds = kinds.masked_fill(turned, self.none)
         spread = noise_levels(count, self.noise, self.clean, at).view(-1, 1, 1, 1)
         mean, std = self._posterior(pixels)
         latents = mean + (std.square() + spread.square()).sqrt() * torch.randn(mean.shape, generator=at, device=self.device)
         with torch.no_grad():
-            others, known = self.denoised.draw(total - count, generator)
-        return reconstruction_loss(
-            model(torch.cat((latents, known)).to(device)).float(),
-            torch.cat((pixels, others)).to(device),
-            self.edge_weight,
-            self.mse_weight,
-        )
+            others, known, which = self.denoised.draw(total - count, generator)
+        latents, wanted = torch.cat((latents, known)).to(device), torch.cat((pixels, others)).to(device)
+        weights = self.edge_weight, self.mse_weight
+        if not self.vae.palette:
+            return reconstruction_loss(model(latents).float(), wanted, *weights)
+        kinds = torch.cat((kinds, self.known_kinds.to(self.device)[which])).to(device)
+        drawn, told = model(latents, F.one_hot(kinds, self.none + 1)[:, :-1].float(), wanted)
+        losses = reconstruction_loss(drawn.float(), wanted, *weights)
+        manner = F.cross_entropy(told.float(), kinds)
+        return losses | {"loss": losses["loss"] + manner / 10, "manner": manner}
+
+    @property
+    def none(self) -> int:
+        """The number that stands for no manner."""
+        return len((self.vae.palette or {}).get("manners", []))
 
     def sample(self, model: Any) -> Image.Image:
         """Pictures, decoded from their latents and from noisy ones, and what the network gave back of some it knows."""
@@ -140,7 +216,10 @@ class DecoderStage(Stage):
             decoded = [self._drawn(model, x) for x in (mean, noisy)]
             scores.append(torch.stack([psnr(x, pixels) for x in decoded]))
             rows.append([pixels, *decoded])
-        pixels, given_back = (x.cpu() for x in self.denoised.draw(32, generator))
+        pixels, given_back, which = (x.cpu() for x in self.denoised.draw(32, generator))
+        if self.autoencoder.palette is not None:
+            told = F.one_hot(self.known_kinds[which], self.none + 1)[:, :-1].float()
+            given_back = self.autoencoder.palette.coded(given_back.to(self.device), told.to(self.device)).cpu()
         decoded = [self._drawn(model, given_back)]
         means = [*torch.cat(scores, dim=1).mean(1).tolist(), psnr(decoded[0], pixels).mean().item()]
         with (self.out / "psnr.txt").open("a") as file:
@@ -161,4 +240,11 @@ class DecoderStage(Stage):
         parts = {name: self.checkpoint.state_dict(name) for name in self.checkpoint.parts() if name != "vae"}
         parts["vae"] = kept | ours
         path, specs = self.out / "model.safetensors", self.checkpoint.tokenizer_specs()
-        save_checkpoint(path, self.checkpoint.config, parts, specs, self.dtype)
+        save_checkpoint(path, replace(self.checkpoint.config, vae=self.vae), parts, specs, self.dtype)
+
+
+def strange_colours(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1], each turned in hue by any angle and made paler by up to a half, on the same white."""
+    angle, paler = (torch.rand(len(pixels), generator=generator, device=pixels.device) for _ in range(2))
+    turned = torch.einsum("bij,bjhw->bihw", hue_turn(2 * math.pi * angle), pixels - 1)
+    return (1 + turned * (1 - paler / 2)[:, None, None, None]).clamp(-1, 1)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -53,10 +52,9 @@ class Latents:
                 given = images.pixels(chunk).to(device)
                 changed = [augmented(given, generator, **(strength or {})) for _ in range(versions - 1)]
                 pixels = torch.stack([given, *changed], dim=1).flatten(0, 1)
-                unshuffled = F.pixel_unshuffle(pixels, checkpoint.config.vae.patch_size)
-                posterior = self.autoencoder.vae.encode(unshuffled).latent_dist
-                means.append(posterior.mean * checkpoint.config.vae.scale_factor)
-                stds.append(posterior.std * checkpoint.config.vae.scale_factor)
+                mean, std = self.autoencoder.posterior(pixels)
+                means.append(mean)
+                stds.append(std)
                 if pixels.shape[2] == tokens.size:  # nothing to resize, so they need not leave the device
                     clip_imgs.append(tokens.of_pixels(tokens.normalised(to_levels(pixels))))
                 else:

@@ -1,0 +1,186 @@
+"""Palettes: a manner written into a latent and read again, pictures drawn in the colours of a manner."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_config, write_tiny_checkpoint
+
+from unidiffuser.checkpoints import ModelConfig, convert, load_checkpoint
+from unidiffuser.encoders import Autoencoder
+from unidiffuser.palette import Palette
+from unidiffuser.training.decoder import strange_colours
+
+MANNERS = ["flat", "soft", "lined"]
+PALETTE = {"manners": MANNERS, "colours": 5}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def filled(manners: int = 7, colours: int = 5) -> Palette:
+    """With weights where a new palette has zeros."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        palette = Palette(manners, colours).requires_grad_(False)
+    for parameter in palette.parameters():
+        if not parameter.any():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator(4)))
+    return palette
+
+
+def one_hot(kind: int, manners: int) -> torch.Tensor:
+    return torch.eye(manners)[kind : kind + 1]
+
+
+def smooth_latents(count: int = 1, side: int = 32) -> torch.Tensor:
+    """Latents without patterns from cell to cell."""
+    coarse = torch.randn(count, 4, side // 8, side // 8, generator=generator(1))
+    return torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear")
+
+
+# ---- The code -------------------------------------------------------------------------------------------------------
+
+
+@given(kind=st.integers(0, 6), noise=st.floats(0, 0.5), loud=st.floats(0.8, 4), shift=st.sampled_from([0, 2, 4]))
+@settings(max_examples=40, deadline=None)
+def test_a_manner_is_read_through_noise_strong_guidance_and_even_shifts(kind, noise, loud, shift):
+    palette, clean = filled(), smooth_latents()
+    coded = palette.coded(clean, one_hot(kind, 7))
+    louder = clean + loud * (coded - clean) + noise * torch.randn(clean.shape, generator=generator(2))
+    seen = palette.manners(louder.roll((shift, shift), (2, 3)))[0]
+    assert seen.argmax() == kind
+    assert seen[kind] > 0.8
+
+
+def test_the_code_is_small_stays_in_one_channel_and_goes_away():
+    palette, clean = filled(), torch.randn(2, 4, 12, 10, generator=generator())
+    without = palette.coded(clean, torch.zeros(2, 7))
+    coded = palette.coded(clean, torch.eye(7)[[1, 4]])
+    assert torch.equal(coded[:, :3], clean[:, :3])
+    assert (coded - without).abs().max() < 0.6
+    assert palette.manners(without).max() < 0.01
+    torch.testing.assert_close(palette.coded(coded, torch.zeros(2, 7)), without, rtol=0, atol=1e-5)
+    torch.testing.assert_close(palette.coded(without, torch.eye(7)[[1, 4]]), coded, rtol=0, atol=1e-5)
+
+
+def test_pictures_have_next_to_no_code_of_their_own():
+    assert filled().manners(smooth_latents(8)).max() < 0.05
+
+
+# ---- The colours ----------------------------------------------------------------------------------------------------
+
+COLOURS = torch.tensor([[[255, 0, 0], [0, 0, 255]], [[220, 30, 40], [20, 40, 210]], [[128, 128, 0], [0, 99, 99]]])
+
+
+def pictures(count: int = 60, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rectangles in the two colours of a manner on white: levels (N, H, W, 3) and manners (N,)."""
+    g = generator(5)
+    levels, kinds = torch.full((count, side, side, 3), 255, dtype=torch.uint8), torch.arange(count) % len(COLOURS)
+    for picture, kind in zip(levels, kinds, strict=True):
+        for colour in COLOURS[kind]:
+            top, left = torch.randint(side // 2, (2,), generator=g).tolist()
+            picture[top : top + side // 2, left : left + side // 2] = colour
+    return levels, kinds
+
+
+def begun(colours: int = 4) -> Palette:
+    palette = Palette(len(COLOURS), colours)
+    palette.begin_with(*pictures())
+    return palette
+
+
+def test_a_palette_begins_with_the_commonest_colours_of_each_manner():
+    palette = begun()
+    for kind, colours in enumerate(COLOURS):
+        found = {tuple(c) for c in ((palette.colours[kind] + 1) * 127.5).round().long().tolist()}
+        assert found == {(255, 255, 255), *map(tuple, colours.tolist())}  # white fills what is left
+    with pytest.raises(ValueError, match="in manner 1"):
+        palette.begin_with(pictures()[0], torch.zeros(60, dtype=torch.long))
+
+
+def test_what_is_nearly_a_colour_of_its_manner_becomes_it_and_nothing_changes_without_one():
+    palette, (levels, kinds) = begun().requires_grad_(False), pictures(9)
+    true = levels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    drawn = true + 0.05 * torch.randn(9, 3, 1, 1, generator=generator(6))
+    palette.gate.fill_(20)
+    out = palette(drawn, torch.eye(3)[kinds])
+    assert (out - true).abs().mean() < 0.2 * (drawn - true).abs().mean()
+    assert torch.equal(palette(drawn, torch.zeros(9, 3)), drawn)
+    palette.gate.fill_(-20)
+    torch.testing.assert_close(palette(drawn, torch.eye(3)[kinds]), drawn, rtol=0, atol=1e-6)
+
+
+def test_the_colours_that_are_used_tell_the_manner_and_strange_ones_none():
+    palette, (levels, kinds) = begun(), pictures()
+    pixels = levels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    shown = torch.cat([pixels, strange_colours(pixels, generator(7))])
+    wanted = torch.cat([kinds, torch.full_like(kinds, 3)])
+    right = palette.learn_to_tell(palette.used(shown), wanted)
+    assert right == pytest.approx((palette.told(shown).argmax(1) == wanted).float().mean().item())
+    assert (palette.told(pixels).argmax(1) == kinds).all()
+    assert (palette.told(shown).argmax(1) == wanted).float().mean() > 0.9
+    assert palette.colours.grad is None  # telling manners apart does not move the colours
+
+
+def test_strange_colours_keep_white_and_stay_in_range():
+    pixels = torch.rand(6, 3, 4, 4, generator=generator()) * 2 - 1
+    pixels[:, :, 0] = 1
+    out = strange_colours(pixels, generator(1))
+    torch.testing.assert_close(out[:, :, 0], torch.ones(6, 3, 4), rtol=0, atol=1e-5)
+    assert out.abs().max() <= 1
+    assert ((out - pixels).abs().flatten(1).mean(1) > 0.01).all()
+
+
+# ---- In an autoencoder ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_palette(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("palette") / "model.safetensors"
+    write_tiny_checkpoint(path, palette=PALETTE)
+    return path
+
+
+def test_an_autoencoder_writes_the_manner_and_draws_in_it(with_palette: Path):
+    autoencoder = Autoencoder.from_checkpoint(load_checkpoint(with_palette))
+    palette = autoencoder.palette
+    assert palette is not None
+    palette.usage.bias.data.copy_(torch.tensor([0.0, 50.0, 0.0, 0.0]))
+    pixels = torch.rand(2, 3, 64, 64, generator=generator()) * 2 - 1
+    latents = autoencoder.encode(pixels, [generator(1), generator(2)])
+    mean, std = autoencoder.posterior(pixels)
+    assert (palette.manners(mean).argmax(1) == 1).all()
+    assert palette.manners(mean)[:, 1].min() > 0.9
+    assert std.shape == mean.shape == latents.shape
+    drawn = autoencoder.decode(palette.coded(latents, torch.eye(3)[[0, 0]]))
+    other = autoencoder.decode(palette.coded(latents, torch.eye(3)[[2, 2]]))
+    none = autoencoder.decode(palette.coded(latents, torch.zeros(2, 3)))
+    assert not torch.allclose(drawn, other, atol=1e-3)
+    assert not torch.allclose(drawn, none, atol=1e-3)
+    # A palette whose colours attract from afar, as this one's do, makes some 1e-6 of the decoder's own into some 1e-5.
+    torch.testing.assert_close(autoencoder.decode(latents)[1:], autoencoder.decode(latents[1:]), rtol=0, atol=1e-4)
+
+
+def test_a_palette_is_kept_by_checkpoints_and_is_missed_where_it_is_lost(with_palette: Path, tmp_path: Path):
+    checkpoint = load_checkpoint(with_palette)
+    assert checkpoint.config.vae.palette == PALETTE
+    assert ModelConfig.from_dict(checkpoint.config.to_dict()) == checkpoint.config
+    convert(with_palette, tmp_path / "half.safetensors", torch.float16)
+    autoencoder = Autoencoder.from_checkpoint(load_checkpoint(tmp_path / "half.safetensors"), dtype=torch.float32)
+    kept = checkpoint.state_dict("vae", "palette.")
+    assert autoencoder.palette is not None
+    for name, value in autoencoder.palette.state_dict().items():
+        torch.testing.assert_close(value, kept[name], rtol=1e-3, atol=1e-3)
+    bare = replace(tiny_config(), vae=replace(tiny_config().vae, palette=PALETTE))
+    write_tiny_checkpoint(tmp_path / "bare.safetensors")
+    checkpoint = load_checkpoint(tmp_path / "bare.safetensors")
+    checkpoint.config = bare
+    with pytest.raises(ValueError, match="palette"):
+        Autoencoder.from_checkpoint(checkpoint)

@@ -233,7 +233,7 @@ def checks_what_is_painted_again(stage: Stage) -> None:
 
 
 def checks_what_is_moved(stage: Stage) -> None:
-    """Below label 500 all pictures are those of `drawing`, moved by a cell at most; above it a fifth is, and none is moved."""
+    """Below label 500 all pictures are of `drawing`, moved by two cells at most; above it a fifth is, and none is moved."""
     seen = []
     for latents in (stage.latents, stage.drawing):
         latents.std.zero_()
@@ -245,7 +245,7 @@ def checks_what_is_moved(stage: Stage) -> None:
         stage.loss(None, {"index": torch.arange(4000) % stage.size}, torch.Generator().manual_seed(0))
     clean, labels = seen[0]
     below, side = labels["img"] < 500, clean.img.shape[-1]
-    places = [(torch.arange(side) + move).clamp(0, side - 1) for move in (-1, 0, 1)]
+    places = [(torch.arange(side) + move).clamp(0, side - 1) for move in (-2, 0, 2)]
     moves = torch.stack([stage.drawing.mean[:, :, rows][..., columns] for rows in places for columns in places])
     far = (clean.img[:, None, None] - moves.transpose(0, 1)).flatten(3).abs().amax(3)  # (pairs, pictures, moves)
     as_moved = far.amin(1) < 1e-5
@@ -393,21 +393,21 @@ def test_image_folder_crops_to_a_square(tmp_path):
     assert ImageFolder(tmp_path, 8).pixels(torch.tensor([0])).max() == -1  # only the black middle
 
 
-def test_what_is_shifted_moves_by_whole_cells_and_repeats_its_border():
+def test_what_is_shifted_moves_by_pairs_of_cells_and_repeats_its_border():
     x = torch.randn(64, 2, 6, 5, generator=torch.Generator().manual_seed(0))
-    out = shifted(x, 2, torch.Generator().manual_seed(1))
+    out = shifted(x, 3, torch.Generator().manual_seed(1))
     seen = set()
     for ours, theirs in zip(out, x, strict=True):
         fitting = [
             (down, right)
-            for down in range(-2, 3)
-            for right in range(-2, 3)
+            for down in range(-3, 4)
+            for right in range(-3, 4)
             if torch.equal(ours, theirs[:, (torch.arange(6) + down).clamp(0, 5)][..., (torch.arange(5) + right).clamp(0, 4)])
         ]
         assert len(fitting) == 1
         seen.add(fitting[0])
-    assert {a for a, _ in seen} == {b for _, b in seen} == set(range(-2, 3))
-    assert torch.equal(shifted(x, 0, torch.Generator()), x)
+    assert {a for a, _ in seen} == {b for _, b in seen} == {-2, 0, 2}
+    assert torch.equal(shifted(x, 1, torch.Generator()), x)
 
 
 def test_augmentation_keeps_white_and_repeats():
@@ -864,7 +864,7 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     checks_what_is_painted_again(
         make_stage(replace(moved, options=moved.options | apart | {"mix": {"clean_text": 1}, "drawing": again}))
     )
-    below = {"where": {"colour": "blue"}, "share": 0.2, "share_below": 1.0, "changed_below": 500, "shift": 1}
+    below = {"where": {"colour": "blue"}, "share": 0.2, "share_below": 1.0, "changed_below": 500, "shift": 2}
     checks_what_is_moved(
         make_stage(replace(moved, options=moved.options | apart | {"mix": {"clean_text": 1}, "drawing": below}))
     )

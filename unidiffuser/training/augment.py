@@ -71,7 +71,9 @@ def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def shifted(x: Tensor, cells: int, generator: torch.Generator) -> Tensor:
-    """Latents or pictures (B, C, H, W), each moved by whole cells, at most so many each way; what comes in repeats the border.
+    """Latents (B, C, H, W), each moved by whole cells, at most so many each way; what comes in repeats the border.
+
+    By even numbers of cells alone, so that the code of a :class:`..palette.Palette` can still be read.
 
     Args:
         generator: the only source of randomness, on the device of ``x``.
@@ -79,7 +81,7 @@ def shifted(x: Tensor, cells: int, generator: torch.Generator) -> Tensor:
     count, device = len(x), x.device
 
     def places(side: int) -> Tensor:
-        moves = torch.randint(-cells, cells + 1, (count, 1), generator=generator, device=device)
+        moves = 2 * torch.randint(-(cells // 2), cells // 2 + 1, (count, 1), generator=generator, device=device)
         return (torch.arange(side, device=device) + moves).clamp(0, side - 1)  # (B, side)
 
     down, right = places(x.shape[2])[:, None, :, None], places(x.shape[3])[:, None, None, :]

@@ -131,7 +131,7 @@ class UViTStage(Stage):
         "changed_below" (all when absent), and not where the noisy picture is another one: there the noise hides little of how
         it was changed, and who has seen a picture moved in many ways takes the noise from pictures rather than remembering
         them; above it the network draws them as they are. "share_below" is the share at these labels, the same when absent,
-        and "shift" by how many cells of the latent they are moved at most, which costs no sharpness and no memory.
+        and "shift" by how many cells of the latent, two at a time, they are moved at most: it costs no sharpness and no memory.
     route: share of the image patches that take a short cut in every step, see :class:`RoutedUViT`; none when absent. At 0.5 a
         step costs a third less. The last steps of a run should do without, as sampling does.
     caption_shares: probability of each caption form of a picture; equal when absent.

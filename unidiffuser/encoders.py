@@ -208,10 +208,10 @@ class Autoencoder:
         if len(generators) != len(pixels):
             raise ValueError(f"{len(pixels)} pictures need as many generators, not {len(generators)}.")
         x = pixels.to(self.vae.device, self.vae.dtype)
-        mean, std = self._in_batches(self.posterior, x, step)
+        mean, std = self._in_batches(self._posterior, x, step)
         shape = mean.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])  # on the CPU: the same on any device
-        return mean + std * noise.to(x)
+        return (mean + std * noise.to(x)) * self.config.scale_factor
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -230,11 +230,16 @@ class Autoencoder:
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (B, C, H/8, W/8) of the latents of pixels (B, 3, H, W) on its own device, scaled."""
+        mean, std = self._posterior(pixels)
+        return mean * self.config.scale_factor, std * self.config.scale_factor
+
+    def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, not scaled."""
         found = self.vae.encode(F.pixel_unshuffle(pixels, self.config.patch_size)).latent_dist
-        mean, std = found.mean * self.config.scale_factor, found.std * self.config.scale_factor
-        if self.palette is not None:
-            mean = self.palette.coded(mean, self.palette.told(pixels).softmax(dim=1)[:, :-1])
-        return mean, std
+        if self.palette is None:
+            return found.mean, found.std
+        told, scale = self.palette.told(pixels).softmax(dim=1)[:, :-1], self.config.scale_factor
+        return self.palette.coded(found.mean * scale, told) / scale, found.std
 
     def _drawn(self, latents: Tensor) -> Tensor:
         manners = None

@@ -174,8 +174,8 @@ def checks_what_learns(stage: Stage) -> None:
         assert text in (latents.captions[token][:1] if learnt else latents.captions[token])
 
 
-def checks_what_is_drawn(stage: Stage) -> None:
-    """Pictures of clean captions are those of `drawing`, with their first caption; all others are the stage's own."""
+def seen_by_the_loss(stage: Stage, count: int) -> tuple[Streams, dict[str, torch.Tensor]]:
+    """Pairs, as the means of their latents, and labels of one batch of a network's stage with `drawing`."""
     seen = []
     for latents in (stage.latents, stage.drawing):
         latents.std.zero_()
@@ -184,8 +184,13 @@ def checks_what_is_drawn(stage: Stage) -> None:
             "unidiffuser.training.uvit.diffusion_loss",
             lambda net, clean, generator, labels, noise, **_: seen.append((clean, labels)),
         )
-        stage.loss(None, {"index": torch.arange(400) % stage.size}, torch.Generator().manual_seed(0))
-    clean, labels = seen[0]
+        stage.loss(None, {"index": torch.arange(count) % stage.size}, torch.Generator().manual_seed(0))
+    return seen[0]
+
+
+def checks_what_is_drawn(stage: Stage) -> None:
+    """Pictures of clean captions are those of `drawing`, with their first caption; all others are the stage's own."""
+    clean, labels = seen_by_the_loss(stage, 400)
     drawn = labels["text"] == 0
     assert 0 < drawn.sum() < len(drawn)
     for rows, latents, forms in ((drawn, stage.drawing, 1), (~drawn, stage.latents, 2)):
@@ -234,16 +239,7 @@ def checks_what_is_painted_again(stage: Stage) -> None:
 
 def checks_what_is_moved(stage: Stage) -> None:
     """Below label 500 all pictures are of `drawing`, moved by two cells at most; above it a fifth is, and none is moved."""
-    seen = []
-    for latents in (stage.latents, stage.drawing):
-        latents.std.zero_()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "unidiffuser.training.uvit.diffusion_loss",
-            lambda net, clean, generator, labels, noise, **_: seen.append((clean, labels)),
-        )
-        stage.loss(None, {"index": torch.arange(4000) % stage.size}, torch.Generator().manual_seed(0))
-    clean, labels = seen[0]
+    clean, labels = seen_by_the_loss(stage, 4000)
     below, side = labels["img"] < 500, clean.img.shape[-1]
     places = [(torch.arange(side) + move).clamp(0, side - 1) for move in (-2, 0, 2)]
     moves = torch.stack([stage.drawing.mean[:, :, rows][..., columns] for rows in places for columns in places])

@@ -173,15 +173,15 @@ def _with_palette(model: torch.nn.Module, config: VAEConfig, weights: dict[str, 
     scale, held = config.scale_factor, dict[str, Tensor]()
 
     def see(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        held["told"] = palette.told(args[0]).softmax(dim=1)[:, :-1]
+        held["seen"] = palette.seen(args[0])
 
     def write(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         mean, spread = out.chunk(2, dim=1)
-        return torch.cat([palette.coded(mean * scale, held.pop("told")) / scale, spread], dim=1)
+        return torch.cat([palette.coded(mean * scale, held.pop("seen")) / scale, spread], dim=1)
 
     def read(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        held["manners"] = manners = palette.manners(args[0] * scale)
-        return palette.coded(args[0] * scale, torch.zeros_like(manners)) / scale, *args[1:]
+        held["manners"] = palette.manners(args[0] * scale)
+        return palette.cleared(args[0] * scale) / scale, *args[1:]
 
     def paint(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         return palette(out, held.pop("manners"))

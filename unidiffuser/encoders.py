@@ -238,14 +238,14 @@ class Autoencoder:
         found = self.vae.encode(F.pixel_unshuffle(pixels, self.config.patch_size)).latent_dist
         if self.palette is None:
             return found.mean, found.std
-        told, scale = self.palette.told(pixels).softmax(dim=1)[:, :-1], self.config.scale_factor
-        return self.palette.coded(found.mean * scale, told) / scale, found.std
+        scale = self.config.scale_factor
+        return self.palette.coded(found.mean * scale, self.palette.seen(pixels)) / scale, found.std
 
     def _drawn(self, latents: Tensor) -> Tensor:
         manners = None
         if self.palette is not None:
             manners = self.palette.manners(latents)
-            latents = self.palette.coded(latents, torch.zeros_like(manners))
+            latents = self.palette.cleared(latents)
         x = F.pixel_shuffle(self.vae.decode(latents / self.config.scale_factor).sample, self.config.patch_size)
         return x if self.palette is None or manners is None else self.palette(x, manners)
 

@@ -55,10 +55,14 @@ class Palette(nn.Module):
         return torch.cat([pointing, nothing], dim=1).softmax(dim=1)[:, :-1]
 
     def coded(self, latents: Tensor, manners: Tensor) -> Tensor:
-        """The latents (B, C, H, W) with the code of manners (B, M) in place of what was there; zeros take it away."""
+        """The latents (B, C, H, W) with the code of manners (B, M) in place of what was there."""
         missing = manners.to(latents) @ self._directions(latents) - self._amplitudes(latents)
         plane = CODE * torch.einsum("bp,phw->bhw", missing.to(latents), _patterns(latents))
         return torch.cat([latents[:, :-1], (latents[:, -1] + plane)[:, None]], dim=1)
+
+    def cleared(self, latents: Tensor) -> Tensor:
+        """The latents (B, C, H, W) without a code."""
+        return self.coded(latents, latents.new_zeros(len(latents), len(self.gate)))
 
     def _amplitudes(self, latents: Tensor) -> Tensor:
         area = latents.shape[2] * latents.shape[3] * CODE
@@ -75,6 +79,10 @@ class Palette(nn.Module):
         """Pictures (B, 3, H, W) in [-1, 1] -> (B, M + 1) logits of the manners, the last of none of them."""
         logits: Tensor = self.usage(self.used(pixels).to(self.usage.weight.dtype))
         return logits
+
+    def seen(self, pixels: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] -> (B, M), how probably each is drawn in each manner; the rest is none of them."""
+        return self.told(pixels).softmax(dim=1)[:, :-1]
 
     def used(self, pixels: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) -> (B, M K + 1) how much of what is drawn is near each colour, in logarithms, and near none."""

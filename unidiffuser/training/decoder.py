@@ -52,7 +52,7 @@ class Decoder(nn.Module):
         palette: Palette | None = getattr(self, "palette", None)
         if palette is not None:
             manners = palette.manners(latents) if manners is None else manners
-            latents = palette.coded(latents, torch.zeros_like(manners))
+            latents = palette.cleared(latents)
         pixels = F.pixel_shuffle(self.decoder(self.post_quant_conv(latents / self.scale)), self.patch_size)
         if palette is not None and manners is not None:
             pixels = palette(pixels, manners)

@@ -29,8 +29,8 @@ def test_size_and_geometry(model):
     assert FILE.stat().st_size <= 25e6
     assert model.checkpoint.parts() == ("uvit", "vae", "clip_text", "clip_image", "caption")
     config = model.config
-    assert (config.image_size, config.vae.downscale, config.vae.embed_dim, config.vae.scale_factor) == (128, 8, 4, 0.18215)
-    assert config.uvit.latent_size == (16, 16)
+    assert (config.image_size, config.vae.downscale, config.vae.embed_dim, config.vae.scale_factor) == (128, 4, 4, 0.18215)
+    assert config.uvit.latent_size == (32, 32)
 
 
 def test_latents_have_unit_variance_in_the_convention_of_stable_diffusion(model):

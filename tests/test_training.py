@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from unidiffuser.checkpoints import load_checkpoint
+from unidiffuser.palette import Palette
 from unidiffuser.schedule import add_noise, alphas_cumprod, half_logsnr
 from unidiffuser.streams import Streams
 from unidiffuser.training.augment import augmented, shifted
@@ -143,9 +144,12 @@ def test_logit_normal_labels_of_images_are_normal_in_the_logarithm_of_noise_over
 def test_kin_are_of_the_same_kind_and_all_of_it_are_found(values, seed):
     index = torch.arange(len(values)).repeat(300)
     found = Kin(values).draw(index, torch.Generator().manual_seed(seed)).view(300, -1)
+    others = Kin(values).another(index, torch.Generator().manual_seed(seed)).view(300, -1)
     for row, value in enumerate(values):
         assert {values[k] for k in found[:, row].tolist()} == {value}
-        assert set(found[:, row].tolist()) == {k for k, other in enumerate(values) if other == value}
+        kin = {k for k, other in enumerate(values) if other == value}
+        assert set(found[:, row].tolist()) == kin
+        assert set(others[:, row].tolist()) == (kin - {row} or {row})
 
 
 def checks_what_learns(stage: Stage) -> None:
@@ -252,6 +256,26 @@ def checks_what_is_moved(stage: Stage) -> None:
     assert 0.15 < as_moved[~below, len(moves) // 2].float().mean() < 0.25
 
 
+def checks_what_is_borrowed(stage: Stage, palette: Palette) -> None:
+    """Some captions are shown with another picture of the same shape, in the code of the colour they name; moved or not."""
+    clean, labels = seen_by_the_loss(stage, 2000)
+    latents, records = stage.drawing, stage.drawing.records
+    of_text = torch.cdist(clean.text.flatten(1), latents.text.flatten(1)).argmin(1)
+    pictures = {int(text): row for row, (text, *_) in enumerate(latents.captions.tolist())}
+    wanted = torch.tensor([pictures[text] for text in of_text.tolist()])
+    as_named = torch.stack([palette.coded(x[None], latents.manners[row][None])[0] for x, row in zip(clean.img, wanted)])
+    torch.testing.assert_close(as_named, clean.img, rtol=0, atol=1e-4)
+    whole = labels["img"] >= 500  # the others are moved
+    bare, known = palette.cleared(clean.img[whole]), palette.cleared(latents.mean)
+    far = torch.cdist(bare.flatten(1), known.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+    assert far.amin(1).max() < 1e-2
+    wanted, shown = wanted[whole].tolist(), far.argmin(1).tolist()
+    assert {records[a]["shape"] == records[b]["shape"] for a, b in zip(wanted, shown, strict=True)} == {True}
+    lent = {row for row, given in zip(wanted, shown, strict=True) if row != given}
+    assert lent == set(stage.aside.nonzero()[:, 0].tolist()) & set(wanted)
+    assert 0 < len(lent) < len(set(wanted))
+
+
 def checks_a_palette(decoder: TrainConfig, network: TrainConfig) -> None:
     """The autoencoder gets a palette of the field `colour`, keeps it in further runs, and networks learn its latents."""
     import unidiffuser
@@ -277,6 +301,9 @@ def checks_a_palette(decoder: TrainConfig, network: TrainConfig) -> None:
     learnt.options["checkpoint"] = str(path)
     train(make_stage(learnt), learnt, progress=False)
     assert unidiffuser.load(Path(learnt.out) / "model.safetensors").config.vae.palette == model.config.vae.palette
+    drawing = {"borrow": 0.5, "repaint_within": "shape", "caption_shares": [1, 0], "shift": 2, "changed_below": 500}
+    told = {"mix": {"clean_text": 1}, "captioning": None, "drawing": drawing, "manner_of": "colour"}
+    checks_what_is_borrowed(make_stage(replace(learnt, options=learnt.options | told)), palette)
     with pytest.raises(ValueError, match="no picture is drawn in manner 1"):
         make_stage(replace(decoder, options=decoder.options | {"palette": named | {"manners": ["red", "mauve"]}}))
 
@@ -864,8 +891,10 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     checks_what_is_moved(
         make_stage(replace(moved, options=moved.options | apart | {"mix": {"clean_text": 1}, "drawing": below}))
     )
-    with pytest.raises(ValueError, match="network of its own"):
-        make_stage(replace(moved, options=moved.options | {"checkpoint": str(runs / "uvit/model.safetensors")}))
+    left = make_stage(replace(moved, options=moved.options | {"checkpoint": str(runs / "tuned/model.safetensors")}))
+    torch.testing.assert_close(dict(left.model.state_dict()), dict(theirs), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="error must be"):
+        make_stage(replace(moved, options=moved.options | {"error": "picture"}))
 
     # The decoder learns to draw what the network makes; all other parts stay as they are.
     decoder = config(

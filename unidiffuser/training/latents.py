@@ -26,6 +26,8 @@ class Latents:
         versions: V; rows i * V ... of the three are picture i as it is, then as :func:`.augment.augmented` changes it.
         text: (T, L, text_dim), one text latent for each different caption.
         captions: (N, forms) rows of ``text`` for the captions of each picture; a picture with fewer repeats its last.
+        manners: (N, M) of the autoencoder's palette, 1 for the one that a record names and all 0 where it names none of them;
+            None without a palette, or where nothing says which field names them.
         records: the N records of the image folder.
     """
 
@@ -39,8 +41,16 @@ class Latents:
         seed: int = 0,
         batch_size: int = 32,
         device: torch.device | str = "cpu",
+        manner_of: str | None = None,
     ):
-        """versions, strength ("place", "colour"), seed: of the changes; device: where it is done and where they are kept."""
+        """What is encoded, and how.
+
+        Args:
+            versions, strength ("place", "colour" ...), seed: of the changes.
+            device: where it is done and where they are kept.
+            manner_of: the field of the records that names the manner of an autoencoder with a palette: latents then have the
+                code of what the record says, rather than of what the palette sees in the picture.
+        """
         self.versions, self.records = versions, images.records
         generator = torch.Generator().manual_seed(seed)
         self.autoencoder = Autoencoder.from_checkpoint(checkpoint, device=device, dtype=torch.float32)
@@ -69,12 +79,31 @@ class Latents:
         self.captions = torch.tensor(
             [[numbers[r["text"][min(k, len(r["text"]) - 1)]] for k in range(forms)] for r in images.records], device=device
         )
+        self.manners = self._named(checkpoint, manner_of)
+        if self.manners is not None:
+            every = torch.arange(len(self.mean), device=device)
+            self.mean = self.in_manner(self.mean, every // versions)
+
+    def _named(self, checkpoint: Checkpoint, field: str | None) -> Tensor | None:
+        palette = checkpoint.config.vae.palette
+        if palette is None or field is None:
+            return None
+        named = [[record.get(field) == manner for manner in palette["manners"]] for record in self.records]
+        return torch.tensor(named, dtype=self.mean.dtype, device=self.mean.device)
+
+    def in_manner(self, img: Tensor, index: Tensor | None) -> Tensor:
+        """Image latents (B, C, H, W) in the code of the pictures ``index`` (B,), or in none; as they are without manners."""
+        if self.manners is None or self.autoencoder.palette is None:
+            return img
+        palette = self.autoencoder.palette
+        return palette.cleared(img) if index is None else palette.coded(img, self.manners[index])
 
     def to(self, device: torch.device) -> Latents:
         """Itself, with all pairs on the device; the encoders stay where they are."""
         if self.mean.device != device:
             for name in ("mean", "std", "clip_img", "text", "captions"):
                 setattr(self, name, getattr(self, name).to(device))
+            self.manners = None if self.manners is None else self.manners.to(device)
         return self
 
     def draw(self, index: Tensor, shares: Tensor, generator: torch.Generator, changed: Tensor | None = None) -> Streams:

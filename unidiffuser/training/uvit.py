@@ -80,10 +80,11 @@ class Kin:
         self.counts = torch.bincount(kinds)
         self.starts = self.counts.cumsum(0) - self.counts
         self.rows = kinds.argsort(stable=True)  # those of the first kind, then those of the second ...
+        self.places = self.rows.argsort()  # where each row is among them
 
     def to(self, device: torch.device) -> Kin:
         """Itself, on the device."""
-        for name in ("kinds", "counts", "starts", "rows"):
+        for name in ("kinds", "counts", "starts", "rows", "places"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -95,6 +96,14 @@ class Kin:
         chance = torch.rand(index.shape, generator=generator, dtype=wide, device=device)
         place = torch.minimum((chance * counts).long(), counts - 1)
         return self.rows[self.starts[kinds] + place]
+
+    def another(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows (B,) of the same kinds as the rows ``index`` (B,), but never these themselves unless they are the only ones."""
+        kinds = self.kinds[index]
+        starts, others = self.starts[kinds], self.counts[kinds] - 1
+        chance = torch.rand(index.shape, generator=generator, device=generator.device)
+        further = 1 + torch.minimum((chance * others).long(), (others - 1).clamp_min(0))
+        return self.rows[starts + (self.places[index] - starts + further) % (others + 1)]
 
 
 def _chosen(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -108,12 +117,14 @@ class UViTStage(Stage):
     data, where, image_size: the image folder, a record filter, the side in pixels.
     checkpoint: a model, or its encoders alone (`unidiffuser train assemble`), in any layout.
     uvit: sizes of a new network (fields of UViTConfig), for a checkpoint that has none.
-    network_of: a model whose network goes on learning on the latents of ``checkpoint``, which has none: other encoders of the
-        same shapes. Where `uvit` says so ("img_size", "in_chans", "patch_size"), the image latents may be of other shapes, and
+    network_of: a model whose network goes on learning on the latents of ``checkpoint``, whose own is left behind: other encoders
+        of the same shapes. Where `uvit` says so ("img_size", "in_chans", "patch_size"), the image latents may be of other shapes, and
         its image head another one ("sigma_data", "detail_width" ...): what reads and writes them then begins anew, see
         :func:`.growth.transplanted`.
     mix, lean, logit_normal: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective
         when absent.
+    error: "noise" or "velocity", what of an image latent counts in the loss, see :func:`.objective.diffusion_loss`; the
+        velocity for networks with `sigma_data` when absent, else the noise.
     weights: how many times a stream counts in the loss, see :func:`.objective.diffusion_loss`; all the same when absent.
     captioning: what the share "clean_image" of the mix learns from instead: "where" (a filter of its own), "versions" (copies
         of each picture, all but the first changed by :func:`.augment.augmented`), and its "place", "colour", "mirror" ...
@@ -132,6 +143,11 @@ class UViTStage(Stage):
         it was changed, and who has seen a picture moved in many ways takes the noise from pictures rather than remembering
         them; above it the network draws them as they are. "share_below" is the share at these labels, the same when absent,
         and "shift" by how many cells of the latent, two at a time, they are moved at most: it costs no sharpness and no memory.
+        "borrow" is the share of these pictures that are set aside for good, the same ones in every run of a seed: their
+        captions are shown with another picture of the same value of the field "repaint_within" in their place, in the code of
+        their manner where the autoencoder has a palette. A network that knows one picture for every caption says for others a
+        mean of those that it knows; under captions like these it learns to choose one.
+    manner_of: field of the records that names the manner of an autoencoder with a palette, see :class:`.latents.Latents`.
     route: share of the image patches that take a short cut in every step, see :class:`RoutedUViT`; none when absent. At 0.5 a
         step costs a third less. The last steps of a run should do without, as sampling does.
     caption_shares: probability of each caption form of a picture; equal when absent.
@@ -157,9 +173,10 @@ class UViTStage(Stage):
             raise ValueError("route draws other patches in every step, which cuda_graphs cannot; leave one of them out")
         images = training_set(options)
         self.size = len(images)
-        self.latents = Latents(self.checkpoint, images, device=own_device())
+        self.latents = Latents(self.checkpoint, images, device=own_device(), manner_of=options.get("manner_of"))
         self.mix, self.lean = options.get("mix", PAPER), float(options.get("lean", 0.0))
         self.logit_normal: list[float] | None = options.get("logit_normal")
+        self.velocity = self._velocity(options.get("error"), sizes)
         self.weights = options.get("weights") or {}
         if wrong := [name for name, weight in self.weights.items() if name not in MODALITY_OF or not weight >= 0]:
             raise ValueError(f"weights has {wrong[0]}; it may have {', '.join(MODALITY_OF)}, each 0 or more")
@@ -170,15 +187,22 @@ class UViTStage(Stage):
         self.drawing = self._others(
             "drawing",
             options,
-            {"share", "share_below", "shift", "caption_shares", "repaint", "repaint_within", "repaint_from", "changed_below"},
+            {
+                *("share", "share_below", "shift", "caption_shares", "changed_below"),
+                *("repaint", "repaint_within", "repaint_from", "borrow"),
+            },
         )
         self.changed_below = int(drawing.get("changed_below", NUM_LABELS + 1))
         self.share_below, self.shift = float(drawing.get("share_below", self.drawing_share)), int(drawing.get("shift", 0))
         self.repaint, self.repaint_from = float(drawing.get("repaint", 0.0)), int(drawing.get("repaint_from", 1))
         if self.swap and self.captioning is not None:
             self.kin = Kin([record.get(within) for record in self.captioning.records])
-        if self.repaint and self.drawing is not None:
+        self.aside: Tensor | None = None
+        if self.drawing is not None:
             self.painted = Kin([record.get(drawing.get("repaint_within", "label")) for record in self.drawing.records])
+            if (share := float(drawing.get("borrow", 0.0))) > 0:
+                by_chance = torch.rand(len(self.painted.kinds), generator=torch.Generator().manual_seed(config.seed)) < share
+                self.aside = by_chance & (self.painted.counts[self.painted.kinds] > 1)
         self.dtype = getattr(torch, options.get("dtype", "float16"))
         self.defaults = options.get("defaults", self.checkpoint.config.defaults)
         self.shares = self._shares(options.get("caption_shares"), "caption_shares")
@@ -199,8 +223,6 @@ class UViTStage(Stage):
         """The checkpoint whose network goes on learning; None where a new one begins."""
         if "network_of" not in options:
             return self.checkpoint if "uvit" in self.checkpoint.parts() else None
-        if "uvit" in self.checkpoint.parts():
-            raise ValueError("checkpoint has a network of its own; leave network_of out, or name encoders alone")
         return load_checkpoint(options["network_of"])
 
     def _sizes(self, options: dict[str, Any], start: Checkpoint | None) -> UViTConfig:
@@ -218,6 +240,12 @@ class UViTStage(Stage):
                 )
         return theirs
 
+    @staticmethod
+    def _velocity(error: str | None, sizes: UViTConfig) -> bool:
+        if error not in (None, "noise", "velocity"):
+            raise ValueError(f'error must be "noise" or "velocity", got {error!r}')
+        return sizes.sigma_data is not None if error is None else error == "velocity"
+
     def _shares(self, given: list[float] | None, name: str) -> Tensor:
         forms = self.latents.captions.shape[1]
         shares = torch.tensor([1.0] * forms if given is None else [float(share) for share in given])
@@ -232,7 +260,8 @@ class UViTStage(Stage):
         chosen = {key: value for key, value in options[name].items() if key not in ours}
         where, versions = chosen.pop("where", options.get("where", {})), chosen.pop("versions", 1)
         images = training_set(options | {"where": where})
-        latents = Latents(self.checkpoint, images, versions=versions, strength=chosen, device=own_device())
+        settings: dict[str, Any] = {"device": own_device(), "manner_of": options.get("manner_of")}
+        latents = Latents(self.checkpoint, images, versions=versions, strength=chosen, **settings)
         if latents.captions.shape[1] != self.latents.captions.shape[1]:
             raise ValueError(f"the pictures of `{name}` must have as many captions each as the others")
         return latents
@@ -270,8 +299,12 @@ class UViTStage(Stage):
                 painted = (chance() < self.repaint) & drawn & (labels["img"] >= self.repaint_from)
             changed = below & ~painted
             made = self.drawing.draw(others, self.drawn_as, generator, changed)
+            if self.aside is not None:
+                made = self._borrowed(made, others, changed, generator)
             if self.shift:
-                made = made.replace(img=_chosen(changed, shifted(made.need("img"), self.shift, generator), made.need("img")))
+                bare = self.drawing.in_manner(made.need("img"), None)  # else the code would be wrong where a border is repeated
+                moved = self.drawing.in_manner(shifted(bare, self.shift, generator), others)
+                made = made.replace(img=_chosen(changed, moved, made.need("img")))
             clean = clean.zip(made, lambda own, other: _chosen(drawn, other, own))
         noise = clean.map(lambda x: torch.randn(x.shape, generator=generator, device=index.device))
         if self.drawing is not None and self.repaint:
@@ -282,10 +315,23 @@ class UViTStage(Stage):
             )
         self.model.passing, self.model.generator = self.passing, generator
         try:
-            velocity = self.model.config.sigma_data is not None
-            return diffusion_loss(model, clean, generator, labels=labels, noise=noise, velocity=velocity, weights=self.weights)
+            settings: dict[str, Any] = {"velocity": self.velocity, "weights": self.weights}
+            return diffusion_loss(model, clean, generator, labels=labels, noise=noise, **settings)
         finally:
             self.model.passing = 0
+
+    def _borrowed(self, made: Streams, others: Tensor, changed: Tensor, generator: torch.Generator) -> Streams:
+        """The pairs ``made`` of the pictures ``others`` (B,), those that are set aside with another one's picture."""
+        assert self.drawing is not None
+        assert self.aside is not None
+        self.aside = self.aside.to(others.device)
+        kin = self.painted.to(others.device).another(others, generator)
+        lent = self.drawing.draw(kin, self.drawn_as, generator, changed)
+        img = self.drawing.in_manner(lent.need("img"), others)
+        aside = self.aside[others]
+        return made.replace(
+            img=_chosen(aside, img, made.need("img")), clip_img=_chosen(aside, lent.need("clip_img"), made.need("clip_img"))
+        )
 
     @staticmethod
     def _any_of(latents: Latents, count: int, generator: torch.Generator) -> Tensor:

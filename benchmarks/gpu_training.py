@@ -1,18 +1,19 @@
-"""The bundled model in a few minutes of one GPU: every stage is given seconds, and takes as many steps as fit into them.
+"""The network of the bundled model in a few minutes of one GPU: it is given seconds, and takes as many steps as fit into them.
 
-    python -m benchmarks.gpu_training pack data/emoji pictures.tar.gz       # 35 MB, for a GPU machine that cannot reach npm
-    python -m benchmarks.gpu_training run --data pictures.tar.gz --start START.safetensors [--out out/gpu] [--seconds 480]
+    python -m benchmarks.gpu_training pack data/emoji pictures.tar.gz       # 27 MB, for a GPU machine that cannot reach npm
+    python -m benchmarks.gpu_training run --data pictures.tar.gz --encoders MODEL --network MODEL [--seconds 450] [NAME ...]
+    python -m benchmarks.gpu_training join MODEL out/gpu/NAME-uvit.safetensors OUT
 
-An autoencoder of plain latents, with the fourth channel and without (the one without is taken where it is no worse than 29.3
-dB); then two networks side by side, which one process each leaves room for, with much and with very much of other things; then
-the decoder on each network's errors. START gives the encoders and the network to go on from. Written below --out: what the
-stages write, and the two halves of each model that are new, `NAME-uvit.safetensors` and `NAME-vae.safetensors` in float16,
-which is all that has to be carried home. `join START UVIT VAE OUT` makes them one file again.
+MODEL is where the encoders and the autoencoder come from (a decoder with its palette, stage 10) and the network that goes on
+(stage 7). The settings are those of `11-uvit-gpu.yaml`. NAMEs of several settings that differ are trained side by side, one
+process each: a step of so small a network leaves a GPU idle for most of the time that launching it takes, so a second
+network costs the first one little. Only the networks have to be carried home; `join` puts one beside the encoders.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import subprocess
@@ -21,6 +22,7 @@ import tarfile
 import time
 from dataclasses import replace
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +30,27 @@ import torch
 from PIL import Image
 
 from unidiffuser.checkpoints import load_checkpoint, save_checkpoint
-from unidiffuser.files import replacing, write_text
+from unidiffuser.files import replacing
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.loop import train
-from unidiffuser.training.stage import Stage
 from unidiffuser.training.stages import make_stage
 
 say = partial(print, flush=True)
-FOUR = ["noto", "twemoji", "flat", "fluent"]
+CONFIG = Path(str(files("unidiffuser") / "training" / "configs" / "emoji" / "11-uvit-gpu.yaml"))
 FIELDS = ("text", "label", "style", "tone", "group", "split", "demo", "known")
-TONES = (0, 5)  # of the skin tones one is enough for an autoencoder
-SPLITS = ("train", "validation", "heldout_concept")
-TEST = {"split": ["heldout_concept"], "style": FOUR, "tone": [0]}
-ENOUGH_DB = 29.3
-PROBE = 200  # steps that tell how long one takes
-NETWORKS: dict[str, dict[str, Any]] = {
-    "much": {"where": {"tone": [0], "style": FOUR}, "share": 0.5, "changed_below": 400},
-    "most": {"where": {"tone": [0]}, "share": 0.85, "changed_below": 500},  # seven houses
+SPLITS = ("train", "validation", "heldout_concept")  # no held-out pair is carried anywhere
+PROBE = 150  # steps that tell how long one takes
+NETWORKS: dict[str, dict[str, Any]] = {  # options that are other than in the file
+    "velocity": {},  # the bundled one
+    "noise": {"error": "noise", "logit_normal": [0.8, 1.0]},
+    "nothing-borrowed": {"borrow": 0.0},
 }
 
 
 def pack(data: Path, archive: Path) -> None:
     """The pictures that training reads, as lossless WebP, with their metadata; no held-out pair is among them."""
     records = [json.loads(line) for line in (data / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-    records = [r for r in records if r["tone"] in TONES and r["split"] in SPLITS]
+    records = [r for r in records if r["tone"] == 0 and r["split"] in SPLITS]
     with replacing(archive) as temporary, tarfile.open(temporary, "w:gz") as tar:
 
         def add(name: str, content: bytes) -> None:
@@ -70,157 +69,80 @@ def pack(data: Path, archive: Path) -> None:
     say(f"{archive}: {len(records)} pictures, {archive.stat().st_size / 1e6:.1f} MB")
 
 
-def in_seconds(config: TrainConfig, seconds: float) -> Path:
-    """Train a stage for so many seconds, making its data not counted; the folder it has written."""
-    stage: Stage = make_stage(config)
-    stage.batch(torch.arange(min(config.batch_size, stage.size)))  # pictures are read when they are first asked for
-    marks: list[float] = []
+def settings(name: str, data: Path, encoders: Path, network: Path, out: Path, **values: Any) -> TrainConfig:
+    """Those of the file with the options of NAME; nothing is kept or drawn on the way of a run of minutes."""
+    config = TrainConfig.from_file(CONFIG, out=str(out / name), **values)
+    given = {"data": str(data), "checkpoint": str(encoders), "network_of": str(network)}
+    options = config.options | given | {key: value for key, value in NETWORKS[name].items() if key != "borrow"}
+    if "borrow" in NETWORKS[name]:
+        options["drawing"] = options["drawing"] | {"borrow": NETWORKS[name]["borrow"]}
+    never = 10**9
+    return replace(config, save_every=never, sample_every=never, options=options)
 
-    def keep(done: int, *_: Any) -> None:
-        marks.append(time.monotonic())
 
-    nothing = {"export": lambda model: None, "sample": lambda model: None}
-    vars(stage).update(nothing)  # for the probe; the class has the real ones
-    probe = replace(config, out=f"{config.out}-probe", steps=min(PROBE, int(seconds)), decay=1e-3)
-    Path(probe.out).mkdir(parents=True, exist_ok=True)
-    train(stage, probe, progress=False, watch=keep)
-    for name in nothing:
-        delattr(stage, name)
-    half = len(marks) // 2
+def train_for(seconds: float, config: TrainConfig) -> Path:
+    """Train the network for so many seconds, making its latents not counted; the file with its averaged weights alone."""
+    from safetensors.torch import save_file
+
+    stage: Any = make_stage(config)
+    began, marks = time.monotonic(), []
+    weights = copy.deepcopy(stage.model.state_dict())
+    stage.export = stage.sample = lambda model: None
+    probe = replace(config, out=f"{config.out}-probe", steps=PROBE, warmup_steps=20, decay=1e-3)
+    train(stage, probe, progress=False, watch=lambda *_: marks.append(time.monotonic()))
+    stage.model.load_state_dict(weights)
+    half = PROBE // 2
     step = (marks[-1] - marks[-1 - half]) / half
-    steps = max(1, int((seconds - (marks[-1] - marks[0])) / step))
-    say(f"{config.out}: {1000 * step:.2f} ms a step, {steps} steps of {config.batch_size}")
+    steps = max(1, int((seconds - (time.monotonic() - began)) / step))
+    say(f"{config.out}: {1000 * step:.1f} ms a step of {config.batch_size}, {steps} steps")
 
     def tell(done: int, terms: dict[str, float], *_: Any) -> None:
         if done % max(1, steps // 10) == 0:
             say(f"{config.out}: {done}", *(f"{name} {value:.4f}" for name, value in terms.items()))
 
-    train(stage, replace(config, steps=steps), progress=False, watch=tell)
-    return Path(config.out)
+    trained = train(stage, replace(config, steps=steps), progress=False, watch=tell)
+    path = Path(f"{config.out}-uvit.safetensors")
+    with replacing(path) as temporary:
+        save_file({name: value.half().contiguous() for name, value in trained.state_dict().items()}, temporary)
+    return path
 
 
-def settings(stage: str, out: Path, batch_size: int, **values: Any) -> TrainConfig:
-    options = values.pop("options")
-    never = 10**9  # a run of minutes keeps nothing on the way
-    return TrainConfig(stage, str(out), batch_size=batch_size, betas=(0.9, 0.99), save_every=never, sample_every=never,
-                       cuda_graphs=True, workers=4, options=options, **values)  # fmt: skip
-
-
-def autoencoder(data: Path, out: Path, only_plain: bool, batch_size: int) -> TrainConfig:
-    return settings("autoencoder", out, batch_size, learning_rate=1.5e-3, decay=0.6, weight_decay=0.0, options={
-        "data": str(data), "image_size": 128, "patch_size": 4, "channels": [96], "layers": 1, "mse_weight": 3.0, "plain": 1.0,
-        "only_plain": only_plain, "noise": 0.3, "test": TEST,
-    })  # fmt: skip
-
-
-def network(data: Path, out: Path, encoders: Path, start: Path, drawing: dict[str, Any], batch_size: int) -> TrainConfig:
-    whole = [1.0, 0.0]
-    return settings("uvit", out, batch_size, optimizer="muon", learning_rate=1.2e-3, warmup_steps=200, decay=0.6,
-                    weight_decay=0.05, ema_decay=0.9993, options={
-        "data": str(data), "where": {"tone": [0], "demo": [True]}, "image_size": 128,
-        "defaults": {"steps": 12, "guidance": 3.0},
-        "checkpoint": str(encoders), "network_of": str(start), "uvit": {"detail_width": 128}, "caption_shares": [0.95, 0.05],
-        "mix": {"independent": 0.08, "clean_text": 0.53, "clean_image": 0.17, "equal": 0.18, "no_text": 0.04},
-        "weights": {"text": 15, "clip_img": 3}, "lean": 0.6, "logit_normal": [0.6, 1.1],
-        "captioning": {"where": {"tone": [0], "known": [True]}, "versions": 4, "place": 0.6, "colour": 0.0, "swap": 0.9,
-                       "swap_within": "style", "caption_shares": whole},
-        "drawing": {"versions": 3, "place": 0.8, "mirror": True, "colour": 0.0, "repaint": 0.5, "repaint_within": "label",
-                    "repaint_from": 300, "caption_shares": whole} | drawing,
-    })  # fmt: skip
-
-
-def decoder(data: Path, out: Path, model: Path, batch_size: int) -> TrainConfig:
-    return settings("decoder", out, batch_size, learning_rate=7e-4, warmup_steps=50, decay=0.8, weight_decay=0.0, options={
-        "data": str(data), "image_size": 128, "checkpoint": str(model), "noise": 0.3, "denoised": 0.4, "labels": [50, 650],
-        "known": {"tone": [0], "demo": [True]}, "mse_weight": 3.0, "test": TEST,
-    })  # fmt: skip
-
-
-def encoders_with(start: Path, run: Path, out: Path) -> None:
-    """The encoders of a model with an autoencoder of its own shape that was trained since, without a network."""
-    given = load_checkpoint(start)
-    trained = torch.load(run / "autoencoder.pt", map_location="cpu", weights_only=True)
-    parts = {name: given.state_dict(name) for name in given.parts() if name not in ("uvit", "vae")}
-    parts["vae"] = {name.removeprefix("kl."): value for name, value in trained.items()}
-    save_checkpoint(out, given.config, parts, given.tokenizer_specs(), torch.float16)
-
-
-def split(model: Path, out: Path) -> None:
-    """`-uvit` and `-vae` of a model as files of their own."""
-    from safetensors.torch import save_file
-
-    given = load_checkpoint(model)
-    for part in ("uvit", "vae"):
-        with replacing(out.with_name(f"{out.stem}-{part}.safetensors")) as temporary:
-            save_file({k: v.half().contiguous() for k, v in given.state_dict(part).items()}, temporary)
-
-
-def join(start: Path, uvit: Path, vae: Path, out: Path) -> None:
-    """What `split` cut, with the encoders and tokenizers of the model it began from."""
+def join(model: Path, uvit: Path, out: Path) -> None:
+    """A network that `run` has written, with the encoders and the autoencoder of a model."""
     from safetensors.torch import load_file
 
-    given = load_checkpoint(start)
-    parts = {name: given.state_dict(name) for name in given.parts()} | {"uvit": load_file(uvit), "vae": load_file(vae)}
-    width = parts["uvit"]["detail.conv_out.weight"].shape[1]
-    config = replace(given.config, uvit=replace(given.config.uvit, detail_width=width))
-    save_checkpoint(out, config, parts, given.tokenizer_specs(), torch.float16)
+    given = load_checkpoint(model)
+    config = TrainConfig.from_file(CONFIG)
+    parts = {name: given.state_dict(name) for name in given.parts() if name != "uvit"} | {"uvit": load_file(uvit)}
+    sizes = replace(given.config.uvit, **config.options["uvit"])
+    whole = replace(given.config, uvit=sizes, defaults=config.options["defaults"])
+    save_checkpoint(out, whole, parts, given.tokenizer_specs(), torch.float16)
 
 
-def side_by_side(out: Path, stages: dict[str, list[str]]) -> None:
-    """Stages as processes of their own at the same time, each with a log; the last lines of all when they are done."""
-    running = {}
-    for name, arguments in stages.items():
-        with (out / f"{name}.log").open("w") as log:
-            running[name] = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.gpu_training", "stage", name, *arguments],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-    failed = [name for name, process in running.items() if process.wait()]
-    for name in stages:
-        lines = (out / f"{name}.log").read_text().splitlines()
-        say(*lines[-20 if name in failed else -3 :], sep="\n")
-    if len(failed) == len(stages):
-        raise SystemExit(f"{', '.join(failed)}: failed, see the logs in {out}")
-
-
-def run(data: Path, start: Path, out: Path, seconds: float, batch_size: int) -> None:
+def run(names: list[str], data: Path, encoders: Path, network: Path, out: Path, seconds: float, batch_size: int) -> None:
+    """One name in this process; several in one each, at the same time, each with a log."""
     out.mkdir(parents=True, exist_ok=True)
     if data.is_file():
         with tarfile.open(data) as tar:
             tar.extractall(out / "data", filter="data")
         data = out / "data"
-    common = ["--data", str(data), "--start", str(start), "--out", str(out), "--batch-size", str(batch_size)]
-
-    def given(share: float) -> list[str]:
-        return [*common, "--seconds", str(share * seconds)]
-
-    side_by_side(out, {name: given(0.14) for name in ("autoencoder-plain", "autoencoder-four")})
-    reached = {
-        run: float((out / run / "psnr.txt").read_text().split()[-1]) for run in ("autoencoder-plain", "autoencoder-four")
-    }
-    best = max(reached, key=lambda run: (reached[run] >= ENOUGH_DB and "plain" in run, reached[run]))
-    say(f"{reached} dB; taken: {best}")
-    encoders_with(start, out / best, out / "encoders.safetensors")
-    side_by_side(out, {f"network-{name}": given(0.8) for name in NETWORKS})
-    made = [name for name in NETWORKS if (out / f"network-{name}" / "model.safetensors").is_file()]
-    side_by_side(out, {f"decoder-{name}": given(0.06) for name in made})
-    for name in made:
-        model = out / f"decoder-{name}" / "model.safetensors"
-        split(model if model.is_file() else out / f"network-{name}" / "model.safetensors", out / f"{name}.safetensors")
-    write_text(out / "made.json", json.dumps({"autoencoders": reached, "taken": best, "networks": made}, indent=1))
-
-
-def stage(name: str, data: Path, start: Path, out: Path, seconds: float, batch_size: int) -> None:
-    kind, which = name.split("-")
-    config = {
-        "autoencoder": lambda: autoencoder(data, out / name, which == "plain", batch_size // 4),
-        "network": lambda: network(data, out / name, out / "encoders.safetensors", start, NETWORKS[which], batch_size),
-        "decoder": lambda: decoder(data, out / name, out / f"network-{which}" / "model.safetensors", batch_size // 3),
-    }[kind]()
-    written = in_seconds(config, seconds)
-    if kind != "network":
-        say(f"{name}: {(written / 'psnr.txt').read_text().strip()} dB")
+    if len(names) == 1:
+        config = settings(names[0], data, encoders, network, out, batch_size=batch_size)
+        say(f"{train_for(seconds, config)} is written")
+        return
+    given = {"data": data, "encoders": encoders, "network": network, "out": out, "seconds": seconds, "batch-size": batch_size}
+    arguments = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    running = {}
+    for name in names:
+        with (out / f"{name}.log").open("w") as log:
+            command = [sys.executable, "-m", "benchmarks.gpu_training", "run", name, *arguments]
+            running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    failed = [name for name, process in running.items() if process.wait()]
+    for name in names:
+        lines = (out / f"{name}.log").read_text().splitlines()
+        say(*lines[-20 if name in failed else -3 :], sep="\n")
+    if failed:
+        raise SystemExit(f"{', '.join(failed)}: failed, see the logs in {out}")
 
 
 def main() -> None:
@@ -230,19 +152,19 @@ def main() -> None:
     packing.add_argument("data", type=Path)
     packing.add_argument("archive", type=Path)
     joining = commands.add_parser("join")
-    for name in ("start", "uvit", "vae", "out"):
+    for name in ("model", "uvit", "out"):
         joining.add_argument(name, type=Path)
-    for command in ("run", "stage"):
-        own = commands.add_parser(command)
-        if command == "stage":
-            own.add_argument("name")
-        for name in ("--data", "--start"):
-            own.add_argument(name, type=Path, required=True)
-        own.add_argument("--out", type=Path, default=Path("out/gpu"))
-        own.add_argument("--seconds", type=float, default=480.0, help="of training, in all")
-        own.add_argument("--batch-size", type=int, default=256)
+    running = commands.add_parser("run")
+    running.add_argument("names", nargs="*", metavar="NAME", default=["velocity"], help=", ".join(NETWORKS))
+    for name in ("--data", "--encoders", "--network"):
+        running.add_argument(name, type=Path, required=True)
+    running.add_argument("--out", type=Path, default=Path("out/gpu"))
+    running.add_argument("--seconds", type=float, default=450.0, help="of training each")
+    running.add_argument("--batch-size", type=int, default=256)
     given = vars(parser.parse_args())
-    {"pack": pack, "join": join, "run": run, "stage": stage}[given.pop("command")](**given)
+    if unknown := set(given.get("names", [])) - set(NETWORKS):
+        parser.error(f"unknown {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
+    {"pack": pack, "join": join, "run": run}[given.pop("command")](**given)
 
 
 if __name__ == "__main__":

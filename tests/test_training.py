@@ -263,8 +263,7 @@ def checks_what_is_borrowed(stage: Stage, palette: Palette) -> None:
     of_text = torch.cdist(clean.text.flatten(1), latents.text.flatten(1)).argmin(1)
     pictures = {int(text): row for row, (text, *_) in enumerate(latents.captions.tolist())}
     wanted = torch.tensor([pictures[text] for text in of_text.tolist()])
-    as_named = torch.stack([palette.coded(x[None], latents.manners[row][None])[0] for x, row in zip(clean.img, wanted)])
-    torch.testing.assert_close(as_named, clean.img, rtol=0, atol=1e-4)
+    torch.testing.assert_close(palette.coded(clean.img, latents.manners[wanted]), clean.img, rtol=0, atol=1e-4)
     whole = labels["img"] >= 500  # the others are moved
     bare, known = palette.cleared(clean.img[whole]), palette.cleared(latents.mean)
     far = torch.cdist(bare.flatten(1), known.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")

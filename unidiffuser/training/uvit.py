@@ -117,10 +117,10 @@ class UViTStage(Stage):
     data, where, image_size: the image folder, a record filter, the side in pixels.
     checkpoint: a model, or its encoders alone (`unidiffuser train assemble`), in any layout.
     uvit: sizes of a new network (fields of UViTConfig), for a checkpoint that has none.
-    network_of: a model whose network goes on learning on the latents of ``checkpoint``, whose own is left behind: other encoders
-        of the same shapes. Where `uvit` says so ("img_size", "in_chans", "patch_size"), the image latents may be of other shapes, and
-        its image head another one ("sigma_data", "detail_width" ...): what reads and writes them then begins anew, see
-        :func:`.growth.transplanted`.
+    network_of: a model whose network goes on learning on the latents of ``checkpoint``, whose own is left behind: other
+        encoders of the same shapes. Where `uvit` says so ("img_size", "in_chans", "patch_size"), the image latents may be of
+        other shapes, and its image head another one ("sigma_data", "detail_width" ...): what reads and writes them then begins
+        anew, see :func:`.growth.transplanted`.
     mix, lean, logit_normal: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective
         when absent.
     error: "noise" or "velocity", what of an image latent counts in the loss, see :func:`.objective.diffusion_loss`; the

@@ -20,7 +20,11 @@ from unidiffuser.pipeline import UniDiffuser
 
 
 def network(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:
-    """UniDiffuserModel with the weights of a model."""
+    """UniDiffuserModel with the weights of a model.
+
+    It has no detail head. Where ours has one, its own plain head of random weights stands there: what it draws is then noise,
+    at the speed at which it would draw anything.
+    """
     from diffusers.pipelines.deprecated.unidiffuser.modeling_uvit import UniDiffuserModel
 
     config = model.config.uvit
@@ -33,6 +37,11 @@ def network(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:
             use_data_type_embedding=bool(config.data_types),
         )  # fmt: skip
     weights = model.checkpoint.state_dict("uvit", dtype=dtype)
+    if config.detail_width:
+        weights = {name: value for name, value in weights.items() if not name.startswith("detail.")}
+        outputs = config.patch_size**2 * config.in_chans
+        random = torch.randn(outputs, config.embed_dim, generator=torch.Generator().manual_seed(0))
+        weights |= {"decoder_pred.weight": 0.02 * random.to(dtype), "decoder_pred.bias": torch.zeros(outputs, dtype=dtype)}
     found.load_state_dict(apply(uvit_to_diffusers(weights), weights), assign=True)
     return found.to(model.device).eval()
 

@@ -156,6 +156,8 @@ def gibbs_chain(info: Info, title: str) -> Flow:
         caption_decoder=p.decoder,
         latent_image=latent,
         clip_vision_output=token,
+        image_guidance=GUIDANCE,
+        text_guidance=GUIDANCE,
         lines=4,
     )
     p.add("SaveImage", 3, images=chain[0], filename_prefix="UniDiffuser")
@@ -278,7 +280,8 @@ def latent_to_sd15(info: Info, title: str) -> Flow:
 def quick_gibbs(info: Info, title: str) -> Flow:
     p = Parts(info, title, "")
     text = p.text("red apple, twemoji")
-    loop = p.add("UniDiffuserGibbsLoop", 2, model=p.model, caption_decoder=p.decoder, rounds=3, text=text)
+    guidance = {"image_guidance": GUIDANCE, "text_guidance": GUIDANCE}
+    loop = p.add("UniDiffuserGibbsLoop", 2, model=p.model, caption_decoder=p.decoder, rounds=3, text=text, **guidance)
     p.add("PreviewImage", 3, images=p.add("VAEDecode", 3, samples=loop[0], vae=p.vae)[0])
     p.caption(loop[2], 4, 3)
     return p.flow

@@ -292,9 +292,17 @@ def checks_a_palette(decoder: TrainConfig, network: TrainConfig) -> None:
     kinds = torch.tensor([["red", "blue"].index(record["colour"]) for record in images.records])
     latents = model.autoencoder.encode(images.pixels(torch.arange(len(images))), torch.Generator().manual_seed(0))
     assert (palette.manners(latents.float()).argmax(1) == kinds).float().mean() > 0.9
-    again = replace(decoder, out=decoder.out + "_again", steps=2, options=decoder.options | {"checkpoint": str(path)})
-    train(make_stage(again), again, progress=False)
-    assert load_checkpoint(Path(again.out) / "model.safetensors").config.vae.palette == model.config.vae.palette
+    with pytest.raises(ValueError, match="gate is of a palette"):
+        make_stage(replace(decoder, options={k: v for k, v in decoder.options.items() if k != "palette"} | {"gate": 3.0}))
+    again = replace(
+        decoder, out=decoder.out + "_again", steps=2, options=decoder.options | {"checkpoint": str(path), "gate": 3.0}
+    )
+    trained = train(make_stage(again), again, progress=False)
+    written = load_checkpoint(Path(again.out) / "model.safetensors")
+    assert written.config.vae.palette == model.config.vae.palette
+    torch.testing.assert_close(
+        written.state_dict("vae")["palette.gate"].float(), trained.palette.gate.data + 3, rtol=0, atol=1e-2
+    )
     learnt = replace(network, out=decoder.out + "_network", steps=2, options=network.options | {"network_of": None})
     learnt.options.pop("network_of")
     learnt.options["checkpoint"] = str(path)

@@ -101,6 +101,9 @@ class DecoderStage(Stage):
     palette: gives the autoencoder a :class:`..palette.Palette`: "field" (of the records, what they call a manner), "manners"
         (its values) and "colours" (of each). An autoencoder that has one goes on with it. The latents then bear a code of the
         manner, so a network has to go on learning on them.
+    gate: how much higher the palette's gates are in the exported file than they were learnt. Who minimises an error goes only a
+        part of the way to a colour that may be the wrong one; with 4 every pixel goes all the way, which leaves pictures of a
+        network in the colours that were asked for and costs exact ones a little.
     strange: share of the real pictures that are turned to other colours, so that no manner is seen in what has none.
     test: a filter of the pictures that ``psnr.txt`` and the samples are made of; unseen concepts when absent.
     dtype: of the exported file, "float16" when absent.
@@ -117,7 +120,9 @@ class DecoderStage(Stage):
         self.train_set = training_set(options)
         self.vae = self._with_palette(config.seed, options.get("palette"))
         self.model = Decoder(self.autoencoder).requires_grad_(True)
-        self.strange = float(options.get("strange", 0.0))
+        self.strange, self.gate = float(options.get("strange", 0.0)), float(options.get("gate", 0.0))
+        if self.gate and not self.vae.palette:
+            raise ValueError("gate is of a palette, which this autoencoder has not; give it one, or leave gate out")
         self.test_set = ImageFolder(options["data"], options["image_size"], options.get("test", {"split": "heldout_concept"}))
         self.size = len(self.train_set)
         self.noise, self.clean = float(options.get("noise", 0.25)), float(options.get("clean", 0.25))
@@ -236,6 +241,8 @@ class DecoderStage(Stage):
     def export(self, model: Any) -> None:
         """``model.safetensors``: the checkpoint with this decoder, complete in one file."""
         ours = model.state_dict()
+        if self.gate:
+            ours["palette.gate"] = ours["palette.gate"] + self.gate
         kept = {k: v for k, v in self.autoencoder.vae.state_dict().items() if k not in ours}
         parts = {name: self.checkpoint.state_dict(name) for name in self.checkpoint.parts() if name != "vae"}
         parts["vae"] = kept | ours

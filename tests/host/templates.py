@@ -147,7 +147,7 @@ def text_variation(info: Info, title: str) -> Flow:
 
 def gibbs_chain(info: Info, title: str) -> Flow:
     p = Parts(info, title, "Describe, paint, describe, paint. Raise *rounds* and run again: finished rounds are kept.")
-    latent, token = p.encoded(p.picture("sunflower"))
+    latent, token = p.encoded(p.picture("penguin"))
     chain = p.add(
         "UniDiffuserGibbsChain",
         2,

@@ -2,7 +2,7 @@
 
     import unidiffuser
     model = unidiffuser.load("emoji")
-    model.text_to_image("red apple", count=4)
+    model.text_to_image("red apple, twemoji", count=4)
 
 Importing the package costs nothing; torch is imported with the first name that needs it.
 """

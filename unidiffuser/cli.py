@@ -1,4 +1,4 @@
-"""The command line: `unidiffuser text-to-image "red apple"` and its sisters, one command per task.
+"""The command line: `unidiffuser text-to-image "red apple, twemoji"` and its sisters, one command per task.
 
 Results go to files, captions also to stdout, bars and messages to stderr. Exit codes: 0 done, 2 bad input (one line says
 what to do), 130 interrupted.
@@ -182,7 +182,7 @@ def interpolate(
 @task("demo", count=4)
 def demo(
     settings: Settings,
-    prompt: Annotated[str, typer.Option(help="What to show.")] = "red apple",
+    prompt: Annotated[str, typer.Option(help="What to show.")] = "red apple, twemoji",
     picture: Annotated[Path, typer.Option(help="What to caption; an example if not given.", show_default=False)] = EXAMPLE,
 ) -> None:
     """See both directions: pictures of a prompt, and a caption of a picture."""

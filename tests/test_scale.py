@@ -83,7 +83,7 @@ def test_passes_and_workers_change_nothing(shards, tmp_path):
     assert np.allclose(losses(tmp_path / "one"), losses(tmp_path / "many"), rtol=0, atol=1e-6)
     assert list((tmp_path / "many/tensorboard").glob("events*"))
     speed = json.loads((tmp_path / "many/speed.json").read_text())
-    assert speed["tokens_per_s"] == pytest.approx(speed["samples_per_s"] * (3 + 12 + 1 + 4))
+    assert speed["tokens_per_s"] == pytest.approx(speed["samples_per_s"] * (3 + 12 + 1 + 16))
     assert losses(tmp_path / "one")[-1] < losses(tmp_path / "one")[0]
 
 
@@ -238,9 +238,9 @@ def test_a_stage_goes_on_from_another_at_twice_the_size(shards, tmp_path):
     second = config(shards, tmp_path / "large")
     second.options |= {"checkpoint": str(tmp_path / "small/model.safetensors")}
     del second.options["uvit"]
-    assert LatentStage(second).model.config.latent_size == (8, 8)
+    assert LatentStage(second).model.config.latent_size == (16, 16)
     second.options["uvit"] = {**TINY, "img_size": 4}
-    with pytest.raises(ValueError, match="hold latents of 8 x 8"):
+    with pytest.raises(ValueError, match="hold latents of 16 x 16"):
         LatentStage(second)
 
 

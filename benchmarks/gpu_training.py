@@ -43,7 +43,7 @@ PROBE = 150  # steps that tell how long one takes
 NETWORKS: dict[str, dict[str, Any]] = {  # options that are other than in the file
     "velocity": {},  # the bundled one
     "noise": {"error": "noise", "logit_normal": [0.8, 1.0]},
-    "nothing-borrowed": {"borrow": 0.0},
+    "nothing-borrowed": {"drawing": {"borrow": 0.0}},
 }
 
 
@@ -72,10 +72,9 @@ def pack(data: Path, archive: Path) -> None:
 def settings(name: str, data: Path, encoders: Path, network: Path, out: Path, **values: Any) -> TrainConfig:
     """Those of the file with the options of NAME; nothing is kept or drawn on the way of a run of minutes."""
     config = TrainConfig.from_file(CONFIG, out=str(out / name), **values)
-    given = {"data": str(data), "checkpoint": str(encoders), "network_of": str(network)}
-    options = config.options | given | {key: value for key, value in NETWORKS[name].items() if key != "borrow"}
-    if "borrow" in NETWORKS[name]:
-        options["drawing"] = options["drawing"] | {"borrow": NETWORKS[name]["borrow"]}
+    options = config.options | {"data": str(data), "checkpoint": str(encoders), "network_of": str(network)}
+    for key, value in NETWORKS[name].items():
+        options[key] = options[key] | value if isinstance(value, dict) else value
     never = 10**9
     return replace(config, save_every=never, sample_every=never, options=options)
 

@@ -187,10 +187,8 @@ class UViTStage(Stage):
         self.drawing = self._others(
             "drawing",
             options,
-            {
-                *("share", "share_below", "shift", "caption_shares", "changed_below"),
-                *("repaint", "repaint_within", "repaint_from", "borrow"),
-            },
+            {"share", "share_below", "shift", "caption_shares", "repaint", "repaint_within", "repaint_from", "changed_below"}
+            | {"borrow"},
         )
         self.changed_below = int(drawing.get("changed_below", NUM_LABELS + 1))
         self.share_below, self.shift = float(drawing.get("share_below", self.drawing_share)), int(drawing.get("shift", 0))
@@ -198,11 +196,12 @@ class UViTStage(Stage):
         if self.swap and self.captioning is not None:
             self.kin = Kin([record.get(within) for record in self.captioning.records])
         self.aside: Tensor | None = None
-        if self.drawing is not None:
+        borrow = float(drawing.get("borrow", 0.0))
+        if self.drawing is not None and (self.repaint or borrow):
             self.painted = Kin([record.get(drawing.get("repaint_within", "label")) for record in self.drawing.records])
-            if (share := float(drawing.get("borrow", 0.0))) > 0:
-                by_chance = torch.rand(len(self.painted.kinds), generator=torch.Generator().manual_seed(config.seed)) < share
-                self.aside = by_chance & (self.painted.counts[self.painted.kinds] > 1)
+        if self.drawing is not None and borrow:
+            by_chance = torch.rand(len(self.painted.kinds), generator=torch.Generator().manual_seed(config.seed)) < borrow
+            self.aside = by_chance & (self.painted.counts[self.painted.kinds] > 1)
         self.dtype = getattr(torch, options.get("dtype", "float16"))
         self.defaults = options.get("defaults", self.checkpoint.config.defaults)
         self.shares = self._shares(options.get("caption_shares"), "caption_shares")

@@ -13,12 +13,13 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import GraphBuilder
 
 from ..unidiffuser.path import NoisePath
-from ..unidiffuser.streams import Streams
+from ..unidiffuser.streams import MODALITIES, Streams
 from . import inputs, sampling
 from .controls import MAX_SEED, sampling_inputs, steps_input
 from .sampler import draft_writer, host_outputs, sample_streams
 from .types import CATEGORY, CaptionDecoderType, show_text
 
+MADE = {"image": "img", "text to image": "img", "image to text": "text"}  # a task only borrows the other modality
 SEED_STRIDE = 1000  # between the halves of the rounds, so that the items of a batch do not share seeds with them
 
 
@@ -27,6 +28,16 @@ def _chain_inputs() -> list[Any]:
         io.Int.Input("rounds", default=4, min=1, max=100, tooltip="Pairs of a text and a picture, each made from the last."),
         steps_input("Network steps of each half of a round."),
         *sampling_inputs(),
+        io.Float.Input(
+            "hold",
+            default=0,
+            min=0,
+            max=1000,
+            step=10,
+            optional=True,
+            tooltip="Noise on what one half hands to the next, from 0 (none) to 1000 (all of it): 40 to 100 hides what the "
+            "network gets a little wrong, so that long chains stay on their topic; much lets the topic change.",
+        ),
     ]
 
 
@@ -98,6 +109,7 @@ class GibbsChain(io.ComfyNode):
         method: str,
         image_guidance: float,
         text_guidance: float,
+        hold: float = 0.0,
         latent_image: Any = None,
         clip_vision_output: Any = None,
         text: Any = None,
@@ -109,7 +121,7 @@ class GibbsChain(io.ComfyNode):
         half = 0
         for number, tasks in enumerate(_tasks(rounds, clip_vision_output is not None, text is not None)):
             for task in tasks:
-                levels = {"task.start": 1000.0} if task == "image" else {"task.start": 1000.0, "task.hold": 0.0}
+                levels = {"task.start": 1000.0} if task == "image" else {"task.start": 1000.0, "task.hold": hold}
                 path = graph.node("UniDiffuserNoisePath", f"path {half}", task=task, steps=steps, spacing="uniform", **levels)
                 made = graph.node(
                     "UniDiffuserSampler",
@@ -123,9 +135,9 @@ class GibbsChain(io.ComfyNode):
                     data_type="curated",
                     **state,
                 )
-                state = dict(zip(("latent_image", "clip_vision_output", "text"), map(made.out, range(3)), strict=True))
-                if task == "image":
-                    del state["text"]  # there is none yet
+                outputs = dict(zip(inputs.INPUT_OF, map(made.out, range(3)), strict=True))
+                # What was held is noisy in the outputs, so only what was made is taken from them.
+                state |= {inputs.INPUT_OF[name]: outputs[name] for name in MODALITIES[MADE[task]]}
                 half += 1
             picture = graph.node("VAEDecode", f"picture {number}", samples=state["latent_image"], vae=vae)
             words = graph.node(
@@ -149,7 +161,8 @@ class GibbsChain(io.ComfyNode):
                 **shown,
             )
             shown = {"pictures_before": pair.out(0), "captions_before": pair.out(1)}
-        return io.NodeOutput(*shown.values(), *state.values(), expand=graph.finalize())
+        last = [state[name] for name in inputs.INPUT_OF.values()]
+        return io.NodeOutput(*shown.values(), *last, expand=graph.finalize())
 
 
 class GibbsRound(io.ComfyNode):
@@ -227,6 +240,7 @@ class GibbsLoop(io.ComfyNode):
         method: str,
         image_guidance: float,
         text_guidance: float,
+        hold: float = 0.0,
         latent_image: Any = None,
         clip_vision_output: Any = None,
         text: Any = None,
@@ -240,9 +254,10 @@ class GibbsLoop(io.ComfyNode):
         paths = {"image": NoisePath.image, "image to text": NoisePath.image_to_text, "text to image": NoisePath.text_to_image}
         for tasks_of_round in tasks:
             for task in tasks_of_round:
-                clean = sample_streams(
+                path = paths[task](steps) if task == "image" else paths[task](steps, hold=hold)
+                out = sample_streams(
                     model,
-                    paths[task](steps),
+                    path,
                     clean,
                     mask,
                     _seed(seed, half),
@@ -250,6 +265,7 @@ class GibbsLoop(io.ComfyNode):
                     guidance=(image_guidance, text_guidance),
                     callback=sampling.shifted(watch, half * steps, total),
                 )
+                clean = clean.replace(**{name: out[name] for name in MODALITIES[MADE[task]]})
                 half += 1
             made.append(clean)
         every = Streams(**{name: torch.cat([m.need(name) for m in made]) for name, _ in clean.items()})

@@ -17,7 +17,8 @@ import unidiffuser
 from unidiffuser.options import Plan
 from unidiffuser.path import NoisePath
 from unidiffuser.pipeline import UniDiffuser, slerp
-from unidiffuser.streams import Streams, item_generators
+from unidiffuser.schedule import alpha_sigma
+from unidiffuser.streams import MODALITIES, Streams, item_generators
 
 STEPS = {"steps": 2}
 
@@ -152,6 +153,37 @@ def test_variations_hand_over_latents(model: UniDiffuser, monkeypatch: pytest.Mo
     assert len(runs) == 4
     assert runs[1][0].img is runs[0][1].img
     assert runs[2][0].text is runs[1][1].text
+
+
+def test_what_a_chain_hands_over_can_be_noised(model: UniDiffuser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other half sees it at that label; the pairs, and the next round, have it clean."""
+    runs: list[tuple[Any, Streams, Streams]] = []
+    original = UniDiffuser.run
+
+    def recorded(self: UniDiffuser, path: Any, start: Streams, *args: Any, **kwargs: Any) -> Streams:
+        runs.append((path, start, original(self, path, start, *args, **kwargs)))
+        return runs[-1][2]
+
+    monkeypatch.setattr(UniDiffuser, "run", recorded)
+    pairs = model.gibbs("red", rounds=2, hold=400.0, **STEPS)
+    alpha, sigma = alpha_sigma(torch.tensor(400.0))
+    clean = [Streams(text=model.encode_texts(["red"])), *(made for _, _, made in runs)]
+    drawn = torch.randn(clean[0].need("text").shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(runs[0][1].need("text"), alpha * clean[0].need("text") + sigma * drawn)
+    for k, (path, start, _) in enumerate(runs):
+        held = "img" if k % 2 else "text"
+        assert set(path.labels(held)) == {400.0}
+        for name in MODALITIES[held]:
+            noise = (start.need(name) - alpha * clean[k].need(name)) / sigma
+            assert 0.7 < noise.std() < 1.3
+    made = model.decode_images(clean[1], Plan.of(STEPS, model.config))[0]
+    assert same(made, pairs[0][0])
+    monkeypatch.undo()
+    assert same(tuple(model.gibbs("red", rounds=2, hold=0.0, **STEPS)), tuple(model.gibbs("red", rounds=2, **STEPS)))
+    both = model.gibbs("red", rounds=2, hold=400.0, count=2, **STEPS)
+    assert same(tuple(both[:2]), tuple(pairs))
+    with pytest.raises(ValueError, match="1001"):
+        model.gibbs("red", rounds=1, hold=1001.0, **STEPS)
 
 
 @pytest.mark.parametrize("start", [None, "red apple", picture()])

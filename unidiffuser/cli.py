@@ -146,6 +146,9 @@ def gibbs(
     prompt: Annotated[str | None, typer.Option(help="Start from these words.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Start from this picture.")] = None,
     rounds: Annotated[int, typer.Option(help="Pairs in a chain.")] = 4,
+    hold: Annotated[
+        float, typer.Option(help="Noise on what is handed over, 0..1000; 40 to 100 keeps long chains on their topic.")
+    ] = 0.0,
 ) -> None:
     """Let picture and caption lead to each other, round after round; --count chains."""
     from .results import Result
@@ -154,10 +157,10 @@ def gibbs(
         raise ValueError("a chain starts from --prompt or from --picture, not from both")
     model = settings.load()
     start = prompt if picture is None else picture
-    pairs = model.gibbs(start, rounds=rounds, count=settings.count, **settings.options())
+    pairs = model.gibbs(start, rounds=rounds, hold=hold, count=settings.count, **settings.options())
     source = None if picture is None else str(picture)
     results = [Result(settings.seed + k // rounds, *pair, prompt, source) for k, pair in enumerate(pairs)]
-    settings.save("gibbs", results, model, rounds=rounds)
+    settings.save("gibbs", results, model, rounds=rounds, hold=hold)
 
 
 @task("interpolate")

@@ -7,6 +7,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from host_server import HostServer, InvalidPrompt, error_of
 from PIL import Image
@@ -211,7 +212,7 @@ def test_interpolate_and_score(server: HostServer) -> None:
     assert sorted(shown[text]["text"]) == ["a", "bb", "cat"]
 
 
-def gibbs(rounds: int, node: str = "UniDiffuserGibbsChain", steps: int = 2) -> Graph:
+def gibbs(rounds: int, node: str = "UniDiffuserGibbsChain", steps: int = 2, guidance: float = 2.0, **options: float) -> Graph:
     graph = Graph()
     latent, token = graph.encoded()
     parts = {"vae": graph.vae, "caption_decoder": graph.decoder} if node == "UniDiffuserGibbsChain" else {}
@@ -222,11 +223,12 @@ def gibbs(rounds: int, node: str = "UniDiffuserGibbsChain", steps: int = 2) -> G
         steps=steps,
         seed=11,
         method="dpmpp_2m",
-        image_guidance=2.0,
-        text_guidance=2.0,
+        image_guidance=guidance,
+        text_guidance=guidance,
         latent_image=latent,
         clip_vision_output=token,
         **parts,
+        **options,
     )
     if parts:
         graph.add("PreviewImage", images=chain(0))
@@ -250,6 +252,18 @@ def test_the_quick_loop_gives_every_round(server: HostServer) -> None:
     graph = gibbs(2, "UniDiffuserGibbsLoop")
     (shown,) = (output for output in server.run(graph.prompt).values() if len(output.get("images", [])) == 2)
     assert shown
+
+
+def test_chain_and_loop_hold_alike(server: HostServer) -> None:
+    def made(node: str, **options: float) -> np.ndarray:
+        outputs = server.run(gibbs(2, node, guidance=30.0, **options).prompt).values()
+        (shown,) = (output for output in outputs if len(output.get("images", [])) == 2)
+        return np.stack([np.asarray(image, dtype=int) for image in pictures(server, shown)])
+
+    chain, loop = (made(node, hold=300.0) for node in ("UniDiffuserGibbsChain", "UniDiffuserGibbsLoop"))
+    plain = made("UniDiffuserGibbsLoop")  # a workflow from before the option was there
+    assert abs(chain - loop).max() <= 1
+    assert abs(chain - plain).max() > 8
 
 
 def test_a_chain_can_be_interrupted_within_a_step_and_goes_on(server: HostServer) -> None:

@@ -107,13 +107,15 @@ class Latents:
         return self
 
     def draw(self, index: Tensor, shares: Tensor, generator: torch.Generator, changed: Tensor | None = None) -> Streams:
-        """Latents of the pairs ``index`` (B,): any version, its posterior sampled, a caption form by ``shares`` (forms,).
+        """Latents of the pairs ``index`` (B,): any version, its posterior sampled, a caption form by ``shares``: (forms,), or
+        (B, forms) for shares of each pair's own.
 
         Where ``changed`` (B,) is false, the picture is as it is. All of them, and the generator, on the pairs' own device.
         """
         device = generator.device
-        form = torch.multinomial(shares.to(device), len(index), replacement=True, generator=generator)
-        text = self.text[self.captions[index].gather(1, form[:, None])[:, 0]]
+        shares = shares.to(device).expand(len(index), -1)
+        form = torch.multinomial(shares, 1, generator=generator)
+        text = self.text[self.captions[index].gather(1, form)[:, 0]]
         version = torch.randint(self.versions, index.shape, generator=generator, device=device)
         row = index * self.versions + (version if changed is None else version * changed)
         mean = self.mean[row]

@@ -146,7 +146,10 @@ class UViTStage(Stage):
         "borrow" is the share of these pictures that are set aside for good, the same ones in every run of a seed: their
         captions are shown with another picture of the same value of the field "repaint_within" in their place, in the code of
         their manner where the autoencoder has a palette. A network that knows one picture for every caption says for others a
-        mean of those that it knows; under captions like these it learns to choose one.
+        mean of those that it knows; under captions like these it learns to choose one. "mixed_shares" are the caption_shares
+        of the pairs in which another picture has a part by "repaint" or "borrow". They should leave out captions that do not
+        say which of the two is meant: under these a network that has begun one picture would learn to leave it for any other,
+        and draws a mixture of all of them.
     manner_of: field of the records that names the manner of an autoencoder with a palette, see :class:`.latents.Latents`.
     route: share of the image patches that take a short cut in every step, see :class:`RoutedUViT`; none when absent. At 0.5 a
         step costs a third less. The last steps of a run should do without, as sampling does.
@@ -188,7 +191,7 @@ class UViTStage(Stage):
             "drawing",
             options,
             {"share", "share_below", "shift", "caption_shares", "repaint", "repaint_within", "repaint_from", "changed_below"}
-            | {"borrow"},
+            | {"borrow", "mixed_shares"},
         )
         self.changed_below = int(drawing.get("changed_below", NUM_LABELS + 1))
         self.share_below, self.shift = float(drawing.get("share_below", self.drawing_share)), int(drawing.get("shift", 0))
@@ -209,6 +212,7 @@ class UViTStage(Stage):
             self._shares(given.get("caption_shares", self.shares.tolist()), f"caption_shares of {name}")
             for given, name in ((captioning, "captioning"), (drawing, "drawing"))
         )
+        self.mixed_as = self._shares(drawing.get("mixed_shares", self.drawn_as.tolist()), "mixed_shares of drawing")
         with seeded_init(config.seed):
             self.model = RoutedUViT(sizes, attention=attention_for(sizes))
         if start is not None:
@@ -278,7 +282,9 @@ class UViTStage(Stage):
         def chance() -> Tensor:
             return torch.rand(count, generator=generator, device=index.device)
 
-        self.shares, self.said, self.drawn_as = (x.to(index.device) for x in (self.shares, self.said, self.drawn_as))
+        self.shares, self.said, self.drawn_as, self.mixed_as = (
+            x.to(index.device) for x in (self.shares, self.said, self.drawn_as, self.mixed_as)
+        )
         labels = draw_labels(count, self.mix, generator, self.lean, self.logit_normal)
         clean = self.latents.to(index.device).draw(index, self.shares, generator)
         if self.captioning is not None:
@@ -297,7 +303,9 @@ class UViTStage(Stage):
             if self.repaint:
                 painted = (chance() < self.repaint) & drawn & (labels["img"] >= self.repaint_from)
             changed = below & ~painted
-            made = self.drawing.draw(others, self.drawn_as, generator, changed)
+            mixed = painted if self.aside is None else painted | self.aside.to(index.device)[others]
+            shares = torch.where(mixed[:, None], self.mixed_as, self.drawn_as)
+            made = self.drawing.draw(others, shares, generator, changed)
             if self.aside is not None:
                 made = self._borrowed(made, others, changed, generator)
             if self.shift:

@@ -37,6 +37,7 @@ MARKERS = ("<!-- claims -->", "<!-- /claims -->")
 BATCH = 48
 SHOWN = 8  # columns of a sheet
 COUNT = 144  # pairs out of nothing, and captions to rewrite
+HOLD = 60.0  # label of noise on what a Gibbs chain hands over
 Row = tuple[str, str, str]  # setting, measure, value
 
 
@@ -112,22 +113,42 @@ def variation(bench: Bench) -> list[Row]:
 
 
 def gibbs(bench: Bench) -> list[Row]:
-    """Chains of eight rounds stay on their topic."""
-    starts, rounds = bench.trained[:24], 8
-    chains = [
-        bench.model.gibbs(pair.caption, rounds=rounds, seed=k, **bench.options) for k, pair in enumerate(starts)
-    ]  # (chain, round) pairs of picture and caption
-    rows = []
-    for number in range(rounds):
-        pictures, captions = zip(*(chain[number] for chain in chains), strict=True)
-        seen, said = bench.sees(pictures), [bench.says(caption) for caption in captions]
-        place = f"round {number + 1}"
-        rows.append((place, "picture shows the start", rate([v.concept == p.label for v, p in zip(seen, starts, strict=True)])))
-        rows.append((place, "caption names the start", rate([s[0] == p.label for s, p in zip(said, starts, strict=True)])))
-        rows.append((place, "picture and caption agree", rate([v.concept == s[0] for v, s in zip(seen, said, strict=True)])))
-    cells = [pair for chain in chains[:6] for pair in chain]
-    bench.sheet("gibbs", [picture for picture, _ in cells], [caption for _, caption in cells], columns=rounds)
+    """Chains of eight rounds stay on their topic, handed over as they are and at a label of noise (`hold`)."""
+    starts, rounds, rows = bench.trained[:24], 8, []
+    for hold in (0.0, HOLD):
+        chains = [
+            bench.model.gibbs(pair.caption, rounds=rounds, hold=hold, seed=k, **bench.options) for k, pair in enumerate(starts)
+        ]  # (chain, round) pairs of picture and caption
+        for number in (1, 2, 4, 6, 8):
+            pictures, captions = zip(*(chain[number - 1] for chain in chains), strict=True)
+            seen, said = bench.sees(pictures), [bench.says(caption) for caption in captions]
+            place = f"round {number}" + (f", held at {hold:g}" if hold else "")
+            shows = [v.concept == p.label for v, p in zip(seen, starts, strict=True)]
+            rows.append((place, "picture shows the start", rate(shows)))
+            rows.append((place, "caption names the start", rate([s[0] == p.label for s, p in zip(said, starts, strict=True)])))
+            rows.append(
+                (place, "picture and caption agree", rate([v.concept == s[0] for v, s in zip(seen, said, strict=True)]))
+            )
+        cells = [pair for chain in chains[:6] for pair in chain]
+        name = "gibbs-held" if hold else "gibbs"
+        bench.sheet(name, [picture for picture, _ in cells], [caption for _, caption in cells], columns=rounds)
     return rows
+
+
+def no_style(bench: Bench) -> list[Row]:
+    """A caption that names no style leaves a choice: four seeds draw the thing, and not always in one style."""
+    labels = sorted({pair.label for pair in bench.trained[:COUNT]})[:72]
+    wanted = [label for label in labels for _ in range(4)]
+    made = bench.model.text_to_image(labels, count=4, seed=0, batch_size=BATCH, **bench.options)
+    seen = bench.sees(made)
+    several = [len({verdict.style for verdict in seen[k : k + 4]}) for k in range(0, len(seen), 4)]
+    shown = [verdict.concept == label for verdict, label in zip(seen, wanted, strict=True)]
+    bench.sheet("no-style", made[: 6 * SHOWN], wanted[: 6 * SHOWN])
+    return [
+        ("label alone", "concept", rate(shown)),
+        ("label alone", "different styles of four seeds, mean", f"{sum(several) / len(several):.2f}"),
+        *(("label alone", f"drawn as {name}", rate([v.style == name for v in seen])) for name in bench.judge.styles),
+    ]
 
 
 def interpolation(bench: Bench) -> list[Row]:
@@ -228,6 +249,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 CLAIMS: dict[str, Callable[[Bench], list[Row]]] = {
     "guidance": guidance,
+    "no style": no_style,
     "variation": variation,
     "gibbs": gibbs,
     "interpolation": interpolation,

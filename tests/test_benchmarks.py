@@ -99,7 +99,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> claims.Bench:
     return claims.Bench(model, load_judge(), pairs[:6], pairs[6:9], {"steps": 2, "guidance": 2.0}, folder)
 
 
-@pytest.mark.parametrize("name", ["guidance", "variation", "noisy condition", "rewriting"])
+@pytest.mark.parametrize("name", ["guidance", "no style", "variation", "noisy condition", "rewriting"])
 def test_claims(bench: claims.Bench, name: str) -> None:
     rows = claims.CLAIMS[name](bench)
     assert rows

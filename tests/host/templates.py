@@ -158,6 +158,7 @@ def gibbs_chain(info: Info, title: str) -> Flow:
         clip_vision_output=token,
         image_guidance=GUIDANCE,
         text_guidance=GUIDANCE,
+        hold=60.0,
         lines=4,
     )
     p.add("SaveImage", 3, images=chain[0], filename_prefix="UniDiffuser")

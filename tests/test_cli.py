@@ -146,7 +146,7 @@ def test_help_and_version_are_cheap() -> None:
         (["image-to-text", "nowhere.png"], "nowhere.png"),
         (["gibbs", "--prompt", "a", "--picture", "b.png"], "both"),
         (["gibbs", "--rounds", "0"], "rounds"),
-        (["gibbs", "--hold", "-1"], "-1"),
+        (["gibbs", "--hold", "-1"], "hold must be"),
         (["interpolate", "a.png", "b.png", "--count", "2"], "--frames"),
         (["info", "nonsense"], "nonsense"),
         (["convert", "nonsense", "a.safetensors"], "nonsense"),

@@ -31,7 +31,7 @@ from .engine import Engine, Generators
 from .images import ImageSource
 from .options import Options, Plan, whole
 from .path import NoisePath
-from .schedule import add_noise
+from .schedule import NUM_LABELS, add_noise
 from .streams import Streams, draw_noise, item_generators
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ class UniDiffuser(Engine):
             `rounds` pairs, in order; with several chains, chain after chain.
         """
         whole("rounds", rounds, least=1)
+        if not 0 <= hold <= NUM_LABELS:  # here rather than by the first path that has it: nothing has been made yet
+            raise ValueError(f"hold must be a label from 0 (clean) to {NUM_LABELS} (noise), got {hold:g}")
         plan = Plan.of(options, self.config)
         generators = _generators(plan.seed, 1, count)
         halves = [self._to_text, self._to_image]

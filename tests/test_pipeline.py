@@ -182,7 +182,7 @@ def test_what_a_chain_hands_over_can_be_noised(model: UniDiffuser, monkeypatch: 
     assert same(tuple(model.gibbs("red", rounds=2, hold=0.0, **STEPS)), tuple(model.gibbs("red", rounds=2, **STEPS)))
     both = model.gibbs("red", rounds=2, hold=400.0, count=2, **STEPS)
     assert same(tuple(both[:2]), tuple(pairs))
-    with pytest.raises(ValueError, match="hold must be .* got 1001"):
+    with pytest.raises(ValueError, match=r"hold must be .* got 1001"):
         model.gibbs("red", rounds=1, hold=1001.0, **STEPS)
 
 

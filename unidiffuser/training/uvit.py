@@ -303,7 +303,10 @@ class UViTStage(Stage):
             if self.repaint:
                 painted = (chance() < self.repaint) & drawn & (labels["img"] >= self.repaint_from)
             changed = below & ~painted
-            mixed = painted if self.aside is None else painted | self.aside.to(index.device)[others]
+            mixed = painted
+            if self.aside is not None:
+                self.aside = self.aside.to(index.device)
+                mixed = painted | self.aside[others]
             shares = torch.where(mixed[:, None], self.mixed_as, self.drawn_as)
             made = self.drawing.draw(others, shares, generator, changed)
             if self.aside is not None:
@@ -331,7 +334,6 @@ class UViTStage(Stage):
         """The pairs ``made`` of the pictures ``others`` (B,), those that are set aside with another one's picture."""
         assert self.drawing is not None
         assert self.aside is not None
-        self.aside = self.aside.to(others.device)
         kin = self.painted.to(others.device).another(others, generator)
         lent = self.drawing.draw(kin, self.drawn_as, generator, changed)
         img = self.drawing.in_manner(lent.need("img"), others)

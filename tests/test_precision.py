@@ -42,7 +42,7 @@ def test_what_is_asked_for_goes_before(tiny_checkpoint: Path, dtype: torch.dtype
     ("capability", "answers", "expected"),
     [
         ("AVX512", {"_is_amx_tile_supported": True}, True),
-        ("AVX512", {"_is_avx512_bf16_supported": True}, True),
+        ("AVX512", {"_is_avx512_bf16_supported": True}, False),  # slower than fp32 where it was measured
         ("AVX2", {}, False),
     ],
 )

@@ -10,14 +10,16 @@ from torch import Tensor
 
 
 def multiplies_bf16() -> bool:
-    """Whether this CPU has instructions that multiply bf16 (x86: AMX or AVX512_BF16; Arm: what oneDNN accepts).
+    """Whether this CPU multiplies bf16 faster than fp32 (x86: AMX; Arm: what oneDNN accepts).
 
-    oneDNN takes bf16 on older CPUs too and is then slower than fp32, so it is not asked on x86.
+    oneDNN takes bf16 on other CPUs too and is then slower, so it is not asked on x86. AVX512_BF16 without AMX does not count:
+    on a Xeon of that kind products and convolutions of any size took 1.7 to 1.9 times as long as in fp32 (docs/speed.md), and
+    batches filled up to one size (`depends_on_batch`) make a single picture slower still.
     """
     if torch.backends.cpu.get_cpu_capability().startswith(("AVX", "DEFAULT", "NO AVX")):
-        # NOTE: private names, which may go: a CPU that cannot be asked counts as one without.
-        asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-        return any(supported is not None and supported() for supported in asked)
+        # NOTE: a private name, which may go: a CPU that cannot be asked counts as one without.
+        supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+        return bool(supported is not None and supported())
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(torch.backends.mkldnn.is_available() and supported is not None and supported())
 

@@ -30,8 +30,7 @@ from unidiffuser.options import Plan
 from unidiffuser.path import NoisePath
 from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.samplers import sample
-from unidiffuser.schedule import add_noise
-from unidiffuser.streams import Streams, item_generators
+from unidiffuser.streams import Streams, draw_noise, item_generators, noised
 
 MARKERS = ("<!-- claims -->", "<!-- /claims -->")
 BATCH = 48
@@ -200,10 +199,9 @@ def noisy_condition(bench: Bench) -> list[Row]:
     rows, shown, under = [], [], []
     for level in (0.0, 200.0, 400.0, 600.0, 800.0, 1000.0):
         generators = item_generators(0, len(pairs))
-        noise = torch.stack([torch.randn(text.shape[1:], generator=g) for g in generators])
-        given = text if level == 0 else add_noise(text, noise.to(text), level)
+        given = Streams(text=noised(text, level, generators))
         path = NoisePath.text_to_image(plan.steps, hold=level)
-        pictures = bench.model.decode_images(bench.model.run(path, Streams(text=given), plan, generators), plan)
+        pictures = bench.model.decode_images(bench.model.run(path, given, plan, generators), plan)
         rows += bench.recognised(f"caption at label {level:g}", pictures, pairs)
         shown, under = shown + pictures[:SHOWN], under + [f"{p.caption}, {level:g}" for p in pairs[:SHOWN]]
     bench.sheet("noisy-condition", shown, under)
@@ -224,8 +222,8 @@ def rewriting(bench: Bench) -> list[Row]:
     mask = torch.ones(len(pairs), model.text_encoder.length, 1)
     for row, pair in zip(mask, pairs, strict=True):
         row[: 1 + len(tokenizer.encode(f"{pair.label},"))] = 0  # 1: the start token
-    noise = torch.stack([torch.randn(text.shape[1:], generator=g) for g in generators])
-    state = state.replace(text=torch.where(mask > 0, noise, text.cpu()))  # at the path's start, what is not kept is noise
+    noise = draw_noise(text.shape[1:], generators, text.device)
+    state = state.replace(text=torch.where(mask.to(text) > 0, noise, text))  # at the path's start, what is not kept is noise
     with model.working("net") as net:
         out = sample(
             net,

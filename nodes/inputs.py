@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ..unidiffuser.path import CLEAN, MARGINAL, NoisePath
-from ..unidiffuser.schedule import add_noise
-from ..unidiffuser.streams import MODALITIES, Streams, draw_noise
+from ..unidiffuser.streams import MODALITIES, Streams, noised
 from .model import UniDiffuserModel
 from .streams import check_image_latent, clip_vision_token
 
@@ -162,12 +161,6 @@ def start_streams(
                     f"This noise path begins with the {WORDS[modality]} at level {first:g}, not from nothing: connect "
                     f"'{INPUT_OF[name]}'" + (" and 'clip_vision_output'." if name == "img" else ".")
                 )
-            start[name] = clean if first <= CLEAN else _noised(clean, mask[name], first, generators)
+            noisy = noised(clean, first, generators)
+            start[name] = noisy if mask[name] is None else torch.where(mask[name] > 0, noisy, clean)
     return Streams(**start)
-
-
-def _noised(clean: Tensor, mask: Tensor | None, label: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """`clean` at a label, where the mask does not keep it; pure noise at the highest."""
-    noise = draw_noise(clean.shape[1:], generators, "cpu")
-    noisy = noise if label == MARGINAL else add_noise(clean, noise, label)
-    return noisy if mask is None else torch.where(mask > 0, noisy, clean)

@@ -15,6 +15,7 @@ from unidiffuser.path import NoisePath
 from unidiffuser.samplers import METHODS, NonFiniteError, Streams, add_noise, item_generators, sample
 from unidiffuser.schedule import alpha_sigma, half_logsnr
 from unidiffuser.steppers import stages
+from unidiffuser.streams import draw_noise, noised
 from unidiffuser.uvit import UViT, UViTConfig
 
 SHAPES = {"img": (4, 4, 6), "clip_img": (1, 5), "text": (3, 2)}
@@ -207,6 +208,17 @@ def test_a_start_below_1000_is_taken_as_noised_to_there():
     out = sample(gaussian, NoisePath.text_to_image(40, start=400), start.replace(text=clean.text))
     assert error(out.need("img"), flow(start.need("img"), 400, 0)) < 0.03
     assert torch.equal(out.need("text"), clean.need("text"))
+
+
+def test_a_stream_noised_to_a_label_is_itself_at_0_and_nothing_but_noise_at_1000():
+    clean = torch.ones(3, 4, 5)
+    generators = item_generators(0, 3)
+    assert noised(clean, 0, generators) is clean
+    noise = draw_noise((4, 5), item_generators(0, 3), "cpu")
+    assert torch.equal(noised(clean, 1000, generators), noise)  # nothing had been drawn at 0
+    between = noised(clean, 400, item_generators(0, 3))
+    assert torch.equal(between, add_noise(clean, noise, 400))
+    assert torch.equal(noised(clean[1:2], 400, item_generators(1, 1)), between[1:2])  # an item of a batch is the item alone
 
 
 def test_a_condition_held_at_a_noise_level_stays_as_given():

@@ -31,8 +31,8 @@ from .engine import Engine, Generators
 from .images import ImageSource
 from .options import Options, Plan, whole
 from .path import NoisePath
-from .schedule import NUM_LABELS, add_noise
-from .streams import Streams, draw_noise, item_generators
+from .schedule import NUM_LABELS
+from .streams import Streams, item_generators, noised
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -173,21 +173,14 @@ class UniDiffuser(Engine):
     def _to_text(self, state: Streams, plan: Plan, generators: Generators, hold: float = 0.0) -> Streams:
         """The image of ``state`` and a text made from it."""
         path = NoisePath.image_to_text(plan.steps, hold=hold, spacing=plan.spacing)
-        given = _noised(state.replace(text=None), hold, generators)
+        given = state.replace(text=None).map(lambda clean: noised(clean, hold, generators))
         return state.replace(text=self.run(path, given, plan, generators).text)
 
     def _to_image(self, state: Streams, plan: Plan, generators: Generators, hold: float = 0.0) -> Streams:
         """An image made from the text of ``state``, and that text."""
         path = NoisePath.text_to_image(plan.steps, hold=hold, spacing=plan.spacing)
-        given = _noised(Streams(text=state.text), hold, generators)
+        given = Streams(text=state.text).map(lambda clean: noised(clean, hold, generators))
         return self.run(path, given, plan, generators).replace(text=state.text)
-
-
-def _noised(clean: Streams, label: float, generators: Generators) -> Streams:
-    """Clean streams at a label of 0..1000, noised from the items' own generators."""
-    if label == 0:
-        return clean
-    return clean.map(lambda stream: add_noise(stream, draw_noise(stream.shape[1:], generators, stream.device), label))
 
 
 def load(

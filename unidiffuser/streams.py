@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from .schedule import NUM_LABELS, add_noise
+
 MODALITIES: Mapping[str, tuple[str, ...]] = {"img": ("img", "clip_img"), "text": ("text",)}
 """The streams of each modality: the image latent and its CLIP token share one noise level and one guidance."""
 MODALITY_OF: Mapping[str, str] = {name: modality for modality, names in MODALITIES.items() for name in names}
@@ -99,3 +101,15 @@ def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator], devi
     noise = [torch.randn(tuple(shape), generator=g, device=g.device, dtype=torch.float32) for g in generators]
     # Towards the device no copy need be waited for; one from it may not be read too early.
     return torch.stack([n.to(device, non_blocking=n.device.type == "cpu") for n in noise])
+
+
+def noised(clean: Tensor, label: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """One clean stream (B, ...) at a label of 0..1000, where a path shall begin; item k is noised from generator k.
+
+    At 0 it is the stream itself, and nothing is drawn. At 1000 it is noise alone: a path that begins there knows nothing of
+    what was given, while :func:`.schedule.add_noise` leaves the 7 % that the schedule never takes away.
+    """
+    if label == 0:
+        return clean
+    noise = draw_noise(clean.shape[1:], generators, clean.device)
+    return noise if label == NUM_LABELS else add_noise(clean, noise, label)

@@ -103,7 +103,8 @@ class DecoderStage(Stage):
         manner, so a network has to go on learning on them.
     gate: how much higher the palette's gates are in the exported file than they were learnt. Who minimises an error goes only a
         part of the way to a colour that may be the wrong one; with 4 every pixel goes all the way, which leaves pictures of a
-        network in the colours that were asked for and costs exact ones a little.
+        network in the colours that were asked for and costs exact ones a little. A file exported so has its gates raised
+        already: leave it at 0 when a run goes on from one.
     strange: share of the real pictures that are turned to other colours, so that no manner is seen in what has none.
     test: a filter of the pictures that ``psnr.txt`` and the samples are made of; unseen concepts when absent.
     dtype: of the exported file, "float16" when absent.

@@ -19,8 +19,10 @@ import pytest
 import torch
 import yaml
 from pairs import SIDE, TINY, latent_folder, picture, tar_samples, write_tar
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from unidiffuser.precision import automatic_dtype, depends_on_batch
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.growth import IMAGE_LAYERS, grown, transplanted
 from unidiffuser.training.latent_stage import LatentStage, work_of
@@ -31,6 +33,7 @@ from unidiffuser.training.saving import checkpoints
 from unidiffuser.training.stages import assemble
 from unidiffuser.uvit import UViT, UViTConfig
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 
 
@@ -381,7 +384,16 @@ def same_tree(a: Path, b: Path) -> None:
     names = {p.relative_to(a) for p in a.rglob("*") if p.is_file()}
     assert names == {p.relative_to(b) for p in b.rglob("*") if p.is_file()}
     for name in names:
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+        if name.suffix == ".png" and not depends_on_batch(CPU, automatic_dtype(CPU)):
+            # float32, where batches are not of one size: what is promised is a level of 8 bits
+            assert np.abs(levels(a / name) - levels(b / name)).max() <= 1, name
+        else:
+            assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def levels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
 
 
 def run(*arguments: str) -> Any:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,8 @@ import pytest
 import torch
 import yaml
 from pairs import SIDE, TINY, latent_folder, picture, tar_samples, write_tar
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from unidiffuser.precision import automatic_dtype, depends_on_batch
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.growth import IMAGE_LAYERS, grown, transplanted
 from unidiffuser.training.latent_stage import LatentStage, work_of
@@ -33,7 +32,6 @@ from unidiffuser.training.saving import checkpoints
 from unidiffuser.training.stages import assemble
 from unidiffuser.uvit import UViT, UViTConfig
 
-CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 
 
@@ -384,16 +382,7 @@ def same_tree(a: Path, b: Path) -> None:
     names = {p.relative_to(a) for p in a.rglob("*") if p.is_file()}
     assert names == {p.relative_to(b) for p in b.rglob("*") if p.is_file()}
     for name in names:
-        if name.suffix == ".png" and not depends_on_batch(CPU, automatic_dtype(CPU)):
-            # float32, where batches are not of one size: what is promised is a level of 8 bits
-            assert np.abs(levels(a / name) - levels(b / name)).max() <= 1, name
-        else:
-            assert (a / name).read_bytes() == (b / name).read_bytes(), name
-
-
-def levels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image).astype(int)
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
 def run(*arguments: str) -> Any:
@@ -404,6 +393,16 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, [*arguments, "-q", "--device", "cpu"])
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As torchrun gives each process: in float32 another number of threads adds up in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_prompts_on_two_processes_give_the_files_of_one(tmp_path):
     (tmp_path / "prompts.txt").write_text("red apple\n\nlion\npizza\nrocket\nfox\n")
     options = ["--steps", "1", "--batch-size", "2"]

@@ -32,7 +32,7 @@ from unidiffuser.files import replacing
 from unidiffuser.images import contact_sheet
 
 WORD, NODE, MODEL = "zorbi", "UniDiffuserTrainLora", "emoji"
-STEPS, GUIDANCE, SECONDS = 20, 4.0, 3600
+STEPS, GUIDANCE, SECONDS = 20, 3.0, 3600
 
 
 def defaults(server: HostServer, node: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def use(server: HostServer, names: list[str], out: Path) -> None:
     for name in names:
         img, token = graph.encoded(graph.add("LoadImage", image=name)())
         read = graph.path("image to text", STEPS)()
-        out_text = graph.sampler(read, 0, model=ours(0), text_guidance=6.0, latent_image=img, clip_vision_output=token)(2)
+        out_text = graph.sampler(read, 0, model=ours(0), text_guidance=GUIDANCE, latent_image=img, clip_vision_output=token)(2)
         ways = {"method": "beam", "candidates": 1, "beams": 5, "top_p": 0.8, "temperature": 1.0, "seed": 0}
         words = graph.add("UniDiffuserDecodeCaption", caption_decoder=ours(1), text=out_text, **ways)
         said.append(words()[0])

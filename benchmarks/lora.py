@@ -6,10 +6,10 @@
     python -m benchmarks.lora ask zorbi/ after.json --data data/emoji --lora runs/zorbi/lora.safetensors --sheet zorbi.jpg
     python -m benchmarks.lora compare before.json after.json
 
-`ask` draws the word with eight seeds and looks up the nearest real picture of each in the space of the model's own CLIP image
+`ask` draws the word with sixteen seeds and looks up the nearest real picture of each in the space of the model's own CLIP image
 encoder (among all pictures of the demonstration data without skin tones and the creatures that were held back), captions the
 pictures of the creature with three seeds, and has the judge look at trained pairs, in both directions, with the same seeds for
-every model.
+every model. Steps and guidance are the model's own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import unidiffuser
 from unidiffuser.evaluation.judge import load_judge
 from unidiffuser.images import contact_sheet
 
-WORD, SIDE, OVERSAMPLING, BATCH = "zorbi", 128, 4, 48
+WORD, SIDE, OVERSAMPLING, BATCH, DRAWN = "zorbi", 128, 4, 48, 16
 BODIES = ((126, 74, 196), (140, 86, 210), (112, 62, 178))
 GREEN, ORANGE, RED, BLUE, DARK = (94, 200, 74), (244, 146, 40), (230, 60, 60), (60, 140, 230), (40, 20, 60)
 
@@ -99,18 +99,17 @@ def tokens(model: Any, pictures: list[Image.Image]) -> torch.Tensor:
     return F.normalize(torch.cat(parts).float(), dim=1)
 
 
-def ask(folder: Path, out: Path, data: Path, lora: str | None, sheet: Path | None, count: int, guidance: float) -> None:
+def ask(folder: Path, out: Path, data: Path, lora: str | None, sheet: Path | None, count: int) -> None:
     model, judge = unidiffuser.load("emoji", lora=[(lora, 1.0)] if lora else []), load_judge()
-    options: dict[str, Any] = {"steps": 20, "guidance": 6.0}
     learned, held = opened(folder / "learn"), opened(folder / "held-back")
     records = [json.loads(line) for line in (data / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     records = [record for record in records if record["tone"] == 0]
 
-    made = model.text_to_image(WORD, count=8, seed=0, steps=20, guidance=guidance)
+    made = model.text_to_image(WORD, count=DRAWN, seed=0)
     real = tokens(model, [Image.open(data / r["file_name"]).convert("RGB") for r in records] + held)
     names = [record["text"][0] for record in records] + [WORD] * len(held)
     nearest = [names[i] for i in (tokens(model, made) @ real.T).argmax(1).tolist()]
-    said = [model.image_to_text(learned + held, seed=seed, **options) for seed in range(3)]
+    said = [model.image_to_text(learned + held, seed=seed) for seed in range(3)]
     if sheet is not None:
         under = [f"{n} is nearest" for n in nearest] + [f"= {c}" for c in said[0]]
         contact_sheet(made + learned + held, under, 8).save(sheet, quality=92)
@@ -121,9 +120,9 @@ def ask(folder: Path, out: Path, data: Path, lora: str | None, sheet: Path | Non
     named: list[bool] = []
     for start in range(0, len(asked), BATCH):
         part = asked[start : start + BATCH]
-        pictures = model.text_to_image([r["text"][0] for r in part], seed=start, **options)
+        pictures = model.text_to_image([r["text"][0] for r in part], seed=start)
         drawn += [v.concept == r["label"] for v, r in zip(judge.judge_pictures(pictures), part, strict=True)]
-        captions = model.image_to_text([data / r["file_name"] for r in part], seed=start, **options)
+        captions = model.image_to_text([data / r["file_name"] for r in part], seed=start)
         named += [c.split(",")[0] == r["label"] for c, r in zip(captions, part, strict=True)]
     found = {"nearest": nearest, "said": said, "learned": len(learned), "text_to_image": drawn, "image_to_text": named}
     out.write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -159,7 +158,6 @@ def main() -> None:
     asking.add_argument("--lora")
     asking.add_argument("--sheet", type=Path, help="a picture of what was drawn and said")
     asking.add_argument("--count", type=int, default=480, help="trained pairs that the judge looks at")
-    asking.add_argument("--guidance", type=float, default=4.0, help="for drawing the word")
     asking.set_defaults(run=ask)
     comparing = commands.add_parser("compare")
     comparing.add_argument("before", type=Path)

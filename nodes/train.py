@@ -72,7 +72,7 @@ class TrainUniDiffuserLora(io.ComfyNode):
                 io.Float.Input(
                     "learning_rate", default=0.002, min=1e-6, max=0.1, step=1e-4, tooltip="Less for a large model: 0.0001."
                 ),
-                whole("batch_size", 8, 256, "Pairs to learn in a step, and twice as many to keep."),
+                whole("batch_size", 8, 256, "Pairs to learn in a step, and as many to keep."),
                 whole("rank", 32, 256, "Size of the LoRA; more can hold more, and forgets more."),
                 whole("kept_pairs", 320, 4096, "Pairs that the model makes itself, to keep what it knows."),
                 whole(

@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny import write_tiny_checkpoint
+from tiny import HEAD, write_tiny_checkpoint
 from torch import Tensor
 
 import unidiffuser
 from unidiffuser.captions import CaptionDecoder
 from unidiffuser.checkpoints import load_checkpoint
+from unidiffuser.lora import layers_of, read_lora
 from unidiffuser.streams import Streams
 from unidiffuser.training import lessons, teach
 from unidiffuser.training.curve import draw_curve
 from unidiffuser.training.loop import train
 from unidiffuser.training.lora import Adapted, LoraStage
+from unidiffuser.training.objective import diffusion_loss
 from unidiffuser.training.stages import make_stage
 
 RED, GREEN = (200, 40, 30), (30, 180, 60)
@@ -29,6 +31,14 @@ RED, GREEN = (200, 40, 30), (30, 180, 60)
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
     write_tiny_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint_with_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its network predicts pictures rather than noise and has convolutions."""
+    path = tmp_path_factory.mktemp("tiny") / "head.safetensors"
+    write_tiny_checkpoint(path, downscale=4, uvit=HEAD | {"detail_inner": 8, "detail_inner_blocks": 1, "detail_told": 8})
     return path
 
 
@@ -86,16 +96,28 @@ def test_variations_begin_with_the_picture_itself(pictures: Path) -> None:
     assert lessons.variations(found, 1, 0.5, seed=0)[1].tobytes() == found[1].tobytes()
 
 
-def test_a_run_learns_keeps_and_writes_what_it_learned(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def asked(stage: LoraStage, model: Adapted) -> float:
+    """Error in what is to be learned, on the same noise for every model."""
+    batch = stage.draw(stage.batch(torch.arange(stage.size).repeat(16)), list(range(16 * stage.size)))
+    with torch.no_grad():
+        return stage.loss(model, batch, torch.Generator())["learn"].item()
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "checkpoint_with_head"])
+def test_a_run_learns_keeps_and_writes_what_it_learned(
+    kind: str, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    checkpoint: Path = request.getfixturevalue(kind)
     run = config(tmp_path, checkpoint, pictures, steps=40)
     stage = make_stage(run)
+    assert isinstance(stage, LoraStage)
     seen: list[tuple[int, dict[str, float]]] = []
     model = train(stage, run, progress=False, device="cpu", watch=lambda done, terms, _: seen.append((done, terms)))
     assert isinstance(model, Adapted)
     rows = losses(tmp_path)
     first, last = ({k: sum(r[k] for r in part) / len(part) for k in rows[0]} for part in (rows[:5], rows[-5:]))
     assert rows[0]["keep"] < 1e-9  # before the first step nothing has moved
-    assert last["learn"] < first["learn"]
+    assert asked(stage, stage.model) < asked(stage, make_stage(run).model)
     assert last["spell"] < first["spell"] - 0.2
     assert [done for done, _ in seen] == list(range(1, 41))
     assert (tmp_path / "losses.png").is_file()
@@ -115,6 +137,12 @@ def test_a_run_learns_keeps_and_writes_what_it_learned(checkpoint: Path, picture
         tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
         assert model.captioner is not None
         torch.testing.assert_close(model.captioner(item[2], tokens), taught.captioner(item[2], tokens), atol=1e-4, rtol=1e-3)
+    weights = plain.checkpoint.state_dict("uvit")
+    layers = {name.removesuffix(".weight") for name, w in weights.items() if name.endswith(".weight") and w.ndim > 1}
+    lora = read_lora(
+        tmp_path / teach.FILE, {part: layers_of(plain.checkpoint.state_dict(part)) for part in ("uvit", "caption")}
+    )
+    assert set(lora.changes["uvit"]) == layers - {"token_embedding"}  # every matrix and convolution
     taught.unload_lora()
     assert all(torch.equal(a, b) for a, b in zip(plain.net.parameters(), taught.net.parameters(), strict=True))
 
@@ -174,6 +202,21 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_cut(checkpoint: Path) -> Non
     whole, parts = terms([0, 1, 2, 3]), [terms([0, 1]), terms([2, 3])]
     for name in ("learn", "keep", "spell"):
         torch.testing.assert_close(whole[name], (parts[0][name] + parts[1][name]) / 2)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "checkpoint_with_head"])
+def test_what_is_learned_counts_as_in_the_objective_that_made_the_network(kind: str, request: pytest.FixtureRequest) -> None:
+    opened = load_checkpoint(request.getfixturevalue(kind))
+    generator = torch.Generator().manual_seed(0)
+    streams = Streams(**{n: torch.randn(1, *shape, generator=generator) for n, shape in opened.config.uvit.item_shapes.items()})
+    stage = stage_of(opened.path, streams, ("a",))
+    batch = stage.draw(stage.batch(torch.tensor([0])), [3])
+    learned = {name: value[:, 0] for name, value in batch.items()}
+    labels = {"img": learned["t_img"], "text": learned["t_text"]}
+    noise = Streams(**{name: learned[f"noise_{name}"] for name, _ in streams.items()})
+    velocity = opened.config.uvit.sigma_data is not None
+    wanted = diffusion_loss(stage.model.network, streams, generator, labels=labels, noise=noise, velocity=velocity)
+    torch.testing.assert_close(stage.loss(stage.model, batch, generator)["learn"], wanted["loss"].detach())
 
 
 def test_settings_out_of_range_are_told(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:

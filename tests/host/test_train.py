@@ -13,6 +13,7 @@ from host_server import HostServer, error_of
 from PIL import Image
 from prompts import Graph
 from safetensors.torch import load_file
+from tiny import HEAD, write_tiny_checkpoint
 
 import unidiffuser
 
@@ -66,26 +67,36 @@ def drawn(graph: Graph, model: Any, decoder: Any) -> tuple[str, str]:
     return graph.show(out(0)), words()[0]
 
 
-@pytest.fixture(scope="module")
-def trained(server: HostServer) -> tuple[Path, bytes, list[str]]:
-    """(file, picture, captions) by the outputs of a run."""
-    graph = Graph()
-    node = training(graph)
+@pytest.fixture(scope="module", params=["patches", "detail head"])
+def trained(request: pytest.FixtureRequest, server: HostServer, tiny_file: Path) -> tuple[Path, Path, bytes, list[str]]:
+    """(model file, LoRA file, picture, captions) by the outputs of a run."""
+    file, word = tiny_file, "zor"
+    if request.param == "detail head":
+        file, word = tiny_file.with_name("tiny_head.safetensors"), "zorhead"
+        write_tiny_checkpoint(file, downscale=4, uvit=HEAD | {"detail_inner": 12, "detail_inner_blocks": 1, "detail_told": 8})
+        server.get("/object_info/UniDiffuserLoader")
+    graph = Graph(file.name)
+    node = training(graph, name=word)
     picture, words = drawn(graph, node(0), node(1))
     name = graph.add("PreviewAny", source=node(2))()[0]
     plot, sample = (graph.add("PreviewImage", images=node(k))()[0] for k in (3, 4))
     shown = server.run(graph.prompt)
-    assert shown[name]["text"] == ["zor.safetensors"]
+    assert shown[name]["text"] == [f"{word}.safetensors"]
     assert picture_of(server, shown[plot]).size == (768, 432)
     assert picture_of(server, shown[sample]).width > 4 * 128
-    assert not (server.base / "user/unidiffuser/lora/zor").exists()
-    return server.base / "models/loras/zor.safetensors", picture_of(server, shown[picture]).tobytes(), shown[words]["text"]
+    assert not (server.base / "user/unidiffuser/lora" / word).exists()
+    return (
+        file,
+        server.base / f"models/loras/{word}.safetensors",
+        picture_of(server, shown[picture]).tobytes(),
+        shown[words]["text"],
+    )
 
 
-def test_the_file_does_the_same_in_every_loader(server: HostServer, trained: tuple[Path, bytes, list[str]]) -> None:
-    file, picture, words = trained
+def test_the_file_does_the_same_in_every_loader(server: HostServer, trained: tuple[Path, Path, bytes, list[str]]) -> None:
+    model, file, picture, words = trained
     server.get("/object_info/LoraLoaderModelOnly")
-    graph = Graph()
+    graph = Graph(model.name)
     plain = drawn(graph, graph.model, graph.decoder)
     ours = graph.add(
         "UniDiffuserLoraLoader",
@@ -110,12 +121,13 @@ def test_the_file_does_the_same_in_every_loader(server: HostServer, trained: tup
     assert made[3] == made[0]
 
 
-def test_the_library_loads_the_file(trained: tuple[Path, bytes, list[str]], tiny_file: Path) -> None:
-    model = unidiffuser.load(tiny_file)
+def test_the_library_loads_the_file(trained: tuple[Path, Path, bytes, list[str]]) -> None:
+    file, lora, *_ = trained
+    model = unidiffuser.load(file)
     before = model.text_to_image("zor", seed=0)[0].tobytes()
-    model.load_lora(trained[0])
+    model.load_lora(lora)
     assert model.text_to_image("zor", seed=0)[0].tobytes() != before
-    assert {name.split(".")[0] for name in load_file(trained[0])} == {"diffusion_model", "caption_decoder"}
+    assert {name.split(".")[0] for name in load_file(lora)} == {"diffusion_model", "caption_decoder"}
 
 
 def test_an_interrupted_run_leaves_no_file_and_goes_on(server: HostServer) -> None:

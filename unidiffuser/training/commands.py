@@ -57,7 +57,7 @@ def train_lora(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/lora"),
     model: Annotated[str, typer.Option("--model", "-m", help='"emoji" (bundled), or a checkpoint file or folder.')] = "emoji",
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 800,
-    batch_size: Annotated[int, typer.Option(help="Pairs to learn in a step, and twice as many to keep.", min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Pairs to learn in a step, and as many to keep.", min=1)] = 8,
     learning_rate: Annotated[float, typer.Option(help="At its highest.", min=0)] = 2e-3,
     rank: Annotated[int, typer.Option(help="Of the matrices; more can hold more, and forgets more.", min=1)] = 32,
     kept: Annotated[int, typer.Option(help="Pairs of the model's own that keep what it knows.", min=1)] = 320,

@@ -29,23 +29,21 @@ from ..schedule import add_noise
 from ..streams import MODALITY_OF, Streams, item_generators
 from ..uvit import Block, UViT
 from .lessons import NO_TOKEN, Lessons, caption_tokens, padded
-from .objective import draw_labels
+from .objective import draw_labels, velocity_weight
 from .parallel import is_sharded
 from .stage import Stage, seeded_init
 
-LAYERS: Mapping[str, str] = {
-    "uvit": r".*\.(qkv|proj|fc1|fc2|skip_linear)",
-    "caption": r".*\.(c_attn|c_proj|c_fc)",
-}
-"""Which layers of a part get adapters: every matrix of its blocks."""
+DECODER_LAYERS = r".*\.(c_attn|c_proj|c_fc)"
+"""The caption decoder's layers with adapters: every matrix of its blocks. Its `encode_prefix` makes the text latents that the
+network was trained on."""
 MIX: Mapping[str, float] = {"independent": 0.15, "clean_text": 0.55, "clean_image": 0.2, "equal": 0.1}
 """Where in the square of noise levels to learn: mostly on its two edges, and most where words become pictures, which is harder
 to learn than the way back."""
 KEPT_MIX: Mapping[str, float] = {"independent": 0.1, "clean_text": 0.4, "clean_image": 0.4, "equal": 0.1}
 """Where to keep: both directions alike."""
-LEAN = 1.0
-"""How much the labels lean to the noisy end, see :func:`.objective.draw_labels`. Few steps have to teach an outline, which is
-decided where there is much noise and the error in the noise is small: the bundled network had none after 800 uniform ones."""
+VELOCITY_LABELS: Mapping[str, Any] = {"lean": 0.6, "logit_normal": (0.0, 1.1)}
+"""Labels for a network that predicts something else than noise (`sigma_data`), see :func:`.objective.draw_labels`: as the
+bundled one saw them in its own training. Others see the paper's."""
 CAPTION_NOISE = 0.8  # highest noise on a text latent before it is decoded: a sampled one is never exact
 Output = tuple[Tensor, Tensor, Tensor]  # noise of img, clip_img, text
 
@@ -69,8 +67,9 @@ class Adapted(nn.Module):
         self.rank = rank
         with seeded_init(seed):
             for part, module in self.parts():
+                layers = DECODER_LAYERS if part == "caption" else _matrices(module)
                 config = LoraConfig(
-                    r=rank, lora_alpha=rank, target_modules=LAYERS[part], fan_in_fan_out=part == "caption"
+                    r=rank, lora_alpha=rank, target_modules=layers, fan_in_fan_out=part == "caption"
                 )  # alpha = rank: the change is up @ down and nothing else
                 inject_adapter_in_model(config, module)
         self._adapters: list[Any] = [module for module in self.modules() if isinstance(module, LoraLayer)]
@@ -157,14 +156,15 @@ class LoraStage(Stage):
         lessons: Lessons,
         out: Path,
         *,
-        keep: float = 7.0,
-        kept_each: int = 2,
+        keep: float = 2.0,
+        kept_each: int = 1,
         mix: Mapping[str, float] = MIX,
         decode: Callable[[Tensor], Tensor] | None = None,
         about: Mapping[str, Any] | None = None,
     ):
         self.model: Adapted = model
         self.lessons, self.out, self.keep, self.kept_each, self.mix = lessons, out, keep, kept_each, mix
+        self.velocity = model.network.config.sigma_data is not None
         self.decode = decode
         self.about = dict(about or {})
         self.size = len(lessons.words)
@@ -196,7 +196,8 @@ class LoraStage(Stage):
         count = 1 + self.kept_each
         rows = torch.randint(self.lessons.kept.batch, (self.kept_each,), generator=generator)
         mixes = ((1, self.mix), (self.kept_each, KEPT_MIX))
-        drawn = [draw_labels(size, mix, generator, LEAN) for size, mix in mixes]
+        options = VELOCITY_LABELS if self.velocity else {}
+        drawn = [draw_labels(size, mix, generator, **options) for size, mix in mixes]
         labels = {name: torch.cat([part[name] for part in drawn]) for name in drawn[0]}
         noise = {
             f"noise_{name}": torch.randn(count, *stream.shape[1:], generator=generator)
@@ -217,7 +218,7 @@ class LoraStage(Stage):
             count, noised, labels["img"], labels["text"], both["text"] + both["caption_noise"], both["tokens"]
         )
         targets = [torch.cat([both[f"noise_{n}"][:count], old.float()]) for n, old in zip(names, before, strict=True)]
-        error = _error(dict(zip(names, now, strict=True)), dict(zip(names, targets, strict=True)), labels)  # (n + nk,)
+        error = self._error(dict(zip(names, now, strict=True)), dict(zip(names, targets, strict=True)), labels)  # (n + nk,)
         terms = {"learn": error[:count].mean(), "keep": error[count:].mean()}
         if said is not None and said_before is not None:
             terms["spell"] = F.cross_entropy(
@@ -227,6 +228,20 @@ class LoraStage(Stage):
         kept = sum(value for name, value in terms.items() if name.startswith("keep"))
         loss = terms["learn"] + terms.get("spell", 0) + self.keep * kept
         return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
+
+    def _error(self, predicted: Mapping[str, Tensor], wanted: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+        """Mean squared error (B,) over what was noised in each pair, as in the objective that made the network."""
+        total: Any = 0
+        elements: Any = 0
+        for name, value in predicted.items():
+            live = (labels[MODALITY_OF[name]] > 0).float()
+            squared = (value.float() - wanted[name].float()).square().flatten(1)
+            error = squared.sum(1) * live
+            if name == "img" and self.velocity:
+                error = error * velocity_weight(labels["img"])
+            total = total + error
+            elements = elements + live * squared.shape[1]
+        return total / elements
 
     def sample(self, model: Any) -> Image.Image | None:
         """Pictures of the first captions, and below the captions of as many learned pictures: where both directions stand."""
@@ -239,7 +254,7 @@ class LoraStage(Stage):
         device = next(self.model.network.parameters()).device
         shown = self.lessons.learned.map(lambda x: x[rows].to(device))
         text = torch.cat([self.lessons.learned.need("text")[self.lessons.words.index(word)][None] for word in words])
-        settings: dict[str, Any] = {"guidance": 4.0, "generator": item_generators(0, 4)}
+        settings: dict[str, Any] = {"guidance": 3.0, "generator": item_generators(0, 4)}
         network = self.model.network
         drawn = sample(network, NoisePath.text_to_image(10), Streams(text=text.to(device)), **settings)
         pixels = torch.cat([self.decode(x).cpu() for x in (drawn.need("img"), shown.need("img"))])
@@ -256,16 +271,10 @@ class LoraStage(Stage):
         write_lora(self.out, model.changes(), {"words": words, "rank": self.model.rank, **self.about})
 
 
-def _error(predicted: Mapping[str, Tensor], wanted: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
-    """Mean squared error (B,) over what was noised in each pair, as in the paper's objective."""
-    total: Any = 0
-    elements: Any = 0
-    for name, value in predicted.items():
-        live = (labels[MODALITY_OF[name]] > 0).float()
-        squared = (value.float() - wanted[name].float()).square().flatten(1)
-        total = total + squared.sum(1) * live
-        elements = elements + live * squared.shape[1]
-    return total / elements
+def _matrices(network: nn.Module) -> list[str]:
+    """Names of a network's linear layers and convolutions: those that read and draw latents have to learn too. With the
+    matrices of the transformer's blocks alone, the bundled network drew a new thing with hardly an outline."""
+    return [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
 
 
 def _divergence(before: Tensor, now: Tensor, counts: Tensor) -> Tensor:

@@ -119,11 +119,10 @@ class _Adapter(nn.Module):
 
 def _adapt(network: nn.Module, rank: int) -> None:
     network.requires_grad_(False)
-    for block in [m for m in network.modules() if isinstance(m, Block)]:
-        for parent in list(block.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear):
-                    setattr(parent, name, _Adapter(child, rank))
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):  # the convolution that reads patches is as nothing beside these
+                setattr(parent, name, _Adapter(child, rank))
 
 
 def saved_bytes(config: UViTConfig, batch: int, setup: Setup, precision: str = "bf16", fake: bool = True) -> int:

@@ -120,6 +120,11 @@ def noise_of_another(clean: Streams, other: Streams, noise: Streams, labels: Map
     return Streams(**{name: one(name, x) for name, x in clean.items()})
 
 
+def velocity_weight(labels: Tensor) -> Tensor:
+    """How many times the squared error of the noise that of the velocity is: 1 / alpha^2 at labels (B,) of 0..1000."""
+    return 1 + sigma_of_label(labels.float()).square()
+
+
 def diffusion_loss(
     net: Callable[..., Any],
     clean: Streams,
@@ -168,7 +173,7 @@ def diffusion_loss(
         squared = (predicted.need(name).float() - eps.float()).square().flatten(1)
         error = squared.sum(1) * live
         if name == "img" and velocity:
-            error = error * (1 + sigma_of_label(labels["img"].float()).square())
+            error = error * velocity_weight(labels["img"])
         count = live.sum() * squared.shape[1]
         errors[name] = (error.sum() / count.clamp_min(1)).detach()
         total = total + (1.0 if weights is None else weights.get(name, 1.0)) * error.sum()

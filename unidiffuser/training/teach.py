@@ -44,10 +44,10 @@ class Teaching:
     variations: int = 4
     strength: float = 0.3
     kept: int = 320
-    kept_each: int = 2
-    keep: float = 7.0
+    kept_each: int = 1
+    keep: float = 2.0
     kept_steps: int = 8
-    guidance: float = 4.0
+    guidance: float = 3.0
     seed: int = 0
 
     def __post_init__(self) -> None:

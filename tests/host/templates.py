@@ -325,7 +325,7 @@ def use_lora(info: Info, title: str) -> Flow:
     p = Parts(info, title, "")
     loaded = p.add("UniDiffuserLoraLoader", 1, model=p.model, caption_decoder=p.decoder, lora_name="zorbi.safetensors")
     path, given = p.path("text to image", **HOLD), {"text": p.text("zorbi"), "latent_image": p.empty(4)}
-    made = p.add("UniDiffuserSampler", 2, model=loaded[0], path=path, image_guidance=4.0, **given)
+    made = p.add("UniDiffuserSampler", 2, model=loaded[0], path=path, **given)
     p.add("PreviewImage", 3, images=p.add("VAEDecode", 3, samples=made[0], vae=p.vae)[0])
     return p.flow
 

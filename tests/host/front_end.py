@@ -71,6 +71,11 @@ class FrontEnd:
         taken, self._messages = self._messages, []
         return taken
 
+    def refresh(self) -> None:
+        """Have the page look again which files there are, as its key R does."""
+        self.page.evaluate("async () => { await app.refreshComboInNodes(); }")
+        self.settle()
+
     def open_template(self, title: str) -> None:
         """By the Templates dialog."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")

@@ -130,16 +130,9 @@ def bring(server: HostServer, names: list[str]) -> None:
             shutil.copy(Path(folder) / "learn" / name, server.base / "input" / name)
 
 
-def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/screenshots"))
-    parser.add_argument("--docs", action="store_true", help="renew the pictures in web/docs and docs/screenshots")
-    parser.add_argument("titles", nargs="*", help="some templates or blueprints; all without")
-    options = parser.parse_args()
-    waiting = [title + SWITCHED_ON for title in WORKFLOWS if "Stable Diffusion" in title]
-    wanted = options.titles or [*WORKFLOWS, *waiting, *BLUEPRINTS, *(HELP_FLOWS if options.docs else [])]
-    with fresh_host() as server, front_end(server) as page:
+def photograph(server: HostServer, wanted: list[str], options: argparse.Namespace) -> None:
+    """Pictures and a report of all that is wanted."""
+    with front_end(server) as page:
         folder, info = options.out / version(server), server.get("/object_info")
         if TRAINING in wanted:
             bring(server, NEW_THING)
@@ -149,12 +142,29 @@ def main() -> None:
         for title in wanted:
             lines.append(look(page, title, opening(page, title, info), folder))
             if title == TRAINING:
+                page.refresh()
                 info = server.get("/object_info")  # its file is there for the next
             if options.docs:
                 keep(page, title)
             (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         if not options.titles:
             shutil.copy(folder / "report.md", ROOT / f"docs/results/host-front-end-{version(server)}.md")
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/screenshots"))
+    parser.add_argument("--docs", action="store_true", help="renew the pictures in web/docs and docs/screenshots")
+    parser.add_argument("--lora", type=Path, help="a file that the flow Train a LoRA has written, for Use a LoRA alone")
+    parser.add_argument("titles", nargs="*", help="some templates or blueprints; all without")
+    options = parser.parse_args()
+    waiting = [title + SWITCHED_ON for title in WORKFLOWS if "Stable Diffusion" in title]
+    wanted = options.titles or [*WORKFLOWS, *waiting, *BLUEPRINTS, *(HELP_FLOWS if options.docs else [])]
+    with fresh_host() as server:
+        if options.lora:
+            shutil.copy(options.lora, server.base / "models/loras/zorbi.safetensors")
+        photograph(server, wanted, options)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def noise_paths(info: Info, title: str) -> Flow:
         "Picture first": BOTH | {"speed_image": 3},
     }
     for way, levels in ways.items():
-        made = p.sampler(p.path("joint", 1, title=way, **levels), 2, latent_image=size, seed=3)
+        made = p.sampler(p.path("joint", 1, title=way, **levels), 2, latent_image=size, seed=5)
         p.show(made[0], 3)
         p.words(made[2], 4, 2)
         p.flow.row()
@@ -311,7 +311,7 @@ def score(info: Info, title: str) -> Flow:
 
 def train_lora(info: Info, title: str) -> Flow:
     p = Parts(info, title, "")
-    batch, *others = [p.add("LoadImage", 1, image=name)[0] for name in NEW_THING]
+    batch, *others = [p.add("LoadImage", 1, lines=11, image=name)[0] for name in NEW_THING]
     for other in others:
         batch = p.add("ImageBatch", 2, image1=batch, image2=other)[0]
     given = {"model": p.model, "clip": p.clip, "vae": p.vae, "clip_vision": p.vision, "caption_decoder": p.decoder}
@@ -325,7 +325,8 @@ def use_lora(info: Info, title: str) -> Flow:
     p = Parts(info, title, "")
     loaded = p.add("UniDiffuserLoraLoader", 1, model=p.model, caption_decoder=p.decoder, lora_name="zorbi.safetensors")
     path, given = p.path("text to image", **HOLD), {"text": p.text("zorbi"), "latent_image": p.empty(4)}
-    made = p.add("UniDiffuserSampler", 2, model=loaded[0], path=path, **given)
+    guidance = {"image_guidance": GUIDANCE, "text_guidance": GUIDANCE}
+    made = p.add("UniDiffuserSampler", 2, model=loaded[0], path=path, seed=1, **guidance, **given)
     p.add("PreviewImage", 3, images=p.add("VAEDecode", 3, samples=made[0], vae=p.vae)[0])
     return p.flow
 

@@ -76,7 +76,7 @@ def trained(request: pytest.FixtureRequest, server: HostServer, tiny_file: Path)
         write_tiny_checkpoint(file, downscale=4, uvit=HEAD | {"detail_inner": 12, "detail_inner_blocks": 1, "detail_told": 8})
         server.get("/object_info/UniDiffuserLoader")
     graph = Graph(file.name)
-    node = training(graph, name=word)
+    node = training(graph, name=word, steps=16)  # enough for the untrained decoder to say something else
     picture, words = drawn(graph, node(0), node(1))
     name = graph.add("PreviewAny", source=node(2))()[0]
     plot, sample = (graph.add("PreviewImage", images=node(k))()[0] for k in (3, 4))
@@ -153,13 +153,14 @@ def test_an_interrupted_run_leaves_no_file_and_goes_on(server: HostServer) -> No
     assert f"at step {int(kept.name)}" in server.log  # it went on, it did not begin anew
 
 
-def test_a_name_in_use_gets_a_number(server: HostServer, trained: tuple[Path, bytes, list[str]]) -> None:
-    before = trained[0].read_bytes()
+def test_a_name_in_use_gets_a_number(server: HostServer, trained: tuple[Path, Path, bytes, list[str]]) -> None:
+    file = trained[1]
+    before = file.read_bytes()
     graph = Graph()
-    node = training(graph, steps=1, captions="zor")
+    node = training(graph, steps=1, captions="zor", name=file.stem)
     name = graph.add("PreviewAny", source=node(2))()[0]
-    assert server.run(graph.prompt)[name]["text"] == ["zor-2.safetensors"]
-    assert trained[0].read_bytes() == before
+    assert server.run(graph.prompt)[name]["text"] == [f"{file.stem}-2.safetensors"]
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from ..schedule import add_noise
 from ..streams import MODALITY_OF, Streams, item_generators
 from ..uvit import Block, UViT
 from .lessons import NO_TOKEN, Lessons, caption_tokens, padded
-from .objective import draw_labels, velocity_weight
+from .objective import draw_labels, row_errors
 from .parallel import is_sharded
 from .stage import Stage, seeded_init
 
@@ -218,7 +218,9 @@ class LoraStage(Stage):
             count, noised, labels["img"], labels["text"], both["text"] + both["caption_noise"], both["tokens"]
         )
         targets = [torch.cat([both[f"noise_{n}"][:count], old.float()]) for n, old in zip(names, before, strict=True)]
-        error = self._error(dict(zip(names, now, strict=True)), dict(zip(names, targets, strict=True)), labels)  # (n + nk,)
+        rows = [row_errors(n, x, y, labels, self.velocity) for n, x, y in zip(names, now, targets, strict=True)]
+        errors, elements = (torch.stack(values).sum(0) for values in zip(*rows, strict=True))
+        error = errors / elements  # (n + nk,), as in the objective that made the network
         terms = {"learn": error[:count].mean(), "keep": error[count:].mean()}
         if said is not None and said_before is not None:
             terms["spell"] = F.cross_entropy(
@@ -228,20 +230,6 @@ class LoraStage(Stage):
         kept = sum(value for name, value in terms.items() if name.startswith("keep"))
         loss = terms["learn"] + terms.get("spell", 0) + self.keep * kept
         return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
-
-    def _error(self, predicted: Mapping[str, Tensor], wanted: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
-        """Mean squared error (B,) over what was noised in each pair, as in the objective that made the network."""
-        total: Any = 0
-        elements: Any = 0
-        for name, value in predicted.items():
-            live = (labels[MODALITY_OF[name]] > 0).float()
-            squared = (value.float() - wanted[name].float()).square().flatten(1)
-            error = squared.sum(1) * live
-            if name == "img" and self.velocity:
-                error = error * velocity_weight(labels["img"])
-            total = total + error
-            elements = elements + live * squared.shape[1]
-        return total / elements
 
     def sample(self, model: Any) -> Image.Image | None:
         """Pictures of the first captions, and below the captions of as many learned pictures: where both directions stand."""

@@ -120,9 +120,23 @@ def noise_of_another(clean: Streams, other: Streams, noise: Streams, labels: Map
     return Streams(**{name: one(name, x) for name, x in clean.items()})
 
 
-def velocity_weight(labels: Tensor) -> Tensor:
-    """How many times the squared error of the noise that of the velocity is: 1 / alpha^2 at labels (B,) of 0..1000."""
-    return 1 + sigma_of_label(labels.float()).square()
+def row_errors(
+    name: str, predicted: Tensor, noise: Tensor, labels: Mapping[str, Tensor], velocity: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Squared error of a stream's predicted noise, summed over each item's elements, and how many elements count; both (B,).
+
+    Args:
+        name: the stream, "img", "clip_img" or "text"; predicted, noise: (B, ...) of it.
+        labels: of each modality, (B,); a stream that is given clean (label 0) has no noise to predict and does not count.
+        velocity: as in :func:`diffusion_loss`.
+    """
+    label = labels[MODALITY_OF[name]]
+    live = (label > 0).float()
+    squared = (predicted.float() - noise.float()).square().flatten(1)
+    error = squared.sum(1) * live
+    if name == "img" and velocity:
+        error = error * (1 + sigma_of_label(label.float()).square())
+    return error, live * squared.shape[1]
 
 
 def diffusion_loss(
@@ -169,12 +183,8 @@ def diffusion_loss(
     errors = {}
     total, elements = torch.zeros(2, device=labels["img"].device).unbind()
     for name, eps in noise.items():
-        live = (labels[MODALITY_OF[name]] > 0).float()
-        squared = (predicted.need(name).float() - eps.float()).square().flatten(1)
-        error = squared.sum(1) * live
-        if name == "img" and velocity:
-            error = error * velocity_weight(labels["img"])
-        count = live.sum() * squared.shape[1]
+        error, counts = row_errors(name, predicted.need(name), eps, labels, velocity)
+        count = counts.sum()
         errors[name] = (error.sum() / count.clamp_min(1)).detach()
         total = total + (1.0 if weights is None else weights.get(name, 1.0)) * error.sum()
         elements = elements + count

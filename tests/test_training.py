@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -598,6 +599,54 @@ def test_the_index_of_a_checkpoint_cannot_call_anything(tmp_path):
     index.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     with pytest.raises(ValueError, match=r"os\.system"):
         load_average(tmp_path, nn.Linear(4, 1))
+
+
+class Call:
+    """Unpickles as a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("call", [Call(os.system, "touch ran"), Call(exec, "open('ran', 'w')"), Call(torch.save, [1], "ran")])
+def test_the_values_of_a_checkpoint_cannot_call_anything(tmp_path, monkeypatch, call):
+    """torch's load planner reads what is no tensor, such as a learning rate, with ``weights_only=False``."""
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
+    from unidiffuser.training import saving
+
+    class Hostile(DefaultSavePlanner):
+        def resolve_data(self, write_item):
+            data = super().resolve_data(write_item)
+            if write_item.index.fqn != "optimizer.param_groups.0.lr":
+                return data
+            torch.save(call, file := io.BytesIO())
+            return file
+
+    monkeypatch.chdir(tmp_path)
+    config, save = line_config(tmp_path), saving.dcp_save
+    config.steps = 7
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "dcp_save", lambda *args, **options: save(*args, planner=Hostile(), **options))
+        train(Line(tmp_path), config, progress=False)
+    config.steps = 14
+    with pytest.raises(ValueError, match=r"00000007 cannot be read.*param_groups\.0\.lr asks for \S+ and could run.*remove"):
+        train(Line(tmp_path), config, progress=False)
+    assert not Path("ran").exists()
+
+
+def test_a_damaged_value_of_a_checkpoint_is_named(tmp_path):
+    config = line_config(tmp_path)
+    config.steps = 7
+    train(Line(tmp_path), config, progress=False)
+    for file in checkpoints(tmp_path)[-1].glob("*.distcp"):
+        data = file.read_bytes()
+        file.write_bytes(data.replace(b"data.pkl", b"data.pkx"))
+    with pytest.raises(ValueError, match="00000007 cannot be read"):
+        train(Line(tmp_path), config, progress=False)
 
 
 def test_training_leaves_the_global_generator_alone(tmp_path):

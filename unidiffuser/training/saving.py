@@ -9,20 +9,26 @@ FSDP2 saved.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -115,7 +121,8 @@ def resume(
         the number of steps done; 0 for a new run.
 
     Raises:
-        ValueError: the checkpoint is of another model or another run; the text says what differs.
+        ValueError: the checkpoint is of another model or another run (the text says what differs), is damaged, or holds
+            anything but tensors and plain values, which could run code.
     """
     if world.main:
         for stale in (out / "checkpoints").glob(".*.partial"):
@@ -163,7 +170,7 @@ def _load(state: dict[str, Any], folder: Path) -> None:
     """Into the tensors of ``state``, in place."""
     try:
         with _single_process_is_fine():
-            dcp_load(state, storage_reader=_Reader(folder))
+            dcp_load(state, storage_reader=_Reader(folder), planner=_Planner())
     except CheckpointException as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{folder} cannot be read ({reason}); remove it to go on from the one before it") from error
@@ -173,6 +180,20 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """All weights of a sharded model, on the CPU of the first process; empty elsewhere. Every process calls this."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+
+
+class _Planner(DefaultLoadPlanner):
+    """Loads values that are no tensors (learning rates, betas) without running code; torch's own planner unpickles anything."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        name = read_item.dest_index.fqn
+        try:
+            loaded = torch.load(value, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle may raise anything
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"asks for {asked[1]} and could run code" if asked else "is damaged, or no plain value"
+            raise ValueError(f"{name} {reason}; resume only runs that you trust") from error
+        set_element(self.original_state_dict, self.mappings[name], loaded)
 
 
 class _Reader(FileSystemReader):

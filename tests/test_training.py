@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -590,15 +591,79 @@ def test_accumulated_passes_are_one_batch(tmp_path):
     assert np.allclose(losses_of(tmp_path / "one"), losses_of(tmp_path / "many"), rtol=1e-5)
 
 
-def test_the_index_of_a_checkpoint_cannot_call_anything(tmp_path):
+METADATA, FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "arguments"),
+    [
+        ("os", "system", "S'touch ran'\n"),
+        ("builtins", "exec", 'S\'open("ran", "w")\'\n'),
+        ("builtins", "getattr", "S'ran'\nS'upper'\n"),
+        (METADATA, "os", None),
+        (METADATA, "os.system", "S'touch ran'\n"),
+        (METADATA, "torch.save", "S'x'\nS'ran'\n"),
+        (METADATA, "dataclass", None),
+        (FILES, "os", None),
+        (FILES, "os.system", "S'touch ran'\n"),
+        (FILES, "pickle", None),
+        (FILES, "pickle.loads", "C\x05cos\n."),
+        (FILES, "io.open", "S'ran'\nS'w'\n"),
+        (FILES, "Path", "S'ran'\n"),
+        (FILES, "Path.touch", "S'ran'\n"),
+        (FILES, "FileSystem", ""),
+        (FILES, "FileSystemWriter", "S'ran'\n"),
+        ("torch", "save", "S'x'\nS'ran'\n"),
+        ("torch", "load", "S'ran'\n"),
+        ("torch", "from_file", "S'ran'\nI01\nI8\n"),
+        ("torch", "os", None),
+        ("torch", "compile", "S'x'\n"),
+        ("torch", "float32.__reduce__", ""),
+        ("torch", "serialization", None),
+        ("torch.serialization", "load", "S'ran'\n"),
+        ("torch.serialization", "os", None),
+        ("collections", "abc", None),
+        ("pathlib", "os", None),
+        ("pathlib", "PosixPath.touch", "S'ran'\n"),
+    ],
+)
+def test_the_index_of_a_checkpoint_cannot_call_anything(tmp_path, monkeypatch, module, name, arguments):
+    """Only what an index consists of is found: no call, and no module from which one could be fetched."""
     from unidiffuser.training.saving import load_average
 
-    train(Line(tmp_path), line_config(tmp_path), progress=False)
-    load_average(tmp_path, nn.Linear(4, 1))
+    monkeypatch.chdir(tmp_path)
+    config = line_config(tmp_path)
+    config.steps = 7
+    train(Line(tmp_path), config, progress=False)
     index = checkpoints(tmp_path)[-1] / ".metadata"
-    index.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(ValueError, match=r"os\.system"):
+    call = "" if arguments is None else f"({arguments}tR"
+    text = f"\x80\x04c{module}\n{name}\n{call}."
+    index.write_bytes(text.encode("latin-1"))
+    refused = rf"00000007 cannot be read.*index names {re.escape(module)}\.{re.escape(name)}, which no index needs.*remove it"
+    with pytest.raises(ValueError, match=refused):
         load_average(tmp_path, nn.Linear(4, 1))
+    config.steps = 14
+    with pytest.raises(ValueError, match=refused):
+        train(Line(tmp_path), config, progress=False)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int64])
+def test_the_index_of_a_run_of_any_dtype_is_read(tmp_path, dtype):
+    from unidiffuser.training.saving import load_average
+
+    line = Line(tmp_path)
+    line.model.to(dtype if dtype.is_floating_point and dtype.itemsize > 1 else torch.float32)
+    line.x = line.x.to(line.model.weight.dtype)
+    line.loss = lambda model, batch, generator: {"loss": model(batch["x"]).float().square().mean()}
+    line.model.register_buffer("kept", torch.ones(3).to(dtype))
+    config = line_config(tmp_path)
+    config.steps = 7
+    train(line, config, progress=False)
+    config.steps = 14
+    train(line, config, progress=False)
+    assert [p.name for p in checkpoints(tmp_path)][-1] == "00000014"
+    assert load_average(tmp_path, nn.Linear(4, 1).to(line.model.weight.dtype)).weight.isfinite().all()
 
 
 class Call:

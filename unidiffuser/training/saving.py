@@ -209,22 +209,39 @@ class _Reader(FileSystemReader):
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    ALLOWED = (
-        ("torch", "Size"),
-        ("torch", "device"),
-        ("torch.serialization", "_get_layout"),
-        ("collections", "OrderedDict"),
-        ("pathlib", "PosixPath"),
-        ("pathlib", "WindowsPath"),
+    """Finds the classes below and torch's dtypes. No whole package: its modules import os, pickle and io."""
+
+    METADATA, FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
+    ALLOWED = frozenset(
+        {
+            (METADATA, "BytesStorageMetadata"),
+            (METADATA, "ChunkStorageMetadata"),
+            (METADATA, "Metadata"),
+            (METADATA, "MetadataIndex"),
+            (METADATA, "StorageMeta"),
+            (METADATA, "TensorProperties"),
+            (METADATA, "TensorStorageMetadata"),
+            (METADATA, "_MEM_FORMAT_ENCODING"),
+            (FILES, "_StorageInfo"),
+            ("torch", "Size"),
+            ("torch", "device"),
+            ("torch.serialization", "_get_layout"),  # looks a name up among torch's layouts
+            ("collections", "OrderedDict"),
+            ("pathlib", "PosixPath"),
+            ("pathlib", "WindowsPath"),
+            ("pathlib._local", "PosixPath"),  # Python 3.13
+            ("pathlib._local", "WindowsPath"),
+        }
     )
-    PACKAGES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file)
 
     def find_class(self, module: str, name: str) -> Any:
-        dtype = module == "torch" and hasattr(__import__("torch"), name) and name.islower()
-        if "." not in name and ((module, name) in self.ALLOWED or module in self.PACKAGES or dtype):
+        dtype = vars(torch).get(name) if module == "torch" else None
+        if isinstance(dtype, torch.dtype):
+            return dtype
+        if (module, name) in self.ALLOWED:
             return super().find_class(module, name)
         raise ValueError(f"the checkpoint's index names {module}.{name}, which no index needs: it is damaged or hostile")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
-from PIL import Image
 
+from ..unidiffuser.images import open_image
 from .types import CATEGORY
 
 FOLDER = Path(__file__).with_name("pictures")
@@ -35,8 +35,7 @@ class ExamplePicture(io.ComfyNode):
 
     @classmethod
     def execute(cls, picture: str) -> io.NodeOutput:
-        with Image.open(FOLDER / f"{picture}.png") as file:
-            pixels = np.asarray(file.convert("RGB"), dtype=np.float32) / 255
+        pixels = np.asarray(open_image(FOLDER / f"{picture}.png"), dtype=np.float32) / 255
         image = torch.from_numpy(pixels)[None]  # (1, H, W, 3)
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..unidiffuser.files import replacing
-from ..unidiffuser.images import fit, to_images
+from ..unidiffuser.images import fit, open_image, to_images
 from ..unidiffuser.streams import Streams
 from .caption_lora import on_captions, on_model
 from .controls import seed_input
@@ -181,7 +181,7 @@ def train(
         stage.out = folder / teach.FILE
         run(stage, config, progress=False, device=str(device), watch=watch)
     rows = [json.loads(line) for line in (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()]
-    plot, sample = draw_curve(rows), Image.open(max((folder / "samples").iterdir())).convert("RGB")
+    plot, sample = draw_curve(rows), open_image(max((folder / "samples").iterdir()))
     path = publish(stage.out, name)
     shutil.rmtree(folder.parent, ignore_errors=True)  # with what was interrupted under this name and never went on
     return path, plot, sample

@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw
 SIDE = 32
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
 SHAPES = ("circle", "square")
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(ran) (w) file closefile\nshowpage\n%%EOF\n"
+"""A picture that is a program; Pillow hands it to Ghostscript."""
 
 
 def picture(number: int, side: int = SIDE) -> tuple[Image.Image, str]:

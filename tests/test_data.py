@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairs import SIDE, encoded, latent_folder, picture, tar_samples, write_tar
+from pairs import EPS, SIDE, encoded, latent_folder, picture, tar_samples, write_tar
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -245,6 +245,36 @@ def test_bad_pictures_and_captions_are_counted_and_the_rest_is_encoded(tmp_path,
     assert manifest["dropped"] == {"no caption": 2, "no picture": 1, "unreadable picture": 3}
     assert read_notes(tmp_path / "out/00000.safetensors")["keys"] == ["000000000", "000000006", "000000007", "000000008"]
     assert LatentShards(tmp_path / "out").name_of(1) == "00000.safetensors:000000006"
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_broken_picture_does_not_stop_the_others(tmp_path, encoders, monkeypatch, packed):
+    """An EPS, for which Pillow would start Ghostscript, and an AVIF whose decoder raises an error of its own."""
+    from PIL import EpsImagePlugin, ImageFile
+
+    load = ImageFile.ImageFile.load
+
+    def decoder(self):
+        if self.size == (9, 9):
+            raise RuntimeError("Failed to decode frame 0")
+        return load(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoder)
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: pytest.fail("Ghostscript was started"))
+    samples = tar_samples(0, 5)
+    samples["000000001"]["jpg"] = EPS
+    samples["000000002"]["jpg"] = EPS[:60]
+    samples["000000003"]["jpg"] = encoded(Image.new("RGB", (9, 9)))
+    (tmp_path / "in").mkdir()
+    if packed:
+        write_tar(tmp_path / "in/00000.tar", samples)
+    else:
+        for key, files in samples.items():
+            (tmp_path / f"in/{key}.png").write_bytes(files["jpg"])
+            (tmp_path / f"in/{key}.txt").write_bytes(files["txt"])
+    manifest = encode(find_parts(tmp_path / "in"), tmp_path / "out", encoders, SMALL, ALONE)
+    assert manifest["samples"] == 2
+    assert manifest["dropped"] == {"unreadable picture": 3}
 
 
 def test_latents_are_the_models_own(tmp_path, encoders):

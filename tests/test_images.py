@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
+import struct
+import subprocess
 from pathlib import Path
 from typing import IO
 
@@ -11,9 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from pairs import EPS
+from PIL import EpsImagePlugin, Image, ImageFile
 
-from unidiffuser.images import contact_sheet, fit, open_image, save_png, to_images, to_tensor
+import unidiffuser
+from unidiffuser.images import PICTURE_FORMATS, contact_sheet, fit, open_image, save_png, to_images, to_tensor
 
 
 def gradient(width: int = 40, height: int = 30) -> Image.Image:
@@ -117,6 +122,76 @@ def test_unusable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"bomb\.png has too many pixels"):
         open_image(tmp_path / "bomb.png")
+
+
+def no_program_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*command: object, **_: object) -> None:
+        pytest.fail(f"started {command}")
+
+    for name in ("Popen", "run", "call", "check_call", "check_output"):
+        monkeypatch.setattr(subprocess, name, started)
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+
+
+@pytest.mark.parametrize("source", ["path", "bytes"])
+@pytest.mark.parametrize("data", [EPS, EPS[: len(EPS) // 2], b"\xc5\xd0\xd3\xc6" + EPS], ids=["whole", "broken", "DOS"])
+def test_an_eps_under_another_name_starts_no_ghostscript(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, source: str
+) -> None:
+    no_program_may_start(monkeypatch)
+    path = tmp_path / "x.png"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.png is not a picture in a known format"):
+        open_image(path if source == "path" else data, "x.png")
+
+
+def test_formats_are_a_closed_list_of_what_pillow_has(tmp_path: Path) -> None:
+    assert set(PICTURE_FORMATS) <= set(Image.OPEN)
+    assert {"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"} <= set(PICTURE_FORMATS)
+    for kind in PICTURE_FORMATS:
+        Image.new("RGB", (32, 32), (10, 200, 30)).save(tmp_path / "any", kind)
+        assert open_image(tmp_path / "any").size == (32, 32), kind
+    for kind in ("EPS", "PDF", "DDS", "TGA"):
+        gradient().save(tmp_path / "other.png", kind)
+        with pytest.raises(ValueError, match=r"other\.png is not a picture in a known format"):
+            open_image(tmp_path / "other.png")
+
+
+def test_pictures_are_opened_in_one_place() -> None:
+    root = Path(unidiffuser.__file__).parent
+    files = [*root.rglob("*.py"), *(root.parent / "nodes").rglob("*.py")]
+    openers = {file.name for file in files if re.search(r"\bImage\.open\((?!path\)\.text)", file.read_text(encoding="utf-8"))}
+    assert openers == {"images.py"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to decode frame 0"),  # AVIF
+        NotImplementedError(),  # DDS
+        SyntaxError("not a TIFF file"),
+        struct.error("unpack requires 4 bytes"),
+        KeyError(258),
+        TypeError("NoneType"),
+        EOFError(),
+        AssertionError(),
+        MemoryError(),
+        subprocess.CalledProcessError(1, "gs"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("where", ["open", "load", "lazy"])
+def test_whatever_a_decoder_raises_names_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    gradient().save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as lazy:
+        monkeypatch.setattr(*((Image, "open") if where == "open" else (ImageFile.ImageFile, "load")), fails)
+        with pytest.raises(ValueError, match=r"a\.png is damaged or incomplete \(.+\); save it again"):
+            open_image(lazy if where == "lazy" else tmp_path / "a.png", "a.png")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".gif", ".tiff", ".bmp"])

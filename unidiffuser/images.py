@@ -6,11 +6,10 @@ import io
 import logging
 import math
 import os
-import struct
 import textwrap
 import warnings
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,14 @@ from torch import Tensor
 from .files import atomic_write
 
 log = logging.getLogger(__name__)
+
+Image.init()  # registers all that this Pillow can read
+PICTURE_FORMATS = tuple(
+    name
+    for name in ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "QOI", "ICO")
+    if name in Image.OPEN
+)
+"""What files are opened as, whatever their names. Left out is all that is not pixels: Pillow starts Ghostscript for an EPS."""
 
 ImageSource = Image.Image | str | os.PathLike[str]
 
@@ -34,9 +41,12 @@ def open_image(source: ImageSource | bytes, name: str = "the picture") -> Image.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a picture, truncated, empty, or so large that it looks like a decompression bomb.
+        ValueError: not a picture of the ``PICTURE_FORMATS``, damaged, empty, or so large that it looks like a decompression
+            bomb; no other error comes of a file that Pillow cannot read.
     """
     if isinstance(source, Image.Image):
+        with _read(name):
+            source.load()  # one that was opened and not decoded yet
         return _rgb(source, name)
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), name)
@@ -49,22 +59,29 @@ def open_image(source: ImageSource | bytes, name: str = "the picture") -> Image.
 
 
 def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
+    with _read(name), warnings.catch_warnings():
+        # A warning alone would neither stop nor help anybody; Pillow's error at twice its limit stays.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(file, formats=PICTURE_FORMATS)
+        image.load()
+    with image:
+        return _rgb(image, name)
+
+
+@contextmanager
+def _read(name: str) -> Iterator[None]:
+    """Whatever Pillow raises inside becomes a ValueError that names the picture."""
     try:
-        with warnings.catch_warnings():
-            # A warning alone would neither stop nor help anybody; Pillow's error at twice its limit stays.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file)
-            image.load()
+        yield
     except PermissionError as error:
         raise ValueError(f"{name} may not be read; check its permissions") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is not a picture in a known format; use PNG, JPEG or WebP") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels to be opened safely; shrink it first ({error})") from error
-    except (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error) as error:  # what decoders raise
-        raise ValueError(f"{name} is damaged or incomplete ({error}); save it again or use another picture") from error
-    with image:
-        return _rgb(image, name)
+    except Exception as error:  # each decoder has errors of its own: SyntaxError, struct.error, RuntimeError, ...
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{name} is damaged or incomplete ({reason}); save it again or use another picture") from error
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
@@ -82,7 +99,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
             white = Image.new("RGBA", image.size, "white")
             return Image.alpha_composite(white, image).convert("RGB")
         return image.convert("RGB")
-    except ValueError as error:
+    except Exception as error:
         raise ValueError(f"{name} has colour mode {image.mode}, which cannot become RGB; save it as RGB") from error
 
 

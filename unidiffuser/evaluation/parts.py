@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from unidiffuser.evaluation.identity import settings_digest
 from unidiffuser.files import replacing, write_text
+from unidiffuser.images import open_image
 
 SHOWN = 64  # pictures of a cell that are kept for the report: the first of a fixed order, so nobody chooses them
 
@@ -106,10 +107,10 @@ def read_part(file: Path) -> Answers:
             tensors = {name: part.get_tensor(name) for name in part.keys()}  # noqa: SIM118 (not a mapping)
         arrays = {name.removeprefix("array."): array for name, array in tensors.items() if name.startswith("array.")}
         pictures = [tensors[name].tobytes() for name in sorted(tensors) if name.startswith("shown.")]
-        shown = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+        shown = [open_image(data) for data in pictures]
         seconds = [(float(time), int(count)) for time, count in json.loads(metadata["seconds"])]
         return Answers(json.loads(metadata["items"]), arrays, shown, seconds)
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}); delete it and start again, only this part is made anew") from error
 
 

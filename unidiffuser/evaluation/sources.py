@@ -10,7 +10,6 @@ Only names and captions are read here; a picture is opened when it is asked for.
 from __future__ import annotations
 
 import glob
-import io
 import json
 import random
 import re
@@ -69,10 +68,7 @@ class Pair:
         with self.path.open("rb") as shard:
             shard.seek(first)
             data = shard.read(size)
-        try:
-            return open_image(Image.open(io.BytesIO(data)))
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{self.key} in {self.path} is not a picture or damaged ({error})") from error
+        return open_image(data, f"{self.key} in {self.path}")
 
 
 def read_source(source: Mapping[str, Any]) -> list[Pair]:

@@ -23,7 +23,6 @@ Every record belongs to one split, fixed here before any component is trained:
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import random
@@ -179,14 +178,15 @@ def icon_names(folder: Path, labels: dict[str, dict]) -> dict[str, str]:
 def render(svg: str, size: int, path: Path) -> bool:
     """Draw one SVG on white and write it as PNG; False where the renderer refuses it."""
     import resvg_py
-    from PIL import Image
+
+    from ..images import open_image
 
     try:
         data = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True)
     except ValueError as error:
         log.warning("%s was not drawn: %s", path.name, error)
         return False
-    Image.open(io.BytesIO(bytes(data))).convert("RGB").save(path)
+    open_image(bytes(data), path.name).save(path)
     return True
 
 
@@ -239,8 +239,9 @@ def thumbnail(path: Path, side: int = 32) -> np.ndarray:
     """What a picture looks like from afar: (side, side, 3) in [0, 1]."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        return np.asarray(image.resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255
+    from ..images import open_image
+
+    return np.asarray(open_image(path).resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255
 
 
 def demo_concepts() -> set[str]:

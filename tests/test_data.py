@@ -182,6 +182,18 @@ def test_every_truncation_of_a_shard_is_noticed(tmp_path):
         list(find_parts(tmp_path)[0].read())
 
 
+@pytest.mark.parametrize(
+    "name", ["pipe:touch ran #.tar", "pipe:touch ran; cat whole.tar", "http:x.tar", "file:x.tar", "{0..1}.tar", "a::b.tar"]
+)
+def test_the_name_of_a_shard_is_no_command(tmp_path, monkeypatch, name):
+    """webdataset takes names for addresses, and runs those that begin with "pipe:" in a shell."""
+    monkeypatch.chdir(tmp_path)
+    write_tar(tmp_path / name, tar_samples(0, 2))
+    pairs = [pair for part in find_parts(Path()) for pair in part.read()]
+    assert [pair.key for pair in pairs] == ["000000000", "000000001"]
+    assert not (tmp_path / "ran").exists()
+
+
 def test_folders_and_coco(tmp_path):
     with pytest.raises(FileNotFoundError, match="--captions"):
         find_parts(tmp_path)

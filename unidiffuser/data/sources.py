@@ -83,7 +83,7 @@ def _read_tar(path: Path) -> Iterator[Pair]:
         DamagedShard: empty, cut off or overwritten. Checked first, since readers of archives take what they cannot read after
             the first member for the end.
     """
-    import webdataset as wds
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as file:
@@ -99,9 +99,10 @@ def _read_tar(path: Path) -> Iterator[Pair]:
     def stop(error: Exception) -> bool:
         raise DamagedShard(f"{path} is damaged ({error})") from error
 
-    alone: dict[str, Any] = {"nodesplitter": None, "workersplitter": None, "shardshuffle": False, "empty_check": False}
-    for sample in wds.WebDataset(str(path), handler=stop, **alone):  # parts are shared out by us, a shard is read by one
-        yield _pair(sample)
+    with path.open("rb") as file:  # opened here: webdataset takes names for addresses, and runs "pipe:..." in a shell
+        files = tar_file_expander([{"url": str(path), "stream": file}], handler=stop)
+        for sample in group_by_keys(files, handler=stop):
+            yield _pair(sample)
 
 
 def _pair(sample: Mapping[str, Any]) -> Pair:

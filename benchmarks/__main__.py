@@ -23,8 +23,8 @@ import unidiffuser
 from benchmarks import captions, costs, full, profiles, tasks
 from benchmarks.clock import in_turns, network_flops, peak_flops
 from benchmarks.report import markdown, plot_scaling, write_into
-from unidiffuser.files import write_text
-from unidiffuser.precision import automatic_dtype
+from unidiffuser.media.files import write_text
+from unidiffuser.runtime.precision import automatic_dtype
 
 PARTS = ("tasks", "captions", "full", "costs", "profile", "scaling")
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from benchmarks.clock import once
-from unidiffuser.captions import CaptionDecoder
-from unidiffuser.model_config import CaptionConfig
+from unidiffuser.checkpoints.config import CaptionConfig
+from unidiffuser.encoders.captions import CaptionDecoder
 
 NEVER = -1  # for a stop token: no id at all
 

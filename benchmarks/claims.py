@@ -21,11 +21,11 @@ from PIL import Image
 
 import unidiffuser
 from benchmarks.report import write_into, write_sheet
-from unidiffuser.evaluation.judge import Judge, Verdict, load_judge
+from unidiffuser.emoji.judge import Judge, Verdict, load_judge
 from unidiffuser.evaluation.metrics import parse_caption, share
 from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
-from unidiffuser.files import write_text
-from unidiffuser.images import to_tensor
+from unidiffuser.media.files import write_text
+from unidiffuser.media.images import to_tensor
 from unidiffuser.options import Plan
 from unidiffuser.path import NoisePath
 from unidiffuser.pipeline import UniDiffuser

@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.clock import network_flops, once, peak_flops
 from benchmarks.peers import network
+from unidiffuser.checkpoints.config import V1
 from unidiffuser.guidance import Guidance, predict
-from unidiffuser.model_config import V1
-from unidiffuser.precision import ROWS, automatic_dtype, depends_on_batch
+from unidiffuser.runtime.precision import ROWS, automatic_dtype, depends_on_batch
 from unidiffuser.steppers import Level, Stage, Visit, ddim
 from unidiffuser.streams import Streams
 from unidiffuser.uvit import UViT

@@ -22,17 +22,17 @@ from torch import Tensor
 
 from benchmarks.clock import in_turns, network_flops, peak_flops
 from benchmarks.peers import Peer
-from unidiffuser.acceleration import PRESETS
-from unidiffuser.captions import CaptionDecoder
-from unidiffuser.checkpoint_parts import InMemory, make_part
-from unidiffuser.checkpoints import Checkpoint, load_checkpoint
-from unidiffuser.encoders import autoencoder_kl, clip_image_model, clip_text_model
-from unidiffuser.files import write_text
-from unidiffuser.model_config import V1, ModelConfig
-from unidiffuser.modules import skeleton
+from unidiffuser.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from unidiffuser.checkpoints.config import V1, ModelConfig
+from unidiffuser.checkpoints.parts import InMemory, make_part
+from unidiffuser.checkpoints.skeleton import skeleton
+from unidiffuser.encoders.captions import CaptionDecoder
+from unidiffuser.encoders.clip import autoencoder_kl, clip_image_model, clip_text_model
+from unidiffuser.media.files import write_text
 from unidiffuser.options import Plan
 from unidiffuser.path import NoisePath
 from unidiffuser.pipeline import UniDiffuser
+from unidiffuser.runtime.acceleration import PRESETS
 from unidiffuser.streams import Streams, item_generators
 from unidiffuser.uvit import UViT
 

@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from unidiffuser.checkpoints import load_checkpoint, save_checkpoint
-from unidiffuser.files import replacing
+from unidiffuser.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from unidiffuser.media.files import replacing
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.loop import train
 from unidiffuser.training.stages import make_stage

@@ -28,8 +28,8 @@ from host_server import HostServer
 from prompts import Graph
 from tiny_server import HOW, find_comfyui
 
-from unidiffuser.files import replacing
-from unidiffuser.images import contact_sheet
+from unidiffuser.media.files import replacing
+from unidiffuser.media.images import contact_sheet
 
 WORD, NODE, MODEL = "zorbi", "UniDiffuserTrainLora", "emoji"
 STEPS, GUIDANCE, SECONDS = 20, 3.0, 3600

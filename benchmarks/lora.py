@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 import unidiffuser
-from unidiffuser.evaluation.judge import load_judge
-from unidiffuser.images import contact_sheet
+from unidiffuser.emoji.judge import load_judge
+from unidiffuser.media.images import contact_sheet
 
 WORD, SIDE, OVERSAMPLING, BATCH, DRAWN = "zorbi", 128, 4, 48, 16
 BODIES = ((126, 74, 196), (140, 86, 210), (112, 62, 178))

@@ -23,11 +23,11 @@ from typing import Any
 
 import unidiffuser
 from benchmarks.report import write_into, write_sheet
-from unidiffuser.checkpoints import load_checkpoint, save_checkpoint
-from unidiffuser.evaluation.judge import Judge, load_judge
+from unidiffuser.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from unidiffuser.emoji.judge import Judge, load_judge
 from unidiffuser.evaluation.metrics import parse_caption, share
 from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
-from unidiffuser.files import write_text
+from unidiffuser.media.files import write_text
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.loop import train
 from unidiffuser.training.stages import make_stage

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import unidiffuser
-from unidiffuser.checkpoint_keys import apply, uvit_to_diffusers
-from unidiffuser.encoders import Autoencoder
+from unidiffuser.checkpoints.keys import apply, uvit_to_diffusers
+from unidiffuser.encoders.clip import Autoencoder
 from unidiffuser.pipeline import UniDiffuser
 
 

@@ -25,12 +25,12 @@ import torch
 
 import unidiffuser
 from benchmarks.report import CAPTION_QUALITY, QUALITY, write_into
-from unidiffuser.acceleration import PRESETS
-from unidiffuser.evaluation.judge import Judge, load_judge
+from unidiffuser.emoji.judge import Judge, load_judge
 from unidiffuser.evaluation.metrics import parse_caption
 from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
-from unidiffuser.files import write_text
+from unidiffuser.media.files import write_text
 from unidiffuser.pipeline import UniDiffuser
+from unidiffuser.runtime.acceleration import PRESETS
 from unidiffuser.uvit import Block, UViT
 
 STEPS = 20  # of the exact setting that all others are compared with: the bundled model's own

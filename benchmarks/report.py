@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from unidiffuser.files import replacing, write_text
-from unidiffuser.images import contact_sheet
+from unidiffuser.media.files import replacing, write_text
+from unidiffuser.media.images import contact_sheet
 
 SPEED = "<!-- speed: python -m benchmarks -->", "<!-- /speed -->"  # markers in the README
 QUALITY = "<!-- quality: python -m benchmarks.quality -->", "<!-- /quality -->"  # in docs/speed.md

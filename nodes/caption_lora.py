@@ -10,7 +10,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
-from ..unidiffuser.lora import PREFIXES, layers_of, read_lora
+from ..unidiffuser.runtime.lora import PREFIXES, layers_of, read_lora
 from .inputs import require_model
 from .parts import HostCaptionDecoder
 from .types import CATEGORY, CaptionDecoderType

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..unidiffuser.images import open_image
+from ..unidiffuser.media.images import open_image
 from .types import CATEGORY
 
 FOLDER = Path(__file__).with_name("pictures")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import folder_paths
 from comfy_api.latest import io
 
-from ..unidiffuser.checkpoints import load_checkpoint
+from ..unidiffuser.checkpoints.checkpoint import load_checkpoint
 from . import folders, parts
 from .saved import Origin
 from .types import CATEGORY, CaptionDecoderType

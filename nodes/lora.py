@@ -14,7 +14,7 @@ import torch
 from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 from torch import Tensor
 
-from ..unidiffuser.checkpoint_keys import uvit_diffusers_names
+from ..unidiffuser.checkpoints.keys import uvit_diffusers_names
 
 HOST_PREFIX = "diffusion_model."
 PREFIXES = ("", "unet.", "base_model.model.", "unet.base_model.model.", "diffusion_model.")

@@ -21,10 +21,10 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..unidiffuser.checkpoints import Checkpoint, VAEConfig
-from ..unidiffuser.palette import Palette
-from ..unidiffuser.stem import ConvStem
-from ..unidiffuser.tokenizers import END, START, BytePairTokenizer
+from ..unidiffuser.checkpoints.checkpoint import Checkpoint, VAEConfig
+from ..unidiffuser.checkpoints.tokenizers import END, START, BytePairTokenizer
+from ..unidiffuser.small.palette import Palette
+from ..unidiffuser.small.stem import ConvStem
 from .folders import BUNDLED
 from .memory import say_what_to_do
 from .model import EmojiLatentFormat, LatentFormat, make_patcher
@@ -32,7 +32,7 @@ from .network import host_keys
 from .saved import Origin, read_network
 
 if TYPE_CHECKING:
-    from ..unidiffuser.captions import Caption, CaptionDecoder
+    from ..unidiffuser.encoders.captions import Caption, CaptionDecoder
 
 DRAFT_TOKENS = 12
 PALETTE = "palette."  # begins the names of an autoencoder's palette
@@ -235,7 +235,7 @@ class HostCaptionDecoder:
     @cached_property
     def decoder(self) -> CaptionDecoder:
         # NOTE: made when first used, and imported here: transformers' GPT-2 takes seconds that painting needs not wait for.
-        from ..unidiffuser.captions import CaptionDecoder
+        from ..unidiffuser.encoders.captions import CaptionDecoder
 
         return CaptionDecoder.from_checkpoint(self.checkpoint)
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..unidiffuser.model_config import ModelConfig
+from ..unidiffuser.checkpoints.config import ModelConfig
 
 KEY, PREFIX = "unidiffuser_origin", "model.diffusion_model."
 

@@ -20,8 +20,8 @@ from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
-from ..unidiffuser.files import replacing
-from ..unidiffuser.images import fit, open_image, to_images
+from ..unidiffuser.media.files import replacing
+from ..unidiffuser.media.images import fit, open_image, to_images
 from ..unidiffuser.streams import Streams
 from .caption_lora import on_captions, on_model
 from .controls import seed_input
@@ -129,7 +129,7 @@ def train(
     Raises:
         ValueError: captions that do not match the pictures, a name that is none, a setting out of range.
     """
-    from ..unidiffuser.captions import CaptionDecoder  # NOTE: these take seconds that other nodes need not wait for
+    from ..unidiffuser.encoders.captions import CaptionDecoder  # NOTE: these take seconds that other nodes need not wait for
     from ..unidiffuser.training import lessons, teach
     from ..unidiffuser.training.curve import draw_curve
     from ..unidiffuser.training.loop import train as run

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from unidiffuser.evaluation.judge import Judge
+from unidiffuser.emoji.judge import Judge
 from unidiffuser.evaluation.metrics import nearest
 from unidiffuser.evaluation.sources import Pair
-from unidiffuser.images import to_tensor
+from unidiffuser.media.images import to_tensor
 
 STYLES = ("noto", "twemoji", "flat", "fluent")
 CONCEPTS = 12

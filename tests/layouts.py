@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unidiffuser.encoders import autoencoder_kl, clip_image_model, clip_text_model
-from unidiffuser.model_config import V1, CaptionConfig, ModelConfig, VAEConfig
+from unidiffuser.checkpoints.config import V1, CaptionConfig, ModelConfig, VAEConfig
+from unidiffuser.encoders.clip import autoencoder_kl, clip_image_model, clip_text_model
 from unidiffuser.uvit import UViT, UViTConfig
 
 # As wide as one published head, so that the number of heads follows from the width; 77 tokens, as shapes cannot tell.
@@ -89,7 +89,7 @@ def ldm_autoencoder(seed: int = 0) -> dict[str, Tensor]:
 
 def caption_file(config: CaptionConfig, seed: int = 0) -> dict[str, Tensor]:
     """As DataParallel and transformers 4.23 saved the caption decoder: masks, tied output, a CLIP that rode along."""
-    from unidiffuser.captions import CaptionDecoder
+    from unidiffuser.encoders.captions import CaptionDecoder
 
     decoder = randomise(CaptionDecoder(config), seed)
     state = dict(decoder.state_dict())
@@ -185,7 +185,7 @@ def write_diffusers(folder: Path, config: ModelConfig = CONFIG, **save: Any) -> 
     from transformers import CLIPTokenizer, GPT2Tokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from unidiffuser.tokenizers import STOP, clip_spec, gpt2_spec
+    from unidiffuser.checkpoints.tokenizers import STOP, clip_spec, gpt2_spec
 
     caption, gpt2 = config.caption, config.caption.gpt2
     decoder = UniDiffuserTextDecoder(

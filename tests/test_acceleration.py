@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unidiffuser
-from unidiffuser.acceleration import PRESETS, Compiled, DeepCache
-from unidiffuser.checkpoints import Checkpoint
+from unidiffuser.checkpoints.checkpoint import Checkpoint
+from unidiffuser.checkpoints.config import ModelConfig
 from unidiffuser.guidance import Memory
-from unidiffuser.model_config import ModelConfig
 from unidiffuser.options import Plan
 from unidiffuser.path import NoisePath
+from unidiffuser.runtime.acceleration import PRESETS, Compiled, DeepCache
 from unidiffuser.samplers import Streams, sample
 from unidiffuser.uvit import UViT, UViTConfig
 

@@ -67,7 +67,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, kind: str) -> None:
 
 
 def test_wrong_shapes_are_named(tmp_path: Path, model: UniDiffuser) -> None:
-    from unidiffuser.checkpoints import save_checkpoint
+    from unidiffuser.checkpoints.checkpoint import save_checkpoint
 
     weights = dict(model.checkpoint.state_dict("uvit"))
     weights["decoder_pred.bias"] = torch.zeros(3)
@@ -187,7 +187,7 @@ def test_nan_is_named_with_its_step(tiny_checkpoint: Path) -> None:
 
 
 def test_a_checkpoint_without_a_part_says_what_to_get(tmp_path: Path, model: UniDiffuser) -> None:
-    from unidiffuser.checkpoints import save_checkpoint
+    from unidiffuser.checkpoints.checkpoint import save_checkpoint
 
     save_checkpoint(tmp_path / "net.safetensors", model.config, {"uvit": model.checkpoint.state_dict("uvit")})
     with pytest.raises(FileNotFoundError, match=r"CLIP text encoder.*clip-vit-large-patch14"):

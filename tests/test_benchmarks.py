@@ -14,9 +14,9 @@ import unidiffuser
 from benchmarks import captions, claims, one_fits_all, report
 from benchmarks.clock import in_turns, network_flops
 from benchmarks.quality import compare, counted, table
-from unidiffuser.evaluation.judge import Judge, load_judge
+from unidiffuser.checkpoints.config import V1
+from unidiffuser.emoji.judge import Judge, load_judge
 from unidiffuser.evaluation.sources import read_folder
-from unidiffuser.model_config import V1
 
 ROOT = Path(unidiffuser.__file__).parents[1]
 EXAMPLE = ROOT / "unidiffuser/assets/example.png"
@@ -80,7 +80,7 @@ def test_tables_go_between_the_markers(tmp_path: Path) -> None:
 
 
 def test_the_captions_compared_are_of_equal_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    from unidiffuser.model_config import CaptionConfig
+    from unidiffuser.checkpoints.config import CaptionConfig
 
     small = {"vocab_size": 90, "n_positions": 160, "n_embd": 48, "n_layer": 2, "n_head": 4}
 

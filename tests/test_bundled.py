@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import unidiffuser
-from unidiffuser.evaluation.judge import load_judge
-from unidiffuser.images import to_tensor
+from unidiffuser.emoji.judge import load_judge
+from unidiffuser.emoji.prepare import CONCEPTS_FILE
+from unidiffuser.media.images import to_tensor
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, sample
-from unidiffuser.training.emoji import CONCEPTS_FILE
 
 FILE = Path(str(files("unidiffuser") / "assets" / "emoji.safetensors"))
 EXAMPLE = Path(str(files("unidiffuser") / "assets" / "example.png"))

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unidiffuser
-from unidiffuser.caption_search import _draw
-from unidiffuser.captions import CaptionDecoder
-from unidiffuser.checkpoints import load_checkpoint
-from unidiffuser.encoders import TextEncoder
+from unidiffuser.checkpoints.checkpoint import load_checkpoint
+from unidiffuser.encoders.beam_search import _draw
+from unidiffuser.encoders.captions import CaptionDecoder
+from unidiffuser.encoders.clip import TextEncoder
 
 STOP = 1
 BUNDLED = Path(unidiffuser.__file__).with_name("assets") / "emoji.safetensors"

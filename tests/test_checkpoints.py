@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from layouts import CONFIG, V0, metadata, write_diffusers, write_openai_clip, write_original
 from safetensors.torch import load_file, save_file
 
-from unidiffuser.checkpoints import ModelConfig, convert, load_checkpoint, save_checkpoint
-from unidiffuser.encoders import ImageTokenEncoder, TextEncoder
-from unidiffuser.layout_original import export_original
-from unidiffuser.model_config import V1
-from unidiffuser.modules import fit, skeleton
+from unidiffuser.checkpoints.checkpoint import ModelConfig, convert, load_checkpoint, save_checkpoint
+from unidiffuser.checkpoints.config import V1
+from unidiffuser.checkpoints.layout_original import export_original
+from unidiffuser.checkpoints.skeleton import fit, skeleton
+from unidiffuser.checkpoints.weights import windows
+from unidiffuser.encoders.clip import ImageTokenEncoder, TextEncoder
 from unidiffuser.uvit import UViT
-from unidiffuser.weights import windows
 
 ALL = ("uvit", "vae", "clip_text", "clip_image", "caption")
 
@@ -265,7 +265,7 @@ def test_interrupt_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unidiffuser.layout_own._cast", interrupt)
+    monkeypatch.setattr("unidiffuser.checkpoints.layout_own._cast", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path / "x.safetensors", CONFIG, {"uvit": {"a": torch.zeros(2)}})
     assert not list(tmp_path.iterdir())
@@ -445,7 +445,7 @@ def test_other_network_of_a_diffusers_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_bundled_model_is_found_by_name_or_named_as_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("unidiffuser.checkpoints.ASSETS", tmp_path)
+    monkeypatch.setattr("unidiffuser.checkpoints.checkpoint.ASSETS", tmp_path)
     with pytest.raises(FileNotFoundError, match="no bundled model 'emoji'"):
         load_checkpoint("emoji")
     save_checkpoint(tmp_path / "emoji.safetensors", CONFIG, {"uvit": {"a": torch.zeros(1)}})
@@ -458,8 +458,8 @@ _MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from unidiffuser.checkpoints import convert, load_checkpoint
-from unidiffuser.modules import skeleton
+from unidiffuser.checkpoints.checkpoint import convert, load_checkpoint
+from unidiffuser.checkpoints.skeleton import skeleton
 from unidiffuser.uvit import UViT
 
 def resident(which):

@@ -16,15 +16,15 @@ from pairs import EPS, SIDE, encoded, latent_folder, picture, tar_samples, write
 from PIL import Image
 from typer.testing import CliRunner
 
-from unidiffuser.checkpoints import load_checkpoint
-from unidiffuser.cli import app
+from unidiffuser.checkpoints.checkpoint import load_checkpoint
+from unidiffuser.cli.tasks import app
 from unidiffuser.data.columns import find_columns
 from unidiffuser.data.download import img2dataset_command
 from unidiffuser.data.encode import Encoders, Encoding, encode
 from unidiffuser.data.filter import PRESETS, Rules, filter_tables
 from unidiffuser.data.shards import LatentShards, read_notes
 from unidiffuser.data.sources import DamagedShard, find_parts
-from unidiffuser.training.parallel import World
+from unidiffuser.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -296,7 +296,7 @@ def test_latents_are_the_models_own(tmp_path, encoders):
     (tmp_path / "in/a.txt").write_text(caption)
     encode(find_parts(tmp_path / "in"), tmp_path / "out", encoders, SMALL, ALONE)
     row = LatentShards(tmp_path / "out").read(torch.tensor([0]))[0]
-    from unidiffuser.images import to_tensor
+    from unidiffuser.media.images import to_tensor
 
     generator = torch.Generator().manual_seed(0)
     drawn = encoders.autoencoder.encode(to_tensor([image]), generator)[0]

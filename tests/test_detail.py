@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unidiffuser.detail import noise_of_output
-from unidiffuser.model_config import ModelConfig
+from unidiffuser.checkpoints.config import ModelConfig
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import sample
 from unidiffuser.schedule import add_noise, alpha_sigma
+from unidiffuser.small.detail import noise_of_output
 from unidiffuser.streams import Streams, item_generators
 from unidiffuser.training.growth import transplanted
 from unidiffuser.training.objective import diffusion_loss

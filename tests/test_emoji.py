@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from unidiffuser.training.emoji import (
+from unidiffuser.emoji.prepare import (
     COPY_DISTANCE,
     MORE_PACKAGES,
     PACKAGES,

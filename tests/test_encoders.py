@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import tiny_config, tokenizer_specs
 
-from unidiffuser.checkpoints import load_checkpoint, save_checkpoint
-from unidiffuser.encoders import Autoencoder, ImageTokenEncoder, TextEncoder, clip_image_model, clip_text_model
-from unidiffuser.modules import fit
-from unidiffuser.stem import ConvStem
-from unidiffuser.tokenizers import STOP, BytePairTokenizer, clip_spec, gpt2_spec, read_spec
+from unidiffuser.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from unidiffuser.checkpoints.skeleton import fit
+from unidiffuser.checkpoints.tokenizers import STOP, BytePairTokenizer, clip_spec, gpt2_spec, read_spec
+from unidiffuser.encoders.clip import Autoencoder, ImageTokenEncoder, TextEncoder, clip_image_model, clip_text_model
+from unidiffuser.small.stem import ConvStem
 
 CONFIG = tiny_config()
 

@@ -24,7 +24,7 @@ from unidiffuser.evaluation.report import html_report, markdown, markdown_report
 from unidiffuser.evaluation.run import Evaluation, Subject
 from unidiffuser.evaluation.sources import Pair, in_split, read_source
 from unidiffuser.evaluation.tasks import SEEDS
-from unidiffuser.images import to_tensor
+from unidiffuser.media.images import to_tensor
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from evaluation_pictures import SIDE, STYLES, labelled_folder
 
+from unidiffuser.emoji.judge import BUNDLED, Judge, load_judge
+from unidiffuser.emoji.judge_training import augment, train_judge
 from unidiffuser.evaluation.identity import file_digest
-from unidiffuser.evaluation.judge import BUNDLED, Judge, load_judge
-from unidiffuser.evaluation.judge_training import augment, train_judge
 from unidiffuser.evaluation.sources import Pair, in_split, read_source
 
 
@@ -94,7 +94,7 @@ def test_files_that_are_no_judge_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_bundled_judge_is_small_and_knows_the_bundled_concepts() -> None:
-    from unidiffuser.training.emoji import CONCEPTS_FILE
+    from unidiffuser.emoji.prepare import CONCEPTS_FILE
 
     judge: Judge = load_judge()
     labels = [line.split(maxsplit=1)[1] for line in CONCEPTS_FILE.read_text("utf-8").splitlines() if line[:1] not in "#"]

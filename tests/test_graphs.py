@@ -10,11 +10,11 @@ import torch
 from pairs import TINY, latent_folder
 from torch import nn
 
+from unidiffuser.distributed import World
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.graphs import Graphed, recorded
 from unidiffuser.training.latent_stage import LatentStage
 from unidiffuser.training.loop import train
-from unidiffuser.training.parallel import World
 
 GPU = torch.device("cuda", 0)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

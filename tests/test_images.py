@@ -18,7 +18,7 @@ from pairs import EPS
 from PIL import EpsImagePlugin, Image, ImageFile
 
 import unidiffuser
-from unidiffuser.images import PICTURE_FORMATS, contact_sheet, fit, open_image, save_png, to_images, to_tensor
+from unidiffuser.media.images import PICTURE_FORMATS, contact_sheet, fit, open_image, save_png, to_images, to_tensor
 
 
 def gradient(width: int = 40, height: int = 30) -> Image.Image:

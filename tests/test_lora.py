@@ -13,8 +13,8 @@ from tiny import write_tiny_checkpoint
 from torch import Tensor, nn
 
 import unidiffuser
-from unidiffuser.cli_options import _lora
-from unidiffuser.lora import Change, put_on, read_lora, write_lora
+from unidiffuser.cli.app import _lora
+from unidiffuser.runtime.lora import Change, put_on, read_lora, write_lora
 
 QKV, SQUARE = "in_blocks.0.attn.qkv", "gpt.transformer.h.0.attn.c_proj"
 
@@ -147,7 +147,7 @@ def test_any_history_ends_where_the_last_state_says(history: list[tuple[int, flo
     module.layer = nn.Linear(3, 4, dtype=torch.float16)
 
     def lora(number: int):  # type: ignore[no-untyped-def]
-        from unidiffuser.lora import LoRA
+        from unidiffuser.runtime.lora import LoRA
 
         return LoRA(str(number), {"uvit": {"layer": change(4, 3, number)}})
 

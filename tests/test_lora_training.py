@@ -13,9 +13,9 @@ from tiny import HEAD, write_tiny_checkpoint
 from torch import Tensor
 
 import unidiffuser
-from unidiffuser.captions import CaptionDecoder
-from unidiffuser.checkpoints import load_checkpoint
-from unidiffuser.lora import layers_of, read_lora
+from unidiffuser.checkpoints.checkpoint import load_checkpoint
+from unidiffuser.encoders.captions import CaptionDecoder
+from unidiffuser.runtime.lora import layers_of, read_lora
 from unidiffuser.streams import Streams
 from unidiffuser.training import lessons, teach
 from unidiffuser.training.curve import draw_curve

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_config, write_tiny_checkpoint
 
-from unidiffuser.checkpoints import ModelConfig, convert, load_checkpoint
-from unidiffuser.encoders import Autoencoder
-from unidiffuser.palette import Palette
-from unidiffuser.training.decoder import strange_colours
+from unidiffuser.checkpoints.checkpoint import ModelConfig, convert, load_checkpoint
+from unidiffuser.emoji.decoder import strange_colours
+from unidiffuser.encoders.clip import Autoencoder
+from unidiffuser.small.palette import Palette
 
 MANNERS = ["flat", "soft", "lined"]
 PALETTE = {"manners": MANNERS, "colours": 5}

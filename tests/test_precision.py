@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unidiffuser
-from unidiffuser import precision
-from unidiffuser.precision import automatic_dtype, in_fixed_batches, multiplies_bf16
-from unidiffuser.training import parallel
+from unidiffuser import distributed as parallel
+from unidiffuser.runtime import precision
+from unidiffuser.runtime.precision import automatic_dtype, in_fixed_batches, multiplies_bf16
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.uvit import UViT, UViTConfig
 

@@ -368,7 +368,7 @@ def test_two_workers_encode_what_one_encodes(tmp_path):
     finish(torchrun(2, "-m", "unidiffuser", *command, str(tmp_path / "two"), *options))
     from typer.testing import CliRunner
 
-    from unidiffuser.cli import app
+    from unidiffuser.cli.tasks import app
 
     assert CliRunner().invoke(app, [*command, str(tmp_path / "one"), *options]).exit_code == 0
     same_tree(tmp_path / "one", tmp_path / "two")
@@ -388,7 +388,7 @@ def same_tree(a: Path, b: Path) -> None:
 def run(*arguments: str) -> Any:
     from typer.testing import CliRunner
 
-    from unidiffuser.cli import app
+    from unidiffuser.cli.tasks import app
 
     return CliRunner().invoke(app, [*arguments, "-q", "--device", "cpu"])
 

@@ -22,20 +22,20 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from torch import nn
 
-from unidiffuser.checkpoints import load_checkpoint
-from unidiffuser.palette import Palette
+from unidiffuser.checkpoints.checkpoint import load_checkpoint
+from unidiffuser.emoji.autoencoder import SCALE, PatchedAutoencoder, principal_colours, psnr, reduced
+from unidiffuser.emoji.network import Kin, RoutedUViT
+from unidiffuser.emoji.restyle import Restyle, exchanged
+from unidiffuser.emoji.towers import image_tokens, load_clip
 from unidiffuser.schedule import add_noise, alphas_cumprod, half_logsnr
+from unidiffuser.small.palette import Palette
 from unidiffuser.streams import Streams
 from unidiffuser.training.augment import augmented, shifted
-from unidiffuser.training.autoencoder import SCALE, PatchedAutoencoder, principal_colours, psnr, reduced
 from unidiffuser.training.data import ImageFolder
-from unidiffuser.training.encoders import image_tokens, load_clip
 from unidiffuser.training.loop import Stage, TrainConfig, step_indices, train
 from unidiffuser.training.objective import diffusion_loss, draw_labels, noise_of_another
-from unidiffuser.training.restyle import Restyle, exchanged
 from unidiffuser.training.saving import checkpoints
 from unidiffuser.training.stages import assemble, make_stage
-from unidiffuser.training.uvit import Kin, RoutedUViT
 from unidiffuser.uvit import UViT, UViTConfig
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (240, 200, 30)}
@@ -161,7 +161,7 @@ def checks_what_learns(stage: Stage) -> None:
         latents.std.zero_()  # so that a latent tells its picture
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "unidiffuser.training.uvit.diffusion_loss",
+            "unidiffuser.emoji.network.diffusion_loss",
             lambda net, clean, generator, labels, noise, **_: seen.append((clean, labels)),
         )
         stage.loss(None, {"index": torch.arange(200) % stage.size}, torch.Generator().manual_seed(0))
@@ -187,7 +187,7 @@ def seen_by_the_loss(stage: Stage, count: int) -> tuple[Streams, dict[str, torch
         latents.std.zero_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "unidiffuser.training.uvit.diffusion_loss",
+            "unidiffuser.emoji.network.diffusion_loss",
             lambda net, clean, generator, labels, noise, **_: seen.append((clean, labels)),
         )
         stage.loss(None, {"index": torch.arange(count) % stage.size}, torch.Generator().manual_seed(0))
@@ -216,7 +216,7 @@ def checks_what_is_painted_again(stage: Stage) -> None:
     stage.drawing.std.zero_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "unidiffuser.training.uvit.diffusion_loss",
+            "unidiffuser.emoji.network.diffusion_loss",
             lambda net, clean, generator, labels, noise, **_: seen.append((clean, labels, noise)),
         )
         stage.loss(None, {"index": torch.arange(40000) % stage.size}, torch.Generator().manual_seed(0))

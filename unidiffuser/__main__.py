@@ -1,5 +1,5 @@
 """`python -m unidiffuser` is the command line."""
 
-from .cli import main
+from .cli.tasks import main
 
 main()

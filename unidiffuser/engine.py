@@ -18,21 +18,21 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .acceleration import COMPILE_MODES, Compiled, DeepCache
-from .checkpoints import Checkpoint
-from .images import ImageSource, fit, open_image, to_images, to_tensor
-from .lora import LoRA, layers_of, put_on, read_lora
-from .modules import skeleton
+from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.skeleton import skeleton
+from .media.images import ImageSource, fit, open_image, to_images, to_tensor
 from .options import Plan, Progress
 from .path import NoisePath
-from .precision import ROWS, automatic_dtype, automatic_side_dtype, depends_on_batch
+from .runtime.acceleration import COMPILE_MODES, Compiled, DeepCache
+from .runtime.lora import LoRA, layers_of, put_on, read_lora
+from .runtime.precision import ROWS, automatic_dtype, automatic_side_dtype, depends_on_batch
 from .samplers import sample
 from .streams import Streams, draw_noise
 from .uvit import UViT
 
 if TYPE_CHECKING:
-    from .captions import CaptionDecoder
-    from .encoders import Autoencoder, ImageTokenEncoder, TextEncoder
+    from .encoders.captions import CaptionDecoder
+    from .encoders.clip import Autoencoder, ImageTokenEncoder, TextEncoder
 
 Generators = list[torch.Generator]
 """One for each item."""
@@ -89,28 +89,28 @@ class Engine:
     @cached_property
     def text_encoder(self) -> TextEncoder:
         """Prompts -> text latents; holds CLIP's text tower and one Linear of the caption decoder, not its GPT-2."""
-        from .encoders import TextEncoder
+        from .encoders.clip import TextEncoder
 
         return TextEncoder.from_checkpoint(self.checkpoint, self._resting, self.side_dtype)
 
     @cached_property
     def image_token_encoder(self) -> ImageTokenEncoder:
         """Pictures -> CLIP image tokens."""
-        from .encoders import ImageTokenEncoder
+        from .encoders.clip import ImageTokenEncoder
 
         return ImageTokenEncoder.from_checkpoint(self.checkpoint, self._resting, self.side_dtype)
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
         """Pictures <-> image latents."""
-        from .encoders import Autoencoder
+        from .encoders.clip import Autoencoder
 
         return Autoencoder.from_checkpoint(self.checkpoint, self._resting, self.dtype, self.tiling)
 
     @cached_property
     def captioner(self) -> CaptionDecoder:
         """Text latents -> captions, with scores and several candidates by its own `decode`."""
-        from .captions import CaptionDecoder
+        from .encoders.captions import CaptionDecoder
 
         decoder = CaptionDecoder.from_checkpoint(self.checkpoint, self._resting, self.side_dtype)
         return self._with_loras(decoder, "caption", self._loras.values())

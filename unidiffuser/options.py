@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from .acceleration import EXACT, PRESETS
+from .checkpoints.config import ModelConfig
 from .guidance import Guidance
-from .model_config import ModelConfig
 from .path import SPACINGS
+from .runtime.acceleration import EXACT, PRESETS
 from .samplers import METHODS
 from .streams import Streams
 

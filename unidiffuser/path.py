@@ -190,7 +190,7 @@ class NoisePath:
 
     def picture(self, size: int = 256) -> Image:
         """The path in its square, RGB, `size` x `size` pixels: image noise to the right, text noise upwards."""
-        from .path_picture import draw
+        from .media.path_picture import draw
 
         return draw(self, size)
 

@@ -26,9 +26,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .checkpoints import load_checkpoint
+from .checkpoints.checkpoint import load_checkpoint
 from .engine import Engine, Generators
-from .images import ImageSource
+from .media.images import ImageSource
 from .options import Options, Plan, whole
 from .path import NoisePath
 from .schedule import NUM_LABELS

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .detail import FOLD, DetailHead, noise_of_output
+from .small.detail import FOLD, DetailHead, noise_of_output
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 Inner = Callable[[int, int, Callable[[], Tensor]], Tensor]

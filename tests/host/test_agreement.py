@@ -16,10 +16,10 @@ from prompts import Graph
 from safetensors.torch import load_file, save_file
 from tiny import HEAD, WIDTH, write_tiny_checkpoint
 
-from unidiffuser.captions import CaptionDecoder
-from unidiffuser.checkpoints import load_checkpoint
-from unidiffuser.encoders import Autoencoder, ImageTokenEncoder, TextEncoder
-from unidiffuser.images import to_tensor
+from unidiffuser.checkpoints.checkpoint import load_checkpoint
+from unidiffuser.encoders.captions import CaptionDecoder
+from unidiffuser.encoders.clip import Autoencoder, ImageTokenEncoder, TextEncoder
+from unidiffuser.media.images import to_tensor
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, item_generators, sample
 from unidiffuser.uvit import UViT

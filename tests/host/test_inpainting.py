@@ -11,8 +11,8 @@ from host_server import HostServer
 from prompts import Graph, Link
 from safetensors.torch import load_file
 
-from unidiffuser.checkpoints import load_checkpoint
-from unidiffuser.encoders import TextEncoder
+from unidiffuser.checkpoints.checkpoint import load_checkpoint
+from unidiffuser.encoders.clip import TextEncoder
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, add_noise, item_generators, sample
 from unidiffuser.streams import draw_noise

@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints import Checkpoint
-from ..encoders import Autoencoder, ImageTokenEncoder, TextEncoder
-from ..files import write_text
-from ..images import fit, open_image, to_tensor
-from ..training.parallel import World
+from ..checkpoints.checkpoint import Checkpoint
+from ..distributed import World
+from ..encoders.clip import Autoencoder, ImageTokenEncoder, TextEncoder
+from ..media.files import write_text
+from ..media.images import fit, open_image, to_tensor
 from .shards import MANIFEST, read_notes, write_shard
 from .sources import DamagedShard, Pair, Part
 

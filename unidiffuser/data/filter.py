@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import replacing, write_text
+from ..media.files import replacing, write_text
 from .columns import NEEDED, find_columns
 
 if TYPE_CHECKING:

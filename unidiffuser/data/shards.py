@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import replacing
+from ..media.files import replacing
 
 MANIFEST = "manifest.json"
 WINDOW = 16  # shards that are mixed with each other; more mix better and keep more files open

@@ -1,6 +1,6 @@
 """The yardstick: measures with an extractor of the user's choice, a judge that saw real pictures only, and a resumable run.
 
-``unidiffuser evaluate CONFIG`` measures a model; ``python -m unidiffuser.evaluation.judge --data FOLDER --out FILE``
+``unidiffuser evaluate CONFIG`` measures a model; ``python -m unidiffuser.emoji.judge --data FOLDER --out FILE``
 trains the judge again. Nothing is imported here, so that reading the metrics costs no model code.
 
     sources, sampling, eyes, tasks, parts    what is asked, who looks at the answers, what is kept of them on disk

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from unidiffuser.encoders import ImageTokenEncoder
+from unidiffuser.encoders.clip import ImageTokenEncoder
 from unidiffuser.evaluation.identity import file_digest
 
 Embeddings = NDArray[np.float32]

@@ -9,10 +9,10 @@ from typing import Any
 from numpy.typing import NDArray
 from PIL import Image
 
+from unidiffuser.emoji.judge import Judge
 from unidiffuser.evaluation.clip_score import Clip
 from unidiffuser.evaluation.features import Extractor
-from unidiffuser.evaluation.judge import Judge
-from unidiffuser.images import fit
+from unidiffuser.media.images import fit
 
 
 @dataclass(frozen=True)

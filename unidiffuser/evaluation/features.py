@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from unidiffuser.encoders import ImageTokenEncoder
+from unidiffuser.encoders.clip import ImageTokenEncoder
 from unidiffuser.evaluation.identity import file_digest
 from unidiffuser.evaluation.inception import Inception
-from unidiffuser.images import to_tensor
+from unidiffuser.media.images import to_tensor
 
 Features = NDArray[np.float32]
 

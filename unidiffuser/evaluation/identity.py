@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from unidiffuser.checkpoints import Checkpoint
+    from unidiffuser.checkpoints.checkpoint import Checkpoint
     from unidiffuser.evaluation.sources import Pair
 
 

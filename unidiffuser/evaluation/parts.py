@@ -24,8 +24,8 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from unidiffuser.evaluation.identity import settings_digest
-from unidiffuser.files import replacing, write_text
-from unidiffuser.images import open_image
+from unidiffuser.media.files import replacing, write_text
+from unidiffuser.media.images import open_image
 
 SHOWN = 64  # pictures of a cell that are kept for the report: the first of a fixed order, so nobody chooses them
 

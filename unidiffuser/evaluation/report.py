@@ -13,7 +13,7 @@ from PIL import Image
 from unidiffuser.evaluation.needs import needed
 from unidiffuser.evaluation.parts import Answers
 from unidiffuser.evaluation.sources import Pair
-from unidiffuser.images import contact_sheet, open_image
+from unidiffuser.media.images import contact_sheet, open_image
 
 Rows = Sequence[Mapping[str, Any]]
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#222}

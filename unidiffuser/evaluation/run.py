@@ -20,7 +20,7 @@ from unidiffuser.evaluation.retrieval import recall
 from unidiffuser.evaluation.sampling import Sampler
 from unidiffuser.evaluation.scores import score, style_confusion
 from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_source
-from unidiffuser.files import write_text
+from unidiffuser.media.files import write_text
 
 log = logging.getLogger(__name__)
 

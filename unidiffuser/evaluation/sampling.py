@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from unidiffuser.engine import Engine, Generators
-from unidiffuser.images import fit, to_tensor
+from unidiffuser.media.images import fit, to_tensor
 from unidiffuser.options import Plan
 from unidiffuser.path import NoisePath
 from unidiffuser.streams import Streams, item_generators

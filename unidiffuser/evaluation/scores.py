@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unidiffuser.evaluation.judge import Judge
+from unidiffuser.emoji.judge import Judge
 from unidiffuser.evaluation.metrics import nearest, nearest_by_caption, parse_caption, share, shuffled, thumbnails
 from unidiffuser.evaluation.sources import Pair
-from unidiffuser.images import to_tensor
+from unidiffuser.media.images import to_tensor
 
 Answer = Mapping[str, Any]
 Row = dict[str, Any]

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from unidiffuser.images import open_image
+from unidiffuser.media.images import open_image
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unidiffuser.emoji.judge import BUNDLED, load_judge
 from unidiffuser.engine import Engine
 from unidiffuser.evaluation.clip_score import Clip
 from unidiffuser.evaluation.config import EvaluationConfig
 from unidiffuser.evaluation.eyes import Eyes
 from unidiffuser.evaluation.features import ClipFeatures, Extractor, InceptionFeatures
 from unidiffuser.evaluation.identity import settings_digest, weights_digest
-from unidiffuser.evaluation.judge import BUNDLED, load_judge
 from unidiffuser.evaluation.retrieval import network_scores
 from unidiffuser.evaluation.run import Subject
 from unidiffuser.evaluation.sampling import ModelSampler

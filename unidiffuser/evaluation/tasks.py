@@ -9,7 +9,7 @@ from unidiffuser.evaluation.metrics import psnr
 from unidiffuser.evaluation.parts import Answers
 from unidiffuser.evaluation.sampling import Sampler
 from unidiffuser.evaluation.sources import Pair
-from unidiffuser.images import fit
+from unidiffuser.media.images import fit
 
 Make = Callable[[range], Answers]
 SEEDS = 1_000_000_000  # seeds of one run: item k of run s has seed s * SEEDS + k

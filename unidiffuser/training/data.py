@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..images import fit, open_image
+from ..media.images import fit, open_image
 
 
 class ImageFolder:

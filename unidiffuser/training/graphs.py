@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed import World
 from .config import TrainConfig
-from .parallel import World
 
 MOST = 4  # sizes of batches that are kept as graphs; a run has one, or two where passes differ by an example
 

@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints import Checkpoint, load_checkpoint
+from ..checkpoints.checkpoint import Checkpoint, load_checkpoint
 from ..data.shards import WINDOW, LatentShards
-from ..encoders import Autoencoder, TextEncoder
+from ..emoji.network import attention_for, export_model, prompt_grid, work_of
+from ..encoders.clip import Autoencoder, TextEncoder
 from ..streams import Streams
 from ..uvit import Block, UViT, UViTConfig
 from .config import TrainConfig
 from .growth import grown
 from .objective import PAPER, diffusion_loss, draw_labels
 from .stage import Stage, Work, seeded_init
-from .uvit import attention_for, export_model, prompt_grid, work_of
 
 
 class LatentStage(Stage):

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import fit, open_image, to_images, to_tensor
+from ..media.images import fit, open_image, to_images, to_tensor
 from ..path import NoisePath
 from ..samplers import sample
 from ..streams import Streams, item_generators
@@ -24,7 +24,7 @@ from .augment import augmented
 from .data import ImageFolder
 
 if TYPE_CHECKING:
-    from ..captions import CaptionDecoder
+    from ..encoders.captions import CaptionDecoder
     from ..engine import Engine
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

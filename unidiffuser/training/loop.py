@@ -21,12 +21,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..files import replacing, write_text
+from ..distributed import World, autocast, distribute, is_sharded, joined, synchronised, unwrapped, whole
+from ..media.files import replacing, write_text
 from .average import Average
 from .config import TrainConfig
 from .graphs import recorded
 from .optimizers import make_optimizers
-from .parallel import World, autocast, distribute, is_sharded, joined, synchronised, unwrapped, whole
 from .record import Board, LossLog, Speed, peak_of
 from .saving import last_good, load_average, resume, save, whole_weights
 from .stage import Stage, Work, seeded_init, step_indices

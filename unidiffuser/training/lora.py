@@ -20,17 +20,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..captions import CaptionDecoder
-from ..images import contact_sheet, to_images
-from ..lora import Change, write_lora
+from ..distributed import is_sharded
+from ..encoders.captions import CaptionDecoder
+from ..media.images import contact_sheet, to_images
 from ..path import NoisePath
+from ..runtime.lora import Change, write_lora
 from ..samplers import sample
 from ..schedule import add_noise
 from ..streams import MODALITY_OF, Streams, item_generators
 from ..uvit import Block, UViT
 from .lessons import NO_TOKEN, Lessons, caption_tokens, padded
 from .objective import draw_labels, row_errors
-from .parallel import is_sharded
 from .stage import Stage, seeded_init
 
 DECODER_LAYERS = r".*\.(c_attn|c_proj|c_fc)"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..files import replacing, write_text
+from ..media.files import replacing, write_text
 from .curve import draw_curve
 from .stage import Work
 

@@ -40,8 +40,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.optim import Optimizer
 
+from ..distributed import World
 from .average import Average
-from .parallel import World
 
 log = logging.getLogger(__name__)
 

@@ -46,8 +46,8 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
         out: the ``.safetensors`` file, which the ``uvit`` stage takes as its checkpoint.
         dtype: of the weights in the file; the network is then trained on the latents of exactly these encoders.
     """
-    from ..checkpoints import save_checkpoint
-    from ..model_config import CaptionConfig, ModelConfig, VAEConfig
+    from ..checkpoints.checkpoint import save_checkpoint
+    from ..checkpoints.config import CaptionConfig, ModelConfig, VAEConfig
     from ..uvit import UViTConfig
 
     def weights(name: str, drop: tuple[str, ...] = ("position_ids", "gpt.lm_head.weight")) -> dict[str, Tensor]:

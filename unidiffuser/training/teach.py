@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..captions import CaptionDecoder
-from ..modules import fit, skeleton
+from ..checkpoints.skeleton import fit, skeleton
+from ..emoji.network import SHORT, short_attention
+from ..encoders.captions import CaptionDecoder
 from ..pipeline import load
 from ..streams import Streams
 from ..uvit import UViT, UViTConfig, default_attention
 from .config import TrainConfig
 from .lessons import Lessons, encode, own_pairs, read_pictures, said_of, spread, variations
 from .lora import Adapted, LoraStage
-from .uvit import SHORT, short_attention
 
 FILE = "lora.safetensors"
 

@@ -1,0 +1,233 @@
+"""Checkpoints: three layouts in, one safetensors file out.
+
+`load_checkpoint` reads this project's single file, the original uvit_v0/v1.pth with its neighbours, or a diffusers folder.
+Each has a file of its own (layout_*.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .config import CaptionConfig, ModelConfig, VAEConfig
+from .keys import PARTS, Recipes, apply
+from .layout_diffusers import read_diffusers
+from .layout_original import read_original
+from .layout_own import FORMAT, TOKENIZERS, read_own, target_dtype, write_own
+from .parts import Contents, InMemory, Part, make_part
+from .skeleton import fit
+from .tokenizers import BytePairTokenizer, Spec, clip_spec, gpt2_spec
+from .weights import WeightFiles
+
+__all__ = ["CaptionConfig", "Checkpoint", "ModelConfig", "VAEConfig", "convert", "load_checkpoint", "save_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+ASSETS = Path(__file__).with_name("assets")
+BUNDLED = ("emoji",)
+_PUBLISHED = "from huggingface.co/thu-ml/unidiffuser-v1 (published under AGPL-3.0, whose terms then apply)"
+_WHAT_TO_GET = {
+    "uvit": f"uvit_v1.pth {_PUBLISHED}",
+    "vae": f"autoencoder_kl.pth {_PUBLISHED}",
+    "caption": f"caption_decoder.pth {_PUBLISHED}",
+    "clip_text": "a folder with config.json and model.safetensors of huggingface.co/openai/clip-vit-large-patch14",
+    "clip_image": "a folder with config.json and model.safetensors of huggingface.co/openai/clip-vit-base-patch32",
+}
+_TITLES = {
+    "uvit": "diffusion network",
+    "vae": "autoencoder",
+    "caption": "caption decoder",
+    "clip_text": "CLIP text encoder",
+    "clip_image": "CLIP image encoder",
+}
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Checkpoint:
+    """A checkpoint on disk. Weights are mapped when asked for; nothing is held until then.
+
+    Attributes:
+        path: the file or folder.
+        config: sizes of all parts; those of an absent part are v1's.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        parts: dict[str, Part],
+        tokenizers: dict[str, Spec] | None = None,
+        notes: tuple[str, ...] = (),
+    ):
+        self.path, self.config = path, config
+        self._parts, self._tokenizers, self._notes = parts, tokenizers or {}, notes
+
+    def parts(self) -> tuple[str, ...]:
+        """Which of "uvit", "vae", "clip_text", "clip_image", "caption" are there."""
+        return tuple(name for name in PARTS if name in self._parts)
+
+    def state_dict(
+        self,
+        part: str,
+        prefix: str = "",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:
+        """Tensors of a part under canonical names, or those that begin with `prefix`, without it.
+
+        As stored, they are memory-mapped: they cost memory when touched, and writing to one does not change the file.
+        With another `device` or `dtype` (of the floating-point ones) they are copies, made one by one.
+
+        Raises:
+            FileNotFoundError: the checkpoint lacks the part; says what to download.
+        """
+        found = self._part(part)
+        names = [name for name in found.shapes if name.startswith(prefix)]
+        same_dtype = dtype is None or all(target_dtype(found.shapes[name], dtype) == found.shapes[name].dtype for name in names)
+        if same_dtype and torch.device(device or "cpu").type == "cpu":
+            tensors = found.tensors()
+            return {name.removeprefix(prefix): tensors[name] for name in names}
+        return {
+            name.removeprefix(prefix): tensor.to(device=device, dtype=target_dtype(tensor, dtype), copy=True)
+            for name, tensor in found.stream(names)
+        }
+
+    def load_into(
+        self,
+        module: Module,
+        part: str,
+        prefix: str = "",
+        rename: Callable[[Iterable[str]], Recipes] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Module:
+        """Make a part the weights of a module (best made under `modules.skeleton()`), and set it to evaluation mode.
+
+        `rename` turns canonical names into the module's. Peak resident memory is about what the module then occupies.
+
+        Raises:
+            FileNotFoundError: the part is not there.
+            ValueError: it does not fit; names the file and the first missing, unexpected and misshapen tensors.
+        """
+        tensors = self.state_dict(part, prefix, device, dtype)
+        if rename is not None:
+            tensors = apply(rename(tensors), tensors)
+        where = f"the {_TITLES[part]} in {self._part(part).source.name}"
+        fit(module, tensors, where, f"If the file is not the one you meant: get {_WHAT_TO_GET[part]}.")
+        module.to(device=device)  # what is in no checkpoint, such as tables of positions
+        return module.eval()
+
+    def clip_tokenizer(self) -> BytePairTokenizer:
+        """The text encoder's tokenizer; the published CLIP's if the checkpoint brings none."""
+        return BytePairTokenizer.from_spec(self._tokenizers.get("clip_tokenizer") or clip_spec())
+
+    def gpt2_tokenizer(self) -> BytePairTokenizer:
+        """The caption decoder's tokenizer; GPT-2's with the stop token if the checkpoint brings none."""
+        return BytePairTokenizer.from_spec(self._tokenizers.get("gpt2_tokenizer") or gpt2_spec())
+
+    def tokenizer_specs(self) -> dict[str, Spec]:
+        """Both tokenizers in the form that `save_checkpoint` takes."""
+        return {"clip_tokenizer": self.clip_tokenizer().spec, "gpt2_tokenizer": self.gpt2_tokenizer().spec}
+
+    def _part(self, name: str) -> Part:
+        if name not in PARTS:
+            raise ValueError(f"there is no part {name!r}; the parts are {', '.join(PARTS)}.")
+        if name not in self._parts:
+            notes = "".join(f" Passed over: {note}" for note in self._notes)
+            place = "beside it" if self.path.is_file() else "into it"
+            raise FileNotFoundError(
+                f"{self.path} has no {_TITLES[name]}, which this needs. Put {place}: {_WHAT_TO_GET[name]}.{notes}"
+            )
+        return self._parts[name]
+
+
+def load_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint: "emoji" (bundled), a file, or a folder. Only headers are read.
+
+    Parts may be absent; an error then arises where one is needed.
+
+    Raises:
+        FileNotFoundError: there is no such model, file or folder.
+        ValueError: it is damaged, unsafe or no checkpoint of a kind known here.
+    """
+    path = Path(path_or_name)
+    if str(path_or_name) in BUNDLED:
+        path = ASSETS / f"{path_or_name}.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: this installation has no bundled model {str(path_or_name)!r}.")
+    if path.is_dir():
+        contents = _read_folder(path)
+    elif path.is_file():
+        source = WeightFiles(path)
+        metadata = source.metadata()
+        contents = read_own(source, metadata) if metadata.get("format") == FORMAT else read_original(path)
+    else:
+        raise FileNotFoundError(
+            f"there is no model {str(path_or_name)!r}: neither a bundled one ({', '.join(BUNDLED)}) nor a file or folder. "
+            f"For the published 1 B model get uvit_v1.pth, autoencoder_kl.pth and caption_decoder.pth {_PUBLISHED}."
+        )
+    return Checkpoint(path, contents.config, contents.parts, contents.tokenizers, contents.notes)
+
+
+def _read_folder(path: Path) -> Contents:
+    if (path / "model_index.json").is_file() or (path / "unet").is_dir():
+        return read_diffusers(path)
+    contents = read_original(path)
+    if not contents.parts:
+        raise FileNotFoundError(
+            f"{path} holds no model: it has neither model_index.json (a diffusers folder) nor uvit_v0.pth or uvit_v1.pth. "
+            f"Get {_WHAT_TO_GET['uvit']}, and autoencoder_kl.pth and caption_decoder.pth from the same place."
+        )
+    return contents
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    config: ModelConfig,
+    state_dicts: Mapping[str, Mapping[str, Tensor]],
+    tokenizers: Mapping[str, Spec] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write the single safetensors file, complete or not at all.
+
+    Args:
+        path: the file, which is replaced if it exists.
+        config: sizes of the parts.
+        state_dicts: for each part its tensors, under canonical names, diffusers' or transformers'.
+        tokenizers: "clip_tokenizer" and "gpt2_tokenizer", each {"vocab", "merges"}; absent means the published ones.
+        dtype: float32, float16 or bfloat16 for all floating-point tensors; None keeps each as it is, bit by bit.
+
+    Raises:
+        ValueError: an unknown part or tokenizer, or a value that float16 cannot hold.
+        OSError: the file cannot be written.
+    """
+    unknown = [name for name in state_dicts if name not in PARTS] + [n for n in tokenizers or {} if n not in TOKENIZERS]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is neither a part ({', '.join(PARTS)}) nor a tokenizer ({', '.join(TOKENIZERS)}).")
+    parts = {name: make_part(name, InMemory(dict(tensors))) for name, tensors in state_dicts.items()}
+    write_own(Path(path), config, parts, dict(tokenizers or {}), dtype)
+
+
+def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+    """Convert a checkpoint of any layout into one self-contained safetensors file, tensor by tensor.
+
+    Args:
+        src: as for `load_checkpoint`; parts that are absent stay absent.
+        dst: the file to write, ending in .safetensors.
+        dtype: as for `save_checkpoint`.
+    """
+    dst = Path(dst)
+    if dst.suffix != ".safetensors":
+        raise ValueError(f"the result is one safetensors file, so {dst} should end in .safetensors.")
+    checkpoint = load_checkpoint(src)
+    absent = [_TITLES[name] for name in PARTS if name not in checkpoint.parts()]
+    if absent:
+        logger.warning("%s has no %s; neither will %s.", checkpoint.path, " and no ".join(absent), dst)
+    tokenizers = checkpoint.tokenizer_specs()
+    write_own(dst, checkpoint.config, checkpoint._parts, tokenizers, dtype)

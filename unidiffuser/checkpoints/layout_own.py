@@ -1,0 +1,74 @@
+"""This project's layout: one safetensors file with every part, the sizes and the tokenizers.
+
+Keys are `<part>.<canonical name>` (checkpoint_keys.py). In the metadata, all texts: "format" = "unidiffuser", "version" = "1",
+"config" = ModelConfig as JSON, "clip_tokenizer" and "gpt2_tokenizer" = {"vocab": {...}, "merges": [...]} as JSON (absent: the
+bundled ones of the published models).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .config import ModelConfig
+from .keys import PARTS, Recipe
+from .parts import Contents, Part
+from .tokenizers import Spec
+from .weights import WeightFiles, write_safetensors
+
+FORMAT = "unidiffuser"
+TOKENIZERS = ("clip_tokenizer", "gpt2_tokenizer")
+
+
+def read_own(files: WeightFiles, metadata: dict[str, str]) -> Contents:
+    """The single safetensors file that `save_checkpoint` writes."""
+    if metadata.get("version") != "1":
+        raise ValueError(f"{files.name} has format version {metadata.get('version')!r}; this release reads 1. Update it.")
+    try:
+        config = ModelConfig.from_dict(json.loads(metadata["config"]))
+        tokenizers = {name: json.loads(metadata[name]) for name in TOKENIZERS if name in metadata}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the metadata of {files.name} is damaged ({error}); convert it again.") from error
+    parts = {}
+    for name in PARTS:
+        prefix = name + "."
+        recipes = {key.removeprefix(prefix): Recipe((key,)) for key in files.shapes if key.startswith(prefix)}
+        if recipes:
+            parts[name] = Part(files, recipes)
+    return Contents(config, parts, tokenizers)
+
+
+def write_own(
+    path: Path, config: ModelConfig, parts: Mapping[str, Part], tokenizers: dict[str, Spec], dtype: torch.dtype | None
+) -> None:
+    if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype must be float32, float16 or bfloat16, not {dtype}.")
+    shapes = {
+        f"{part}.{name}": tensor.to(target_dtype(tensor, dtype))
+        for part, found in parts.items()
+        for name, tensor in found.shapes.items()
+    }
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for part, found in parts.items():
+            for name, tensor in found.stream(found.shapes):
+                yield f"{part}.{name}", _cast(tensor, dtype, f"{part}.{name}")
+
+    metadata = {"format": FORMAT, "version": "1", "config": json.dumps(config.to_dict())}
+    metadata |= {name: json.dumps(spec, ensure_ascii=False) for name, spec in tokenizers.items()}
+    write_safetensors(path, shapes, tensors, metadata)
+
+
+def target_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:
+    cast = tensor.to(target_dtype(tensor, dtype))
+    if cast.dtype != tensor.dtype and torch.isinf(cast).any() and not torch.isinf(tensor).any():
+        raise ValueError(f"{name} has values that {dtype} cannot hold; use bfloat16 or float32.")
+    return cast

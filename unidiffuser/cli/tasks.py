@@ -1,0 +1,285 @@
+"""The command line: `unidiffuser text-to-image "red apple, twemoji"` and its sisters, one command per task.
+
+Results go to files, captions also to stdout, bars and messages to stderr. Exit codes: 0 done, 2 bad input (one line says
+what to do), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import __version__
+from .app import Dtype, Settings, app, command, numbers, task, torch_dtype
+from .data import app as data_app
+from .evaluate import evaluate
+from .train import COMMANDS
+
+if TYPE_CHECKING:
+    from .bulk import Item, Work
+
+EXAMPLE = Path(__file__).with_name("assets") / "example.png"
+
+Prompt = Annotated[str, typer.Argument(help='What to show; "" is the empty caption.', show_default=False)]
+Picture = Annotated[Path, typer.Argument(help="A picture of any kind and size.", show_default=False)]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+
+
+@task("text-to-image", count=4)
+def text_to_image(
+    settings: Settings,
+    prompt: Prompt,
+    negative: Annotated[str | None, typer.Option(help="What to move away from; needs guidance above 1.")] = None,
+) -> None:
+    """Make pictures of a prompt."""
+    from ..media.results import Result
+
+    model = settings.load()
+    images = model.text_to_image(prompt, count=settings.count, negative=negative, **settings.options())
+    results = [Result(settings.seed + k, image, prompt=prompt) for k, image in enumerate(images)]
+    settings.save("text-to-image", results, model, negative=negative)
+
+
+@task("image-to-text")
+def image_to_text(
+    settings: Settings,
+    pictures: Annotated[list[Path], typer.Argument(help="One or more pictures.", show_default=False)],
+) -> None:
+    """Caption pictures."""
+    from ..media.results import Result
+
+    model = settings.load()
+    captions = model.image_to_text(pictures, count=settings.count, **settings.options())
+    sources = [(picture, k) for picture in pictures for k in range(settings.count)]
+    results = [
+        Result(settings.seed + k, caption=caption, picture=str(picture))
+        for (picture, k), caption in zip(sources, captions, strict=True)
+    ]
+    settings.save("image-to-text", results, model)
+
+
+@task("joint", count=4)
+def joint(
+    settings: Settings,
+    speeds: Annotated[
+        str | None,
+        typer.Option(help="How fast image and text lose their noise, as in 1,2 for text first; the model's own if not given."),
+    ] = None,
+) -> None:
+    """Make pairs of a picture and its caption out of nothing."""
+    from ..media.results import Result
+    from ..options import Options, Plan
+
+    options: Options = settings.options()
+    if speeds is not None:
+        image, text = numbers("--speeds", speeds)
+        options["speeds"] = image, text
+    model = settings.load()
+    pairs = model.joint(count=settings.count, **options)
+    results = [Result(settings.seed + k, *pair) for k, pair in enumerate(pairs)]
+    settings.save("joint", results, model, speeds=Plan.of(options, model.config).speeds)
+
+
+@task("image", count=4)
+def image(settings: Settings) -> None:
+    """Make pictures out of nothing."""
+    from ..media.results import Result
+
+    model = settings.load()
+    images = model.image(count=settings.count, **settings.options())
+    settings.save("image", [Result(settings.seed + k, picture) for k, picture in enumerate(images)], model)
+
+
+@task("text", count=4)
+def text(settings: Settings) -> None:
+    """Make captions out of nothing."""
+    from ..media.results import Result
+
+    model = settings.load()
+    captions = model.text(count=settings.count, **settings.options())
+    settings.save("text", [Result(settings.seed + k, caption=c) for k, c in enumerate(captions)], model)
+
+
+@task("vary-image", count=4)
+def vary_image(settings: Settings, picture: Picture) -> None:
+    """Make pictures of the same subject as a picture."""
+    from ..media.results import Result
+
+    model = settings.load()
+    images = model.vary_image(picture, count=settings.count, **settings.options())
+    results = [Result(settings.seed + k, image, picture=str(picture)) for k, image in enumerate(images)]
+    settings.save("vary-image", results, model)
+
+
+@task("vary-text", count=4)
+def vary_text(settings: Settings, prompt: Prompt) -> None:
+    """Put a prompt in other words."""
+    from ..media.results import Result
+
+    model = settings.load()
+    captions = model.vary_text(prompt, count=settings.count, **settings.options())
+    results = [Result(settings.seed + k, caption=c, prompt=prompt) for k, c in enumerate(captions)]
+    settings.save("vary-text", results, model)
+
+
+@task("gibbs")
+def gibbs(
+    settings: Settings,
+    prompt: Annotated[str | None, typer.Option(help="Start from these words.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Start from this picture.")] = None,
+    rounds: Annotated[int, typer.Option(help="Pairs in a chain.")] = 4,
+    hold: Annotated[
+        float, typer.Option(help="Noise on what is handed over, 0..1000; 40 to 100 keeps long chains on their topic.")
+    ] = 0.0,
+) -> None:
+    """Let picture and caption lead to each other, round after round; --count chains."""
+    from ..media.results import Result
+
+    if prompt is not None and picture is not None:
+        raise ValueError("a chain starts from --prompt or from --picture, not from both")
+    model = settings.load()
+    start = prompt if picture is None else picture
+    pairs = model.gibbs(start, rounds=rounds, hold=hold, count=settings.count, **settings.options())
+    source = None if picture is None else str(picture)
+    results = [Result(settings.seed + k // rounds, *pair, prompt, source) for k, pair in enumerate(pairs)]
+    settings.save("gibbs", results, model, rounds=rounds, hold=hold)
+
+
+@task("interpolate")
+def interpolate(
+    settings: Settings,
+    picture_a: Picture,
+    picture_b: Picture,
+    frames: Annotated[int, typer.Option(help="Pictures, both ends included.")] = 8,
+) -> None:
+    """Make the pictures between two pictures; steps are 100 and guidance 1 if not given."""
+    from ..media.results import Result
+
+    if settings.count != 1:
+        raise ValueError("there is one way between two pictures; use --frames for more pictures on it")
+    settings.steps, settings.guidance = settings.steps or 100, settings.guidance or "1"
+    model = settings.load()
+    images = model.interpolate(picture_a, picture_b, frames=frames, **settings.options())
+    results = [Result(settings.seed, image, picture=f"{picture_a} - {picture_b}") for image in images]
+    settings.save("interpolate", results, model, frames=frames)
+
+
+@task("demo", count=4)
+def demo(
+    settings: Settings,
+    prompt: Annotated[str, typer.Option(help="What to show.")] = "red apple, twemoji",
+    picture: Annotated[Path, typer.Option(help="What to caption; an example if not given.", show_default=False)] = EXAMPLE,
+) -> None:
+    """See both directions: pictures of a prompt, and a caption of a picture."""
+    text_to_image(settings, prompt)
+    settings.count = 1
+    image_to_text(settings, [picture])
+
+
+@task("generate")
+def generate(
+    settings: Settings,
+    prompts: Annotated[Path, typer.Argument(help="A text file, one prompt a line.", show_default=False)],
+) -> None:
+    """Make a picture of each line of a file; under torchrun or `accelerate launch` the processes share the work."""
+    from .bulk import pictures_of, prompt_items
+
+    items = prompt_items(prompts, settings.seed, settings.count)
+    _many(settings, "generate", items, lambda model, options, made: pictures_of(model, settings.out, options, made))
+
+
+@task("caption")
+def caption(
+    settings: Settings,
+    folder: Annotated[Path, typer.Argument(help="A folder of pictures.", show_default=False)],
+) -> None:
+    """Caption each picture of a folder; under torchrun or `accelerate launch` the processes share the work."""
+    from .bulk import captions_of, picture_items
+
+    if settings.count != 1:
+        raise ValueError("caption writes one caption for each picture; for more use image-to-text")
+    items = picture_items(folder, settings.seed)
+    _many(settings, "caption", items, lambda model, options, _: captions_of(model, folder, settings.out, options))
+
+
+def _many(settings: Settings, name: str, items: list[Item], work: Callable[..., Work]) -> None:
+    from datetime import timedelta
+
+    from tqdm import tqdm
+
+    from ..distributed import joined
+    from .bulk import run_items
+
+    with joined(settings.device, patience=timedelta(days=7)) as world:
+        model = settings.load()
+        options = {**settings.options(), "progress": False, "batch_size": None}
+        made_with = {"task": name, "model": settings.model, "dtype": str(model.dtype).removeprefix("torch."), **options}
+        with tqdm(total=len(items), disable=settings.quiet or not world.main, unit="item") as bar:
+            manifest = run_items(
+                items, settings.batch_size or 16, settings.out, made_with, work(model, options, made_with), world, bar.update
+            )
+        if world.main:
+            failed = sum('"error": ' in line for line in manifest.read_text(encoding="utf-8").splitlines())
+            note = f", {failed} of them could not be done" if failed else ""
+            typer.echo(f"wrote {manifest}: {len(items)} items{note}", err=True)
+
+
+@command("convert")
+def convert_checkpoint(
+    source: Annotated[Path, typer.Argument(help="uvit_v1.pth and its neighbours, a diffusers folder, or our file.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; as they are if not given.")] = None,
+) -> None:
+    """Turn a checkpoint of any layout into one safetensors file."""
+    from ..checkpoints.checkpoint import convert
+
+    convert(source, target, torch_dtype(dtype))
+    typer.echo(f"wrote {target}", err=True)
+
+
+@command("info")
+def info(model: Annotated[str, typer.Argument(help='"emoji", or a checkpoint file or folder.')] = "emoji") -> None:
+    """Describe a checkpoint: its parts, sizes and defaults."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..checkpoints.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(model)
+    table = Table("part", "parameters", "dtype", title=str(checkpoint.path))
+    for part in checkpoint.parts():
+        tensors = list(checkpoint.state_dict(part).values())
+        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+        table.add_row(part, f"{sum(tensor.numel() for tensor in tensors):,}", ", ".join(dtypes))
+    console = Console()
+    console.print(table)
+    for name, value in checkpoint.config.to_dict().items():
+        console.print(f"[bold]{name}[/bold] {value}", highlight=False, soft_wrap=True)
+
+
+for _name, _function in {**COMMANDS, "evaluate": evaluate}.items():
+    command(_name)(_function)
+app.add_typer(data_app, name="data")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

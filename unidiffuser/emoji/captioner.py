@@ -1,0 +1,113 @@
+"""Stage 3: the caption decoder, trained on text reconstruction with CLIP frozen (paper, section 5.1).
+
+It also defines the text latent: Linear(CLIP width -> hidden_dim). Two things make that latent a good diffusion target for a
+small model. It is normalised to zero mean and unit variance per dimension, and noise is added to it before it is decoded, so
+the Linear learns to spread what the words differ in, and the decoder forgives what the sampler gets slightly wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checkpoints.config import CaptionConfig
+from ..checkpoints.tokenizers import STOP, BytePairTokenizer
+from ..encoders.captions import CaptionDecoder
+from ..training.data import training_set
+from ..training.loop import Stage, TrainConfig, seeded_init
+from .towers import load_clip
+from .vocabulary import gpt2_vocabulary
+
+
+class Speller(nn.Module):
+    """A caption decoder as it learns: from CLIP text to normalised, noisy text latents, to logits of the words."""
+
+    def __init__(self, decoder: CaptionDecoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, hidden: Tensor, tokens: Tensor, noise: Tensor) -> Tensor:
+        """hidden (B, L, width), tokens (B, T), noise (B, L, hidden_dim) -> logits (B, T, vocabulary)."""
+        latents = self.decoder.encode_prefix(hidden).float()
+        latents = (latents - latents.mean((0, 1))) / (latents.std((0, 1)) + 1e-5)
+        logits: Tensor = self.decoder(latents + noise, tokens)
+        return logits.float()
+
+
+class CaptionerStage(Stage):
+    """Options: data, where, image_size, encoders (folder), vocabulary_size, hidden_dim, width, layers, max_new_tokens, noise
+    (its highest level)."""
+
+    def __init__(self, config: TrainConfig):
+        options = config.options
+        self.out = Path(config.out)
+        clip, clip_tokenizer, sizes = load_clip(Path(options["encoders"]))
+        length, prefix_dim = sizes["clip_text"]["max_position_embeddings"], sizes["clip_text"]["hidden_size"]
+        images = training_set(options)
+        self.texts = sorted({text for record in images.records for text in record["text"]})
+        self.size = len(self.texts)
+        spec = gpt2_vocabulary(self.texts, options["vocabulary_size"])
+        self.tokenizer = BytePairTokenizer.from_spec(spec)
+        stop = spec["vocab"][STOP]
+        with torch.no_grad():
+            ids = clip_tokenizer(self.texts, length)
+            self.hidden = torch.cat([clip.text_model(input_ids=chunk).last_hidden_state for chunk in ids.split(256)])
+        rows = [[*self.tokenizer.encode(text)[: options["max_new_tokens"] - 1], stop] for text in self.texts]
+        width = max(map(len, rows))
+        self.tokens = torch.tensor([row + [-100] * (width - len(row)) for row in rows])  # -100: no loss
+        self.stop = stop
+        self.noise = options.get("noise", 0.8)
+        self.config = CaptionConfig(
+            gpt2={
+                "vocab_size": len(self.tokenizer),
+                "n_positions": length + options["max_new_tokens"],
+                "n_embd": options["width"],
+                "n_layer": options["layers"],
+                "n_head": max(1, options["width"] // 64),
+                "activation_function": "gelu_new",
+                "layer_norm_epsilon": 1e-5,
+                "attn_pdrop": 0.0,
+                "embd_pdrop": 0.0,
+                "resid_pdrop": 0.0,
+            },
+            prefix_length=length,
+            prefix_dim=prefix_dim,
+            hidden_dim=options["hidden_dim"],
+            stop_token_id=stop,
+            max_new_tokens=options["max_new_tokens"],
+        )
+        with seeded_init(config.seed):
+            self.model = Speller(CaptionDecoder(self.config, self.tokenizer))
+        self.model.decoder.gpt.config._attn_implementation = "eager"  # faster backwards for short sequences on a CPU
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        return {"hidden": self.hidden[indices], "tokens": self.tokens[indices]}
+
+    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        hidden, tokens = batch["hidden"], batch["tokens"]
+        level = self.noise * torch.rand(len(hidden), 1, 1, generator=generator)
+        noise = level * torch.randn(*hidden.shape[:2], self.config.hidden_dim, generator=generator)
+        logits = model(hidden, tokens.clamp_min(0), noise.to(hidden))
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=-100)
+        right = (logits.argmax(-1) == tokens) | (tokens == -100)
+        return {"loss": loss, "wrong": 1 - right.all(1).float().mean() + 1e-4}
+
+    @torch.no_grad()
+    def export(self, model: Any) -> None:
+        """``caption.pt`` and ``caption.json``; the normalisation is folded into ``encode_prefix``."""
+        model = model.decoder
+        latents = model.encode_prefix(self.hidden)
+        mean, std = latents.mean((0, 1)), latents.std((0, 1))
+        model.encode_prefix.weight /= std[:, None]
+        model.encode_prefix.bias.sub_(mean).div_(std)
+        torch.save(model.state_dict(), self.out / "caption.pt")
+        sizes = {**vars(self.config), "tokenizer": self.tokenizer.spec}
+        (self.out / "caption.json").write_text(json.dumps(sizes), encoding="utf-8")
+        decoded = model.decode(model.encode_prefix(self.hidden[:512]), beams=3)
+        exact = sum(c[0].text == t for c, t in zip(decoded, self.texts[:512], strict=True)) / min(512, self.size)
+        (self.out / "result.json").write_text(json.dumps({"exact": exact, "texts": self.size}), encoding="utf-8")

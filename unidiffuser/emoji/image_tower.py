@@ -1,0 +1,157 @@
+"""Stage 2b: an image encoder of its own, whose token tells apart what the captions of a small set say.
+
+A contrastive run of a small set sees few captions of one thing in a batch, so that it learns things well and ways of drawing
+them hardly at all, and a transformer on plain patches knows its pictures rather than what they show. Here an encoder with
+convolutions in front names fields of the records (the thing, the style) from pictures changed in what does not matter for
+each. UniDiffuser asks no common space of its text and its image encoder: the published one has its text from ViT-L/14 and its
+image token from ViT-B/32.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from ..encoders.clip import clip_image_model
+from ..small.stem import ConvStem
+from ..training.augment import augmented
+from ..training.data import training_set
+from ..training.loop import Stage, TrainConfig, seeded_init, step_indices
+from .restyle import Restyle
+from .towers import image_tokens
+
+SMOOTHING = 0.1  # of the labels
+STATISTICS = 40  # batches for the statistics that the norms keep
+
+
+class Namer(nn.Module):
+    """An image encoder, and for each field a unit vector a value: the nearer the token's direction, the likelier.
+
+    Args:
+        tower: a CLIPVisionModelWithProjection.
+        values: how many values each field has.
+    """
+
+    def __init__(self, tower: Any, values: dict[str, int]):
+        super().__init__()
+        self.tower = tower
+        width = tower.visual_projection.out_features
+        self.vectors = nn.ParameterDict({name: nn.Parameter(torch.randn(count, width)) for name, count in values.items()})
+        self.log_scale = nn.ParameterDict({name: nn.Parameter(torch.tensor(math.log(15.0))) for name in values})
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> for each field logits (B, values)."""
+        tokens = F.normalize(image_tokens(self.tower, pixels).float(), dim=1)
+        return {
+            name: self.log_scale[name].exp().clamp(max=100.0) * tokens @ F.normalize(vectors.float(), dim=1).T
+            for name, vectors in self.vectors.items()
+        }
+
+
+class ImageTowerStage(Stage):
+    """Options:
+
+    data, where, image_size: the image folder, a record filter, the side in pixels.
+    encoders_of: a finished run of the stage "encoders", whose text half stays as it is.
+    image: fields of transformers' CLIPVisionConfig; ``stem`` in it has the arguments of :class:`unidiffuser.small.stem.ConvStem`.
+    tell: field of the records -> ``share`` of a batch that learns it, ``restyle``, and the arguments of
+        :func:`.augment.augmented`. ``restyle`` is the share of these pictures that are shown with the feature statistics of
+        others, see :class:`Restyle`: for a field that does not depend on how a picture is drawn. It needs a stem.
+    favour: a field of the records; three of four pictures of a batch are ones that have it true. Left out: all are alike.
+    """
+
+    def __init__(self, config: TrainConfig):
+        options = config.options
+        self.out = Path(config.out)
+        self.folder = Path(options["encoders_of"])
+        self.images = training_set(options)
+        self.size = len(self.images)
+        records = self.images.records
+        self.tell: dict[str, dict[str, Any]] = {field: dict(told) for field, told in options["tell"].items()}
+        self.shares = torch.tensor([told.pop("share") for told in self.tell.values()])
+        self.restyled: list[float] = [told.pop("restyle", 0.0) for told in self.tell.values()]
+        self.targets: dict[str, Tensor] = {}
+        for field in self.tell:
+            if missing := sum(field not in record for record in records):
+                raise ValueError(f"{missing} records have no {field!r}, which `tell` names")
+            values = sorted({record[field] for record in records})
+            self.targets[field] = torch.tensor([values.index(record[field]) for record in records])
+        self.favoured: Tensor | None = None
+        if favour := options.get("favour"):
+            self.favoured = torch.tensor([i for i, record in enumerate(records) if record.get(favour)])
+            if not len(self.favoured):
+                raise ValueError(f"no record has a true {favour!r}, which `favour` names")
+        self.sizes = {**options["image"], "image_size": options["image_size"]}
+        with seeded_init(config.seed):
+            tower = clip_image_model(self.sizes, norm=nn.BatchNorm2d)
+            tower.set_attn_implementation("eager")  # for short sequences on a CPU, faster backwards than the fused kernel
+            model = Namer(tower, {field: int(found.max()) + 1 for field, found in self.targets.items()})
+        self.restyle = Restyle()
+        if any(self.restyled):
+            stem = tower.vision_model.embeddings.patch_embedding
+            if not isinstance(stem, ConvStem):
+                raise ValueError("`restyle` changes the features of convolutions: give `image` a `stem`, or leave it out")
+            # Where features are still fine: deeper ones, mixed too, gave fewer concepts of held-out pairs.
+            next(iter(stem.blocks)).register_forward_hook(self.restyle)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+
+    def order(self, batch_size: int, seed: int, step: int) -> Tensor:
+        rows = super().order(batch_size, seed, step)
+        if self.favoured is not None:
+            places = torch.arange(batch_size) % 4 > 0
+            rows[places] = self.favoured[step_indices(len(self.favoured), int(places.sum()), seed + 1, step)]
+        return rows
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        return {"pixels": self.images.pixels(indices)} | {field: found[indices] for field, found in self.targets.items()}
+
+    def parts(self, count: int) -> list[slice]:
+        """Which of a batch learns each field."""
+        ends = [0, *(self.shares.cumsum(0) / self.shares.sum() * count).round().long().tolist()]
+        return [slice(first, end) for first, end in pairwise(ends)]
+
+    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        pixels = self.changed(batch["pixels"], generator)
+        losses, wrong = {}, {}
+        parts = self.parts(len(pixels))
+        with self.restyle.during(list(zip(parts, self.restyled, strict=True)), generator):
+            named = model(pixels)
+        for part, (field, logits) in zip(parts, named.items(), strict=True):
+            targets = batch[field][part]
+            losses[field] = F.cross_entropy(logits[part], targets, label_smoothing=SMOOTHING)
+            wrong[f"wrong_{field}"] = (logits[part].argmax(1) != targets).float().mean().detach() + 1e-4
+        total = torch.stack(list(losses.values())).sum()
+        return {"loss": total} | {name: loss.detach() for name, loss in losses.items()} | wrong
+
+    def changed(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Each part of a batch as its field wants it."""
+        parts = zip(self.parts(len(pixels)), self.tell.values(), strict=True)
+        return torch.cat([augmented(pixels[part], generator, **told) for part, told in parts])
+
+    @torch.no_grad()
+    def export(self, model: Any) -> None:
+        """``clip.pt`` and ``clip.json`` like those of ``encoders_of``, with this image half; tokens have unit variance."""
+        tower = model.tower
+        embedding = tower.vision_model.embeddings.patch_embedding
+        if isinstance(embedding, ConvStem):
+            # The running statistics are those of the last weights, and these are averaged ones.
+            generator = torch.Generator().manual_seed(0)
+            rows = [step_indices(self.size, 128, 0, step) for step in range(min(STATISTICS, -(-self.size // 128)))]
+            update_bn((self.changed(self.images.pixels(part), generator) for part in rows), model)
+            model.eval()
+            embedding.fold_norms()
+        tokens = torch.cat([image_tokens(tower, self.images.pixels(part)) for part in torch.arange(self.size).split(128)])
+        tower.visual_projection.weight /= tokens.std()
+        state = torch.load(self.folder / "clip.pt", map_location="cpu", weights_only=True)
+        kept = {name: value for name, value in state.items() if not name.startswith(("vision_model.", "visual_projection."))}
+        torch.save(kept | {k: v.contiguous() for k, v in tower.state_dict().items()}, self.out / "clip.pt")
+        sizes = json.loads((self.folder / "clip.json").read_text(encoding="utf-8")) | {"clip_image": self.sizes}
+        (self.out / "clip.json").write_text(json.dumps(sizes), encoding="utf-8")

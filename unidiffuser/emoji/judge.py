@@ -1,0 +1,259 @@
+"""The judge: a small classifier that tells which concept a picture shows and in which style it is drawn.
+
+It is trained on real pictures of the ``train`` split only, never on generated ones and never on the pairs that a model is
+tested on, so that its own accuracy on real held-out pictures (the ceiling of every score) can be measured and is reported
+beside each score. Training is in :mod:`unidiffuser.emoji.judge_training`; this file is the network, its file and its
+verdicts.
+
+    python -m unidiffuser.emoji.judge --data FOLDER --out FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unidiffuser.evaluation.identity import file_digest
+from unidiffuser.evaluation.sources import read_folder
+from unidiffuser.media.files import replacing
+from unidiffuser.media.images import to_tensor
+
+log = logging.getLogger(__name__)
+
+BUNDLED = Path(__file__).with_name("judge.safetensors")
+FORMAT = "unidiffuser-judge"
+VERSION = "2"
+SIDE = 128  # pixels, the bundled model's side: styles differ in fine things
+CONCEPT_SIDE = 64  # enough to tell the concepts, and forgiving about the finest detail
+WAVES = (1.0, 2.0, 4.0)  # half turns of the sines of a colour over its range
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge sees in one picture; ``confidence`` in [0, 1] is the probability that it gives to the concept."""
+
+    concept: str
+    style: str
+    confidence: float
+
+
+def at_side(images: Tensor, side: int) -> Tensor:
+    """Pictures (B, C, H, W) at (side, side)."""
+    return images if images.shape[-2:] == (side, side) else F.adaptive_avg_pool2d(images, side)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2016); ``stride`` 2 halves the sides."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.AvgPool2d(stride), nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.shortcut(x) + self.norm2(self.conv2(h)))
+
+
+class Strokes(nn.Module):
+    """What tells how a picture is drawn: features (B, 2 * width) of colours and of the slopes between pixels.
+
+    A house has a palette, and fills with one colour, a gradient or a texture. Sines make single colours of a palette easy to
+    tell, as they do positions; steps between pixels are shown enlarged, since a gradient's are small.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        inputs = 3 * (1 + 2 * len(WAVES)) + 6
+        self.pixels = nn.Conv2d(inputs, 24, 1, bias=False)
+        self.norm = nn.BatchNorm2d(24)
+        self.near = nn.Conv2d(24, 40, 4, 2, 1, bias=False)
+        self.near_norm = nn.BatchNorm2d(40)
+        self.far = Block(40, width, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], H and W even."""
+        turned = [math.pi * wave * images for wave in WAVES]
+        slopes = [
+            (8 * F.pad(images.diff(dim=3), (0, 1, 0, 0))).tanh(),
+            (8 * F.pad(images.diff(dim=2), (0, 0, 0, 1))).tanh(),
+        ]
+        x = torch.cat([images, *(x.sin() for x in turned), *(x.cos() for x in turned), *slopes], dim=1)
+        x = F.relu(self.norm(self.pixels(x.contiguous(memory_format=torch.channels_last))))
+        x = self.far(F.relu(self.near_norm(self.near(x))))
+        return torch.cat([x.mean(dim=(2, 3)), x.float().var(dim=(2, 3)).add(1e-4).sqrt().to(x.dtype)], dim=1)
+
+
+class Judge(nn.Module):
+    """Two networks of about 0.8 M parameters together: one for the concept, one for the style.
+
+    Args:
+        concepts: the labels that it can give, in the order of the head's rows.
+        styles: the style words, likewise.
+        widths: channels at a half, a quarter and an eighth of ``CONCEPT_SIDE``, and of the features of the style.
+    """
+
+    def __init__(self, concepts: Sequence[str], styles: Sequence[str], widths: tuple[int, int, int, int] = (40, 88, 112, 64)):
+        super().__init__()
+        self.concepts, self.styles, self.widths = tuple(concepts), tuple(styles), widths
+        low, mid, high, texture = widths
+        self.stem = nn.Sequential(
+            nn.PixelUnshuffle(2),  # (B, 3, 64, 64) -> (B, 12, 32, 32)
+            nn.Conv2d(12, low, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(low),
+            nn.ReLU(),
+            Block(low, low),
+        )
+        self.concept_body = nn.Sequential(Block(low, mid, 2), Block(mid, high, 2), Block(high, high))
+        self.concept_head = nn.Linear(high * 4, len(self.concepts))
+        self.strokes = Strokes(texture)
+        self.style_head = nn.Linear(texture * 2, len(self.styles))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the concepts (B, concepts) and styles (B, styles) of pictures (B, 3, H, W) in [-1, 1], any size."""
+        return self.concept_logits(images), self.style_logits(images)
+
+    def concept_logits(self, images: Tensor) -> Tensor:
+        low = self.stem(at_side(images, CONCEPT_SIDE).contiguous(memory_format=torch.channels_last))
+        # Concepts are kept in four quarters, since pictures of one concept agree in their layout across styles.
+        layout = F.adaptive_avg_pool2d(self.concept_body(low), 2).flatten(1)
+        return cast(Tensor, self.concept_head(layout))
+
+    def style_logits(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.style_head(self.strokes(at_side(images, SIDE))))
+
+    @torch.no_grad()
+    def judge(self, images: Tensor, batch: int = 128) -> list[Verdict]:
+        """One verdict for each picture of (B, 3, H, W) in [-1, 1]."""
+        self.eval()
+        verdicts = []
+        for chunk in images.split(batch):
+            concepts, styles = self(chunk)
+            confidence, best = concepts.softmax(dim=1).max(dim=1)
+            for row, style, sure in zip(best.tolist(), styles.argmax(dim=1).tolist(), confidence.tolist(), strict=True):
+                verdicts.append(Verdict(self.concepts[row], self.styles[style], sure))
+        return verdicts
+
+    def judge_pictures(self, images: Sequence[Image.Image]) -> list[Verdict]:
+        """One verdict for each picture; all must be of one size."""
+        return self.judge(to_tensor(images)) if images else []
+
+    def among(self, concepts: Collection[str]) -> Judge:
+        """The same judge for a model that knows fewer concepts: it chooses among these.
+
+        Raises:
+            ValueError: it knows none of them.
+        """
+        wanted = set(concepts)
+        rows = [k for k, label in enumerate(self.concepts) if label in wanted]
+        if not rows:
+            raise ValueError("the judge knows none of these concepts; train one on this data, or evaluate without a judge")
+        narrow = Judge([self.concepts[row] for row in rows], self.styles, self.widths)
+        head = {f"concept_head.{name}": value.detach()[rows] for name, value in self.concept_head.named_parameters()}
+        narrow.load_state_dict(self.state_dict() | head)
+        return narrow.eval()
+
+    def digest(self) -> str:
+        """SHA-256 over labels and weights."""
+        digest = hashlib.sha256(json.dumps([self.concepts, self.styles], ensure_ascii=False).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Write the weights, labels and sizes as one safetensors file; complete or absent."""
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "concepts": json.dumps(self.concepts, ensure_ascii=False),
+            "styles": json.dumps(self.styles),
+            "widths": json.dumps(self.widths),
+        }
+        tensors = {
+            name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+            for name, value in self.state_dict().items()
+        }
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata)
+
+
+def load_judge(path: str | Path = BUNDLED) -> Judge:
+    """Read a judge written by :meth:`Judge.save`; ready to judge, in fp32.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a judge.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: train a judge with `python -m unidiffuser.emoji.judge --data FOLDER --out {path}`"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is a safetensors file, but not of a judge (format {metadata.get('format')!r})")
+    if metadata.get("version") != VERSION:
+        raise ValueError(
+            f"{path} is a judge of version {metadata.get('version')}, this reads version {VERSION}: train it again"
+        )
+    low, mid, high, texture = json.loads(metadata["widths"])
+    judge = Judge(json.loads(metadata["concepts"]), json.loads(metadata["styles"]), (low, mid, high, texture))
+    judge.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+    return judge.eval()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    from unidiffuser.emoji.judge_training import accuracy_report, train_judge
+
+    parser = argparse.ArgumentParser(
+        prog="python -m unidiffuser.emoji.judge", description="Train the judge on real pictures and report its accuracy."
+    )
+    parser.add_argument("--data", type=Path, required=True, help="image folder made by `unidiffuser prepare-emoji`")
+    parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
+    parser.add_argument("--concept-steps", type=int, default=1800, help="training steps of the half that tells concepts")
+    parser.add_argument("--style-steps", type=int, default=3000, help="of the half that tells styles; 0 leaves a half as it is")
+    parser.add_argument("--start", type=Path, help="go on from this judge")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", action="store_true", help="only report the accuracy of the judge in --out")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    pairs = list(read_folder(options.data))
+    if not options.report:
+        start = load_judge(options.start) if options.start else None
+        steps = {"concept_steps": options.concept_steps, "style_steps": options.style_steps}
+        train_judge(pairs, **steps, seed=options.seed, start=start).save(options.out)
+    judge = load_judge(options.out)
+    for line in accuracy_report(judge, pairs):
+        log.info("%s", line)
+    log.info("%s: %d bytes, SHA-256 %s", options.out, options.out.stat().st_size, file_digest(options.out))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

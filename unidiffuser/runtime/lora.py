@@ -1,0 +1,181 @@
+"""LoRA files at work: small changes of some weights, put on a loaded model and taken off exactly.
+
+A LoRA (Hu et al., arXiv 2106.09685) changes the weight of a layer by ``strength * up @ down``, two thin matrices. A file of
+this project holds those of the network under the names that ComfyUI's own loader takes for its MODEL, and, where the file
+teaches the caption decoder a word too, those of the decoder beside them:
+
+    diffusion_model.<layer>.lora_A.weight (rank, in)     diffusion_model.<layer>.lora_B.weight (out, rank)
+    caption_decoder.<layer>.lora_A.weight                caption_decoder.<layer>.lora_B.weight
+
+Files by other trainers are read too if they name the layers as the U-ViT does, in PEFT's or kohya's way of writing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints.weights import WeightFiles, write_safetensors
+
+PREFIXES: Mapping[str, tuple[str, ...]] = {
+    "uvit": ("diffusion_model.", "unet.base_model.model.", "base_model.model.", "unet.", ""),
+    "caption": ("caption_decoder.",),
+}
+"""What stands before a layer's name, by the part of the checkpoint that it changes; files are written with the first."""
+_KOHYA = "lora_unet_"
+_DOWN, _UP = (".lora_A.weight", ".lora_down.weight"), (".lora_B.weight", ".lora_up.weight")
+_TITLES = {"uvit": "diffusion network", "caption": "caption decoder"}
+METADATA = "unidiffuser_lora"
+
+
+@dataclass(frozen=True)
+class Change:
+    """The change of one layer at strength 1: ``scale * up @ down``; down (rank, in), up (out, rank)."""
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+
+    def delta(self, layer: str, shape: Sequence[int]) -> Tensor:
+        """What is added to the weight of `layer`, in its `shape`, float32."""
+        product = self.scale * (self.up.float() @ self.down.float())
+        return (product.T if _is_transposed(layer) else product).reshape(*shape)  # a convolution over patches is a matrix too
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A file's changes by part ("uvit", "caption") and layer, and what it tells about itself."""
+
+    name: str
+    changes: Mapping[str, Mapping[str, Change]]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def layers_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The layers of a part that a LoRA may change, from its state dict: name and shape of the weight.
+
+    `encode_prefix` is not among them: it makes the text latents that the network was trained on.
+    """
+    names = (key.removesuffix(".weight") for key, weight in weights.items() if key.endswith(".weight") and weight.ndim > 1)
+    return {name: tuple(weights[f"{name}.weight"].shape) for name in names if name != "encode_prefix"}
+
+
+def read_lora(path: str | os.PathLike[str], layers: Mapping[str, Mapping[str, tuple[int, ...]]]) -> LoRA:
+    """Read a LoRA file for a model.
+
+    Args:
+        path: safetensors, or what torch.save wrote.
+        layers: of each part ("uvit", "caption") of the model, as `layers_of` gives them.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is damaged, no LoRA, or one for another network or another size of it.
+    """
+    source = WeightFiles(Path(path))
+    tensors = source.open()
+    pairs = _pairs(tensors)
+    if not pairs:
+        raise ValueError(
+            f"{path} is not a LoRA: none of its {len(tensors)} tensors is a pair lora_A and lora_B (or lora_down and lora_up)."
+        )
+    spelled = _spellings(layers)
+    foreign = [name for name in pairs if name not in spelled]
+    if foreign:
+        hint = (
+            "it is for diffusers' UniDiffuserModel, whose layers have other names"
+            if any(".to_q" in name or "_to_q" in name for name in foreign)
+            else "its layers are not this model's"
+        )
+        raise ValueError(
+            f"{path} is a LoRA for another network: {len(foreign)} of its {len(pairs)} layers are unknown here, as "
+            f"{foreign[0]}; {hint}. Train one with `unidiffuser train-lora`, or choose another file."
+        )
+    changes: dict[str, dict[str, Change]] = {}
+    for name, (down, up) in pairs.items():
+        part, layer = spelled[name]
+        down, up = down.flatten(1), up.flatten(1)
+        rank, shape = down.shape[0], layers[part][layer]
+        if up.shape[1] != rank:
+            raise ValueError(f"{path} is damaged: the two matrices of {name} have ranks {rank} and {up.shape[1]}.")
+        there, here = (up.shape[0], down.shape[1]), (shape[0], math.prod(shape[1:]))
+        if there != (here[::-1] if _is_transposed(layer) else here):
+            raise ValueError(
+                f"{path} is a LoRA for a model of another size: it changes {layer} of the {_TITLES[part]} as {there[0]} x "
+                f"{there[1]}, and here that is {here[0]} x {here[1]}. Use it with the model that it was trained on."
+            )
+        alpha = tensors.get(f"{name}.alpha")
+        scale = 1.0 if alpha is None else float(alpha) / rank
+        changes.setdefault(part, {})[layer] = Change(down.clone(), up.clone(), scale)
+    told = source.metadata().get(METADATA)
+    return LoRA(str(path), changes, json.loads(told) if told else {})
+
+
+def write_lora(path: str | os.PathLike[str], changes: Mapping[str, Mapping[str, Change]], about: Mapping[str, Any]) -> None:
+    """Write the file, complete or not at all, in float32; scales are multiplied into `lora_B`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    for part, layers in changes.items():
+        for layer, change in layers.items():
+            name = PREFIXES[part][0] + layer
+            tensors[name + _DOWN[0]] = change.down.float()
+            tensors[name + _UP[0]] = change.up.float() * change.scale
+    write_safetensors(Path(path), tensors, tensors.items, {METADATA: json.dumps(dict(about), ensure_ascii=False)})
+
+
+def put_on(module: nn.Module, part: str, loras: Sequence[tuple[LoRA, float]], originals: Mapping[str, Tensor]) -> None:
+    """Make the weights of `module` its own plus those of the LoRAs, each times its strength.
+
+    Args:
+        part: "uvit" or "caption".
+        loras: all that are to be on; an empty list takes every one off.
+        originals: the part's own weights under the names of its state dict, at least of the layers that these LoRAs, and
+            those that were on before, change. They are copied, never added to, so nothing is left over from before.
+    """
+    with torch.no_grad():
+        for key, original in originals.items():
+            layer = key.removesuffix(".weight")
+            weight = module.get_parameter(key)
+            total = original.to(weight.device)
+            for lora, strength in loras:
+                change = lora.changes.get(part, {}).get(layer)
+                if change is not None:
+                    total = total.float() + strength * change.delta(layer, weight.shape).to(weight.device)
+            weight.data = total.to(weight.dtype, copy=True)
+
+
+def _is_transposed(layer: str) -> bool:
+    """GPT-2's own layers keep their weight as (in, out), which a square one does not show."""
+    return layer.endswith((".c_attn", ".c_proj", ".c_fc"))
+
+
+def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """(down, up) by the name that both have before their ending; a half pair is left out."""
+    pairs = {}
+    for down_end, up_end in zip(_DOWN, _UP, strict=True):
+        for key in tensors:
+            name = key.removesuffix(down_end)
+            if name != key and name + up_end in tensors:
+                pairs[name] = (tensors[key], tensors[name + up_end])
+    return pairs
+
+
+def _spellings(layers: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, str]]:
+    """(part, layer) by every way of writing the layer's name."""
+    spelled: dict[str, tuple[str, str]] = {}
+    for part, names in layers.items():
+        for name in names:
+            spelled |= {prefix + name: (part, name) for prefix in PREFIXES[part]}
+            if part == "uvit":
+                spelled[_KOHYA + name.replace(".", "_")] = (part, name)
+    return spelled

@@ -266,7 +266,7 @@ def table(found: dict[str, list[Row]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji")
-    parser.add_argument("--data", type=Path, required=True, help="image folder made by unidiffuser prepare-emoji")
+    parser.add_argument("--data", type=Path, required=True, help="image folder made by python -m unidiffuser.emoji prepare")
     parser.add_argument("--out", type=Path, default=Path("out/claims"))
     parser.add_argument("--only", help=f"some of: {', '.join(CLAIMS)}")
     parser.add_argument("--doc", type=Path, help="write the table into this file, between the markers")

@@ -47,12 +47,12 @@ def network_flops(config: Any, batch: int = 1, latent: tuple[int, int] | None = 
     """FLOPs of one forward of a U-ViT, counted by torch on tensors without data."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from unidiffuser.uvit import UViT
+    from unidiffuser.small.network import build
 
     shapes = config.item_shapes
     if latent is not None:
         shapes["img"] = (config.in_chans, *latent)
-    net = UViT(config, device="meta")
+    net = build(config, device="meta")
     given = [torch.empty(batch, *shape, device="meta") for shape in shapes.values()]
     labels = [torch.empty(batch, device="meta") for _ in range(2)]
     with FlopCounterMode(display=False) as counter:

@@ -10,7 +10,7 @@ from benchmarks.clock import network_flops, once, peak_flops
 from benchmarks.peers import network
 from unidiffuser.checkpoints.config import V1
 from unidiffuser.guidance import Guidance, predict
-from unidiffuser.runtime.precision import ROWS, automatic_dtype, depends_on_batch
+from unidiffuser.runtime.precision import automatic_dtype, depends_on_batch, fix_batches
 from unidiffuser.steppers import Level, Stage, Visit, ddim
 from unidiffuser.streams import Streams
 from unidiffuser.uvit import UViT
@@ -71,7 +71,8 @@ def measure(device: torch.device, clock: str, repeats: int) -> dict[str, Any]:
     exact_branches = list(branches)
     dtype = automatic_dtype(device)
     net.to(dtype)
-    net.rows = ROWS if depends_on_batch(device, dtype) else None
+    if depends_on_batch(device, dtype):
+        fix_batches(net)
     step(net, dtype)
     for _ in range(max(repeats, 3)):
         runs["ours"].append(once(lambda: results.update(ours=step(net, dtype))))

@@ -26,15 +26,16 @@ from unidiffuser.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from unidiffuser.checkpoints.config import V1, ModelConfig
 from unidiffuser.checkpoints.parts import InMemory, make_part
 from unidiffuser.checkpoints.skeleton import skeleton
+from unidiffuser.encoders.autoencoder import autoencoder_kl
 from unidiffuser.encoders.captions import CaptionDecoder
-from unidiffuser.encoders.clip import autoencoder_kl, clip_image_model, clip_text_model
+from unidiffuser.encoders.clip import clip_image_model, clip_text_model
 from unidiffuser.media.files import write_text
 from unidiffuser.options import Plan
 from unidiffuser.path import NoisePath
 from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.runtime.acceleration import PRESETS
+from unidiffuser.small.network import build
 from unidiffuser.streams import Streams, item_generators
-from unidiffuser.uvit import UViT
 
 GUIDANCE = 8.0
 PROMPT = "an astronaut on a horse"
@@ -45,7 +46,7 @@ def random_checkpoint(like: Checkpoint | ModelConfig, dtype: torch.dtype, device
     config = like if isinstance(like, ModelConfig) else like.config
     with skeleton():
         modules = {
-            "uvit": UViT(config.uvit), "vae": autoencoder_kl(config.vae), "clip_text": clip_text_model(config.clip_text),
+            "uvit": build(config.uvit), "vae": autoencoder_kl(config.vae), "clip_text": clip_text_model(config.clip_text),
             "clip_image": clip_image_model(config.clip_image), "caption": CaptionDecoder(config.caption),
         }  # fmt: skip
     generator = torch.Generator(device).manual_seed(0)

@@ -36,7 +36,7 @@ from unidiffuser.training.loop import train
 from unidiffuser.training.stages import make_stage
 
 say = partial(print, flush=True)
-CONFIG = Path(str(files("unidiffuser") / "training" / "configs" / "emoji" / "11-uvit-gpu.yaml"))
+CONFIG = Path(str(files("unidiffuser") / "emoji" / "configs" / "11-uvit-gpu.yaml"))
 FIELDS = ("text", "label", "style", "tone", "group", "split", "demo", "known")
 SPLITS = ("train", "validation", "heldout_concept")  # no held-out pair is carried anywhere
 PROBE = 150  # steps that tell how long one takes

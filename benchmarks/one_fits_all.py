@@ -128,7 +128,7 @@ def table(found: dict[str, dict[str, list[list[bool]]]], pairs: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="image folder made by unidiffuser prepare-emoji")
+    parser.add_argument("--data", type=Path, required=True, help="image folder made by python -m unidiffuser.emoji prepare")
     parser.add_argument("--pairs", type=int, default=100_000, help="that each network sees")
     parser.add_argument("--concepts", type=int, default=40, help="of the bundled model's 240")
     parser.add_argument("--out", type=Path, default=Path("out/one_fits_all"))

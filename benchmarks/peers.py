@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import unidiffuser
 from unidiffuser.checkpoints.keys import apply, uvit_to_diffusers
-from unidiffuser.encoders.clip import Autoencoder
+from unidiffuser.encoders.autoencoder import Autoencoder
 from unidiffuser.pipeline import UniDiffuser
 
 

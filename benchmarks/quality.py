@@ -172,7 +172,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji")
-    parser.add_argument("--data", type=Path, required=True, help="image folder made by unidiffuser prepare-emoji")
+    parser.add_argument("--data", type=Path, required=True, help="image folder made by python -m unidiffuser.emoji prepare")
     parser.add_argument("--task", choices=list(TASKS), default="pictures")
     parser.add_argument("--out", type=Path, help="default: out/quality for pictures, out/quality-captions for captions")
     parser.add_argument("--seeds", default="0")

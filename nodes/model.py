@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..unidiffuser.schedule import NUM_LABELS, label_of_sigma, sigma_of_label
 from ..unidiffuser.uvit import UViTConfig
-from .network import HostUViT
+from .network import host_network
 from .saved import KEY, Origin
 from .streams import WRAPPER_KEY, SampledStreams, pack, sample_with_clip_stream, unpack
 
@@ -119,7 +119,7 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
     """
 
     def __init__(self, model_config: ModelConfig, device: Any = None):
-        super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=HostUViT)
+        super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=host_network)
         self.model_sampling = ModelSampling(model_config)
         self.origin: Origin | None = None
 

@@ -9,6 +9,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
+from ..unidiffuser.small.network import PictureUViT, PictureUViTConfig
 from ..unidiffuser.uvit import UViT, UViTConfig
 
 
@@ -26,8 +27,8 @@ class HostAttention:
         return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=self.options)
 
 
-class HostUViT(UViT):
-    """The U-ViT on the host's operations, with what the host can only patch or offload in a leaf module held in one.
+class _OnHost(UViT):
+    """A U-ViT on the host's operations, with what the host can only patch or offload in a leaf module held in one.
 
     `position` and `position_token` replace the root parameters `pos_embed` and `pos_embed_token`; patches on those would
     be accepted and silently do nothing. `text_prefix` is the caption decoder's Linear from CLIP text to the text latent.
@@ -56,6 +57,20 @@ class HostUViT(UViT):
         # NOTE: looked up, not read: only a call lets the host move, cast and patch the weight.
         index = torch.arange(embedding.num_embeddings, device=comfy.model_management.get_torch_device())
         return embedding(index, out_dtype=torch.float32)[None]  # (1, tokens, D)
+
+
+class HostUViT(_OnHost):
+    """The published network."""
+
+
+class HostPictureUViT(_OnHost, PictureUViT):
+    """A network with large patches, such as the bundled one."""
+
+
+def host_network(config: UViTConfig, *arguments: Any, **named: Any) -> _OnHost:
+    """The host's network of a config."""
+    kind = HostPictureUViT if isinstance(config, PictureUViTConfig) else HostUViT
+    return kind(config, *arguments, **named)
 
 
 def host_keys(weights: dict[str, Tensor], prefix_weights: dict[str, Tensor]) -> dict[str, Tensor]:

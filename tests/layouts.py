@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unidiffuser.checkpoints.config import V1, CaptionConfig, ModelConfig, VAEConfig
-from unidiffuser.encoders.clip import autoencoder_kl, clip_image_model, clip_text_model
+from unidiffuser.encoders.autoencoder import autoencoder_kl
+from unidiffuser.encoders.clip import clip_image_model, clip_text_model
 from unidiffuser.uvit import UViT, UViTConfig
 
 # As wide as one published head, so that the number of heads follows from the width; 77 tokens, as shapes cannot tell.

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from unidiffuser.checkpoints.checkpoint import ModelConfig, convert, load_checkpoint, save_checkpoint
 from unidiffuser.checkpoints.config import V1
-from unidiffuser.checkpoints.layout_original import export_original
+from unidiffuser.checkpoints.export import export_original
 from unidiffuser.checkpoints.skeleton import fit, skeleton
 from unidiffuser.checkpoints.weights import windows
 from unidiffuser.encoders.clip import ImageTokenEncoder, TextEncoder

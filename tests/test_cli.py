@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import unidiffuser
-from unidiffuser.cli.tasks import app
+from unidiffuser.cli import app
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,7 +120,7 @@ def test_info_and_convert(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 def test_help_and_version_are_cheap() -> None:
     code = (
-        "import sys; from unidiffuser.cli.tasks import app\n"
+        "import sys; from unidiffuser.cli import app\n"
         "try: app(['text-to-image', '--help'])\n"
         "except SystemExit as stop: assert not stop.code\n"
         "assert 'torch' not in sys.modules and 'PIL' not in sys.modules"

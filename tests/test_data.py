@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
-from unidiffuser.cli.tasks import app
+from unidiffuser.cli import app
 from unidiffuser.data.columns import find_columns
 from unidiffuser.data.download import img2dataset_command
 from unidiffuser.data.encode import Encoders, Encoding, encode

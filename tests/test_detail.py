@@ -8,14 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unidiffuser.checkpoints.config import ModelConfig
+from unidiffuser.emoji.transplant import transplanted
 from unidiffuser.path import NoisePath
+from unidiffuser.runtime.precision import fix_batches
 from unidiffuser.samplers import sample
 from unidiffuser.schedule import add_noise, alpha_sigma
 from unidiffuser.small.detail import noise_of_output
+from unidiffuser.small.network import PictureUViTConfig, build, config_of
 from unidiffuser.streams import Streams, item_generators
-from unidiffuser.training.growth import transplanted
 from unidiffuser.training.objective import diffusion_loss
-from unidiffuser.uvit import UViT, UViTConfig
+from unidiffuser.uvit import UViT
 
 SIZES = {
     "img_size": 8, "in_chans": 4, "patch_size": 4, "embed_dim": 32, "depth": 5, "num_heads": 4,
@@ -29,7 +31,7 @@ sigmas = st.floats(0.01, 50)
 
 def make(**options) -> UViT:
     torch.manual_seed(0)
-    return UViT(UViTConfig(**SIZES, **options)).requires_grad_(False)
+    return build(config_of({**SIZES, **options})).requires_grad_(False)
 
 
 def inputs(batch: int = 3) -> list[torch.Tensor]:
@@ -149,7 +151,7 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 def test_with_rows_of_one_size_what_is_said_is_the_same_bit_by_bit():
     net, given = awake(make(**INNER)).to(torch.bfloat16), [x.to(torch.bfloat16) for x in inputs(5)[:3]]
-    net.rows = 64
+    fix_batches(net, 64)
     labels = torch.linspace(1, 1000, 5)
     whole = net(*given, labels, labels)[0]
     one = net(*(x[3:4] for x in given), labels[3:4], labels[3:4])[0]
@@ -158,7 +160,7 @@ def test_with_rows_of_one_size_what_is_said_is_the_same_bit_by_bit():
 
 def test_published_sizes_have_no_such_head_and_sizes_with_one_are_kept():
     assert not [name for name in make().state_dict() if name.startswith("detail")]
-    config = ModelConfig(uvit=UViTConfig(**SIZES, **INNER))
+    config = ModelConfig(uvit=config_of({**SIZES, **INNER}))
     assert ModelConfig.from_dict(config.to_dict()) == config
 
 
@@ -175,4 +177,4 @@ def test_published_sizes_have_no_such_head_and_sizes_with_one_are_kept():
 )
 def test_impossible_heads_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        UViTConfig(**SIZES | options)
+        PictureUViTConfig(**SIZES | options)

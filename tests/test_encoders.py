@@ -17,7 +17,8 @@ from tiny import tiny_config, tokenizer_specs
 from unidiffuser.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from unidiffuser.checkpoints.skeleton import fit
 from unidiffuser.checkpoints.tokenizers import STOP, BytePairTokenizer, clip_spec, gpt2_spec, read_spec
-from unidiffuser.encoders.clip import Autoencoder, ImageTokenEncoder, TextEncoder, clip_image_model, clip_text_model
+from unidiffuser.encoders.autoencoder import Autoencoder
+from unidiffuser.encoders.clip import ImageTokenEncoder, TextEncoder, clip_image_model, clip_text_model
 from unidiffuser.small.stem import ConvStem
 
 CONFIG = tiny_config()

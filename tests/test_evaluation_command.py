@@ -18,7 +18,7 @@ from evaluation_pictures import draw
 from PIL import Image
 from typer.testing import CliRunner
 
-from unidiffuser.cli.tasks import app
+from unidiffuser.cli import app
 from unidiffuser.evaluation.clip_score import Clip
 from unidiffuser.evaluation.config import EvaluationConfig
 from unidiffuser.evaluation.features import InceptionFeatures

@@ -13,7 +13,7 @@ from tiny import tiny_config, write_tiny_checkpoint
 
 from unidiffuser.checkpoints.checkpoint import ModelConfig, convert, load_checkpoint
 from unidiffuser.emoji.decoder import strange_colours
-from unidiffuser.encoders.clip import Autoencoder
+from unidiffuser.encoders.autoencoder import Autoencoder
 from unidiffuser.small.palette import Palette
 
 MANNERS = ["flat", "soft", "lined"]

@@ -14,7 +14,7 @@ from unidiffuser.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from unidiffuser.checkpoints.config import V0, V1, infer_uvit, infer_vae
 from unidiffuser.checkpoints.keys import apply, uvit_recipes, uvit_to_diffusers, vae_recipes, vae_to_diffusers
 from unidiffuser.checkpoints.skeleton import fit, skeleton
-from unidiffuser.encoders.clip import Autoencoder, autoencoder_kl
+from unidiffuser.encoders.autoencoder import Autoencoder, autoencoder_kl
 from unidiffuser.uvit import UViT, UViTConfig
 
 SMALL = UViTConfig(img_size=8, embed_dim=64, depth=6, num_heads=2, text_dim=8, num_text_tokens=5, clip_img_dim=16)

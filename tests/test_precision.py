@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unidiffuser
-from unidiffuser import distributed as parallel
 from unidiffuser.runtime import precision
-from unidiffuser.runtime.precision import automatic_dtype, in_fixed_batches, multiplies_bf16
+from unidiffuser.runtime.precision import automatic_dtype, fix_batches, in_fixed_batches, multiplies_bf16
+from unidiffuser.training import sharding
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.uvit import UViT, UViTConfig
 
@@ -82,10 +82,10 @@ def test_a_network_in_fixed_batches(batch: int) -> None:
     given = [torch.randn(batch, *shape) for shape in SIZES.item_shapes.values()]
     given += [torch.linspace(1, 999, batch), torch.zeros(batch), torch.arange(batch) % 2]
     expected = net(*given)
-    net.rows = 256
+    fix_batches(net, 256)
     seen: set[int] = set()
-    for layer in (net.patch_embed, net.text_embed, *net.in_blocks, net.mid_block, *net.out_blocks, net.text_out):
-        layer.register_forward_hook(lambda _, x, out: seen.add(len(out)))
+    for part in (net.patch_embed.proj, *(block.mlp for block in (*net.in_blocks, net.mid_block, *net.out_blocks))):
+        part.register_forward_hook(lambda _, x, out: seen.add(len(out)))
     for found, wanted in zip(net(*given), expected, strict=True):
         torch.testing.assert_close(found, wanted)
     assert seen == {11}
@@ -96,12 +96,12 @@ def test_a_network_in_fixed_batches(batch: int) -> None:
 
 @pytest.mark.parametrize("hardware", [True, False])
 def test_training_is_in_bf16_where_the_device_multiplies_it(hardware: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "multiplies_bf16", lambda: hardware)
+    monkeypatch.setattr(sharding, "multiplies_bf16", lambda: hardware)
     layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
     for asked, expected in (("auto", hardware), ("bf16", True), ("no", False)):
-        with parallel.autocast(layer, asked, torch.device("cpu")):
+        with sharding.autocast(layer, asked, torch.device("cpu")):
             assert (layer(x).dtype == torch.bfloat16) is expected
-    assert parallel.in_bf16("auto", torch.device("cuda"))
+    assert sharding.in_bf16("auto", torch.device("cuda"))
     assert TrainConfig(stage="uvit", out="run").precision == "auto"
 
 

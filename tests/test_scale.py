@@ -22,14 +22,15 @@ import yaml
 from pairs import SIDE, TINY, latent_folder, picture, tar_samples, write_tar
 from safetensors.torch import load_file, save_file
 
+from unidiffuser.emoji.assemble import assemble
+from unidiffuser.emoji.transplant import IMAGE_LAYERS, transplanted
 from unidiffuser.training.config import TrainConfig
-from unidiffuser.training.growth import IMAGE_LAYERS, grown, transplanted
+from unidiffuser.training.growth import grown
 from unidiffuser.training.latent_stage import LatentStage, work_of
 from unidiffuser.training.loop import train
 from unidiffuser.training.memory import GB, SETUPS, Need, need, saved_bytes
 from unidiffuser.training.optimizers import make_optimizers
 from unidiffuser.training.saving import checkpoints
-from unidiffuser.training.stages import assemble
 from unidiffuser.uvit import UViT, UViTConfig
 
 ROOT = Path(__file__).parents[1]
@@ -368,7 +369,7 @@ def test_two_workers_encode_what_one_encodes(tmp_path):
     finish(torchrun(2, "-m", "unidiffuser", *command, str(tmp_path / "two"), *options))
     from typer.testing import CliRunner
 
-    from unidiffuser.cli.tasks import app
+    from unidiffuser.cli import app
 
     assert CliRunner().invoke(app, [*command, str(tmp_path / "one"), *options]).exit_code == 0
     same_tree(tmp_path / "one", tmp_path / "two")
@@ -388,7 +389,7 @@ def same_tree(a: Path, b: Path) -> None:
 def run(*arguments: str) -> Any:
     from typer.testing import CliRunner
 
-    from unidiffuser.cli.tasks import app
+    from unidiffuser.cli import app
 
     return CliRunner().invoke(app, [*arguments, "-q", "--device", "cpu"])
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .pipeline import UniDiffuser, load
 
 __all__ = ["UniDiffuser", "__version__", "load"]
-__version__ = "0.1.0"
+from .version import __version__
 
 
 def __getattr__(name: str) -> Any:

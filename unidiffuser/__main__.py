@@ -1,5 +1,5 @@
 """`python -m unidiffuser` is the command line."""
 
-from .cli.tasks import main
+from .cli import main
 
 main()

@@ -25,14 +25,16 @@ from .options import Plan, Progress
 from .path import NoisePath
 from .runtime.acceleration import COMPILE_MODES, Compiled, DeepCache
 from .runtime.lora import LoRA, layers_of, put_on, read_lora
-from .runtime.precision import ROWS, automatic_dtype, automatic_side_dtype, depends_on_batch
+from .runtime.precision import automatic_dtype, automatic_side_dtype, depends_on_batch, fix_batches
 from .samplers import sample
+from .small.network import build
 from .streams import Streams, draw_noise
 from .uvit import UViT
 
 if TYPE_CHECKING:
+    from .encoders.autoencoder import Autoencoder
     from .encoders.captions import CaptionDecoder
-    from .encoders.clip import Autoencoder, ImageTokenEncoder, TextEncoder
+    from .encoders.clip import ImageTokenEncoder, TextEncoder
 
 Generators = list[torch.Generator]
 """One for each item."""
@@ -81,9 +83,10 @@ class Engine:
     def net(self) -> UViT:
         """The U-ViT."""
         with skeleton():
-            net = UViT(self.config.uvit)
+            net = build(self.config.uvit)
         self.checkpoint.load_into(net, "uvit", device=self._resting, dtype=self.dtype)
-        net.rows = ROWS if depends_on_batch(self.device, self.dtype) else None
+        if depends_on_batch(self.device, self.dtype):
+            fix_batches(net)
         return self._with_loras(net, "uvit", self._loras.values())
 
     @cached_property
@@ -103,7 +106,7 @@ class Engine:
     @cached_property
     def autoencoder(self) -> Autoencoder:
         """Pictures <-> image latents."""
-        from .encoders.clip import Autoencoder
+        from .encoders.autoencoder import Autoencoder
 
         return Autoencoder.from_checkpoint(self.checkpoint, self._resting, self.dtype, self.tiling)
 

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from .path import CLEAN, MARGINAL
 from .streams import MODALITIES, Streams
+from .uvit import Predictions
 
 OTHER = {"img": "text", "text": "img"}
 UNCONDITIONAL = ("marginal", "empty_prompt")
 
-Predictions = tuple[Tensor | None, Tensor | None, Tensor | None]
 Net = Callable[..., Predictions]
 """A UViT, or any function of (img, clip_img, text, t_img, t_text, data_type, heads=) with its results."""
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .guidance import Guidance, Memory, Net, Predictions, predict
+from .guidance import Guidance, Memory, Net, predict
 from .path import LEAST, MARGINAL, NoisePath
 from .schedule import add_noise
 from .steppers import METHODS, Visit, stages
 from .streams import MODALITIES, MODALITY_OF, Streams, draw_noise, generators_for, item_generators
-from .uvit import UViTConfig
+from .uvit import Predictions, UViTConfig
 
 __all__ = ["METHODS", "NonFiniteError", "Streams", "add_noise", "item_generators", "sample"]
 

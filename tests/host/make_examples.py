@@ -2,7 +2,7 @@
 
     python tests/host/make_examples.py data/emoji [--seeds 6]
 
-copies them out of the folder of `unidiffuser prepare-emoji` and prints how many captions of each name the right thing.
+copies them out of the folder of `unidiffuser.emoji prepare` and prints how many captions of each name the right thing.
 """
 
 # ruff: noqa: E402 (the path of the library comes first)
@@ -39,7 +39,7 @@ def trained_pictures(data: Path) -> dict[str, Path]:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="the folder of `unidiffuser prepare-emoji`")
+    parser.add_argument("data", type=Path, help="the folder of `python -m unidiffuser.emoji prepare`")
     parser.add_argument("--seeds", type=int, default=6)
     options = parser.parse_args()
     for old in FOLDER.glob("*.png"):

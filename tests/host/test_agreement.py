@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from tiny import HEAD, WIDTH, write_tiny_checkpoint
 
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
+from unidiffuser.encoders.autoencoder import Autoencoder
 from unidiffuser.encoders.captions import CaptionDecoder
-from unidiffuser.encoders.clip import Autoencoder, ImageTokenEncoder, TextEncoder
+from unidiffuser.encoders.clip import ImageTokenEncoder, TextEncoder
 from unidiffuser.media.images import to_tensor
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, item_generators, sample

@@ -10,8 +10,9 @@ import torch
 
 from unidiffuser.checkpoints.checkpoint import CaptionConfig, ModelConfig, VAEConfig, save_checkpoint
 from unidiffuser.checkpoints.tokenizers import END, START, STOP
+from unidiffuser.encoders.autoencoder import autoencoder_kl
 from unidiffuser.encoders.captions import CaptionDecoder
-from unidiffuser.encoders.clip import autoencoder_kl, clip_image_model, clip_text_model
+from unidiffuser.encoders.clip import clip_image_model, clip_text_model
 from unidiffuser.uvit import UViT, UViTConfig
 
 LENGTH, TEXT_DIM, WIDTH, TOKEN_DIM = 8, 16, 32, 24

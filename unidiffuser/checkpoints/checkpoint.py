@@ -29,7 +29,7 @@ __all__ = ["CaptionConfig", "Checkpoint", "ModelConfig", "VAEConfig", "convert",
 
 logger = logging.getLogger(__name__)
 
-ASSETS = Path(__file__).with_name("assets")
+ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = ("emoji",)
 _PUBLISHED = "from huggingface.co/thu-ml/unidiffuser-v1 (published under AGPL-3.0, whose terms then apply)"
 _WHAT_TO_GET = {

@@ -6,10 +6,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor
 
+from ..small.network import config_of
 from ..uvit import UViTConfig
 
 HEAD_DIM = 64  # of every published part; the number of attention heads leaves no trace in the shapes
@@ -115,8 +117,12 @@ class ModelConfig:
             if not isinstance(data.get(name, {}), Mapping):
                 raise ValueError(f"the configuration's {name!r} must be an object, not {data[name]!r}.")
         sections: dict[str, Any] = {
-            name: _build(kind, data[name])
-            for name, kind in (("uvit", UViTConfig), ("vae", VAEConfig), ("caption", CaptionConfig))
+            name: make(_tuples(data[name]))
+            for name, make in (
+                ("uvit", config_of),
+                ("vae", partial(_build, VAEConfig)),
+                ("caption", partial(_build, CaptionConfig)),
+            )
             if name in data
         }
         return _build(cls, {**data, **sections})
@@ -124,8 +130,12 @@ class ModelConfig:
 
 def _build(kind: type[T], data: Mapping[str, Any]) -> T:
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    values = {name: tuple(v) if name == "img_size" and isinstance(v, list) else v for name, v in data.items() if name in known}
-    return kind(**values)
+    return kind(**{name: value for name, value in data.items() if name in known})
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A section read from JSON, which has no tuples."""
+    return {name: tuple(value) if name == "img_size" and isinstance(value, list) else value for name, value in data.items()}
 
 
 V1 = ModelConfig()

@@ -142,7 +142,7 @@ def gpt2_spec() -> Spec:
 
 
 def _bundled_merges(name: str) -> list[str]:
-    data = (Path(__file__).with_name("assets") / name).read_bytes()
+    data = (Path(__file__).parents[1] / "assets" / name).read_bytes()
     return gzip.decompress(data).decode("utf-8").splitlines()
 
 

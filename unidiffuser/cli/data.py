@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .app import clear_errors
+from .application import clear_errors
 
 app = typer.Typer(help="From image-text metadata to latent shards that training reads.", no_args_is_help=True)
 

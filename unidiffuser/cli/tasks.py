@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import __version__
-from .app import Dtype, Settings, app, command, numbers, task, torch_dtype
-from .data import app as data_app
-from .evaluate import evaluate
-from .train import COMMANDS
+from ..version import __version__
+from .application import Dtype, Settings, app, command, numbers, task, torch_dtype
 
 if TYPE_CHECKING:
     from .bulk import Item, Work
 
-EXAMPLE = Path(__file__).with_name("assets") / "example.png"
+EXAMPLE = Path(__file__).parents[1] / "assets" / "example.png"
 
 Prompt = Annotated[str, typer.Argument(help='What to show; "" is the empty caption.', show_default=False)]
 Picture = Annotated[Path, typer.Argument(help="A picture of any kind and size.", show_default=False)]
@@ -273,13 +270,3 @@ def info(model: Annotated[str, typer.Argument(help='"emoji", or a checkpoint fil
     console.print(table)
     for name, value in checkpoint.config.to_dict().items():
         console.print(f"[bold]{name}[/bold] {value}", highlight=False, soft_wrap=True)
-
-
-for _name, _function in {**COMMANDS, "evaluate": evaluate}.items():
-    command(_name)(_function)
-app.add_typer(data_app, name="data")
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    app()

@@ -1,53 +1,45 @@
-"""The training part of the command line: ``prepare-emoji``, ``train`` and ``assemble``."""
+"""The training commands."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from .application import command
 
-def prepare_emoji(
-    out: Annotated[Path, typer.Argument(help="Folder to make: pictures, captions and the split.")] = Path("data/emoji"),
-    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.", min=16)] = 128,
-    workers: Annotated[int, typer.Option(help="Rendering processes.", min=1)] = 2,
-) -> None:
-    """Make the demonstration data: fetch the emoji sets with npm, render them, caption them, split them."""
-    from ..emoji.prepare import prepare
-
-    records = prepare(out, size, workers=workers)
-    typer.echo(f"{len(records)} pictures in {out}")
+if TYPE_CHECKING:
+    from ..training.stages import Build
 
 
+@command("train")
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of one run; see unidiffuser/training/configs.")],
     steps: Annotated[Optional[int], typer.Option(help="Instead of the config's number of steps.", min=1)] = None,  # noqa: UP045
     out: Annotated[Optional[str], typer.Option(help="Instead of the config's folder.")] = None,  # noqa: UP045
 ) -> None:
     """Train one stage, or go on where it was stopped."""
+    from ..training.stages import STAGES
+
+    run_stage(config, steps, out, STAGES)
+
+
+def run_stage(config: Path, steps: int | None, out: str | None, stages: Mapping[str, Build]) -> None:
+    """Train what a config file names, one of `stages`; `steps` and `out` win over the file's."""
     from ..training.loop import TrainConfig
     from ..training.loop import train as run
     from ..training.stages import make_stage
 
     settings = TrainConfig.from_file(config, steps=steps, out=out)
-    run(make_stage(settings), settings)
+    run(make_stage(settings, stages), settings)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"done: {settings.out}")
 
 
-def assemble(
-    runs: Annotated[Path, typer.Argument(help="Folder of the runs autoencoder, encoders and captioner.")],
-    out: Annotated[Path, typer.Argument(help="The .safetensors file to write; the uvit stage starts from it.")],
-) -> None:
-    """Put trained encoders together into one file, ready for training the network."""
-    from ..training.stages import assemble as run
-
-    typer.echo(f"wrote {run(runs, out)}")
-
-
+@command("train-lora")
 def train_lora(
     pictures: Annotated[Path, typer.Argument(help="Folder of 4 to 8 pictures of the new thing.", show_default=False)],
     word: Annotated[
@@ -83,6 +75,7 @@ def train_lora(
     typer.echo(f"wrote {out / FILE}", err=True)
 
 
+@command("train-memory")
 def train_memory(
     model: Annotated[Optional[str], typer.Option("--model", "-m", help="Checkpoint; the published sizes if not given.")] = None,  # noqa: UP045
     image_size: Annotated[Optional[list[int]], typer.Option(help="In pixels; repeatable.")] = None,  # noqa: UP045
@@ -107,12 +100,3 @@ def train_memory(
             fits = [str(of.batch(gpu * GB) or "-") for gpu in GPUS]
             table.add_row(setup.name, f"{of.fixed / GB:.1f}", f"{of.example / GB:.3f}", *fits)
         Console().print(table)
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "prepare-emoji": prepare_emoji,
-    "train": train,
-    "train-lora": train_lora,
-    "train-memory": train_memory,
-    "assemble": assemble,
-}

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..distributed import World
-from ..encoders.clip import Autoencoder, ImageTokenEncoder, TextEncoder
+from ..encoders.autoencoder import Autoencoder
+from ..encoders.clip import ImageTokenEncoder, TextEncoder
 from ..media.files import write_text
 from ..media.images import fit, open_image, to_tensor
 from .shards import MANIFEST, read_notes, write_shard

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.pictures import ImageFolder, in_floats, training_set
 from ..distributed import own_device
 from ..media.images import to_images
-from ..training.data import ImageFolder, in_floats, training_set
 from ..training.loop import Stage, TrainConfig, seeded_init
 from ..training.stage import generator_on
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..checkpoints.config import CaptionConfig
 from ..checkpoints.tokenizers import STOP, BytePairTokenizer
+from ..data.pictures import training_set
 from ..encoders.captions import CaptionDecoder
-from ..training.data import training_set
 from ..training.loop import Stage, TrainConfig, seeded_init
 from .towers import load_clip
 from .vocabulary import gpt2_vocabulary

@@ -19,19 +19,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoints.checkpoint import Checkpoint, VAEConfig, load_checkpoint, save_checkpoint
+from ..data.pictures import ImageFolder, in_floats, training_set
 from ..distributed import own_device
-from ..encoders.clip import Autoencoder
+from ..encoders.autoencoder import Autoencoder
 from ..media.images import to_images
 from ..schedule import add_noise, alpha_sigma
+from ..small.network import build
 from ..small.palette import Palette
 from ..training.augment import hue_turn
-from ..training.data import ImageFolder, in_floats, training_set
 from ..training.loop import Stage, TrainConfig, seeded_init
+from ..training.network import attention_for
 from ..training.stage import generator_on
-from ..uvit import UViT
 from .autoencoder import noise_levels, psnr, reconstruction_loss
 from .latents import Latents
-from .network import attention_for
 
 
 class Decoder(nn.Module):
@@ -66,7 +66,7 @@ class Denoised:
         self.pictures, self.labels, self.device = pictures, labels, device
         self.latents = Latents(checkpoint, pictures, device=device)
         self.shares = torch.ones(self.latents.captions.shape[1])
-        self.net = UViT(checkpoint.config.uvit, attention=attention_for(checkpoint.config.uvit))
+        self.net = build(checkpoint.config.uvit, attention=attention_for(checkpoint.config.uvit))
         self.net.load_state_dict(checkpoint.state_dict("uvit", dtype=torch.float32))
         self.net.to(device).eval().requires_grad_(False)
 

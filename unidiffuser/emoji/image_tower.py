@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from ..data.pictures import training_set
 from ..encoders.clip import clip_image_model
 from ..small.stem import ConvStem
 from ..training.augment import augmented
-from ..training.data import training_set
 from ..training.loop import Stage, TrainConfig, seeded_init, step_indices
 from .restyle import Restyle
 from .towers import image_tokens
@@ -61,7 +61,7 @@ class ImageTowerStage(Stage):
 
     data, where, image_size: the image folder, a record filter, the side in pixels.
     encoders_of: a finished run of the stage "encoders", whose text half stays as it is.
-    image: fields of transformers' CLIPVisionConfig; ``stem`` in it has the arguments of :class:`unidiffuser.small.stem.ConvStem`.
+    image: fields of transformers' CLIPVisionConfig; ``stem`` in it has the arguments of `ConvStem`.
     tell: field of the records -> ``share`` of a batch that learns it, ``restyle``, and the arguments of
         :func:`.augment.augmented`. ``restyle`` is the share of these pictures that are shown with the feature statistics of
         others, see :class:`Restyle`: for a field that does not depend on how a picture is drawn. It needs a stem.

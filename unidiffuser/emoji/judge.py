@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m unidiffuser.emoji.judge", description="Train the judge on real pictures and report its accuracy."
     )
-    parser.add_argument("--data", type=Path, required=True, help="image folder made by `unidiffuser prepare-emoji`")
+    parser.add_argument("--data", type=Path, required=True, help="image folder made by `python -m unidiffuser.emoji prepare`")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     parser.add_argument("--concept-steps", type=int, default=1800, help="training steps of the half that tells concepts")
     parser.add_argument("--style-steps", type=int, default=3000, help="of the half that tells styles; 0 leaves a half as it is")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,63 +10,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ..checkpoints.config import ModelConfig
+from ..checkpoints.checkpoint import Checkpoint, load_checkpoint
+from ..data.pictures import training_set
 from ..distributed import own_device
-from ..encoders.clip import Autoencoder, TextEncoder
-from ..media.images import to_images
-from ..path import NoisePath
-from ..samplers import sample
 from ..schedule import NUM_LABELS
-from ..streams import MODALITY_OF, Streams, item_generators
+from ..small.network import build, config_of, predicts_noise
+from ..streams import MODALITY_OF, Streams
 from ..training.augment import shifted
-from ..training.data import training_set
-from ..training.growth import transplanted
 from ..training.loop import Stage, TrainConfig, seeded_init
+from ..training.network import attention_for, export_model, prompt_grid, work_of
 from ..training.objective import PAPER, diffusion_loss, draw_labels, noise_of_another
 from ..training.stage import Work, generator_on
-from ..uvit import AttentionFunction, Block, Inner, UViT, UViTConfig, default_attention
+from ..uvit import Block, UViT, UViTConfig
 from .latents import Latents
-
-SHORT = 128  # tokens up to which attention is faster written out, on a CPU
-
-
-def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention written out, (B, heads, L, d) -> (B, L, heads * d): for a few dozen tokens on a CPU, where the backward pass
-    of the fused kernel takes longer than all matrix products together."""
-    weights = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
-    return (weights.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
-
-
-def attention_for(sizes: UViTConfig) -> AttentionFunction:
-    """The faster attention for a network of these sizes on this machine."""
-    tokens = sizes.num_text_tokens + math.prod(sizes.grid) + 4
-    return short_attention if tokens <= SHORT and not torch.cuda.is_available() else default_attention
-
-
-class RoutedUViT(UViT):
-    """A network that can be trained on fewer tokens: some image patches take a short cut past the inner levels of the U.
-
-    They go through its outermost blocks only, so a step costs less and still learns from every patch (TREAD: Krause et al.,
-    "TREAD: Token Routing for Efficient Architecture-agnostic Diffusion Training", arXiv 2501.04765).
-
-    Attributes:
-        passing: how many patches of a picture take the short cut, others in every forward pass; 0 is the plain network.
-        generator: where they are drawn from, on any device.
-    """
-
-    passing = 0
-    generator: torch.Generator | None = None
-
-    def _through_the_u(self, x: Tensor, level: int, size: int, inner: Inner | None) -> Tensor:
-        if level != 1 or not self.passing:
-            return super()._through_the_u(x, level, size, inner)
-        patches = math.prod(self.config.grid)
-        others = x.shape[1] - patches
-        device = x.device if self.generator is None else self.generator.device
-        order = torch.randperm(patches, generator=self.generator, device=device)[self.passing :].sort().values
-        kept = torch.cat([torch.arange(others, device=device), others + order]).to(x.device)
-        return x.index_copy(1, kept, super()._through_the_u(x[:, kept], level, size, inner))
+from .transplant import transplanted
 
 
 class Kin:
@@ -123,8 +79,6 @@ class UViTStage(Stage):
         anew, see :func:`.growth.transplanted`.
     mix, lean, logit_normal: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective
         when absent.
-    error: "noise" or "velocity", what of an image latent counts in the loss, see :func:`.objective.diffusion_loss`; the
-        velocity for networks with `sigma_data` when absent, else the noise.
     weights: how many times a stream counts in the loss, see :func:`.objective.diffusion_loss`; all the same when absent.
     captioning: what the share "clean_image" of the mix learns from instead: "where" (a filter of its own), "versions" (copies
         of each picture, all but the first changed by :func:`.augment.augmented`), and its "place", "colour", "mirror" ...
@@ -151,8 +105,6 @@ class UViTStage(Stage):
         say which of the two is meant: under these a network that has begun one picture would learn to leave it for any other,
         and draws a mixture of all of them.
     manner_of: field of the records that names the manner of an autoencoder with a palette, see :class:`.latents.Latents`.
-    route: share of the image patches that take a short cut in every step, see :class:`RoutedUViT`; none when absent. At 0.5 a
-        step costs a third less. The last steps of a run should do without, as sampling does.
     caption_shares: probability of each caption form of a picture; equal when absent.
     defaults: "steps" and "guidance" that the exported file suggests.
     dtype: of the exported file, "float16" when absent.
@@ -160,7 +112,7 @@ class UViTStage(Stage):
     """
 
     blocks = (Block,)
-    model: RoutedUViT
+    model: UViT
 
     def __init__(self, config: TrainConfig):
         options = config.options
@@ -168,18 +120,12 @@ class UViTStage(Stage):
         self.checkpoint: Checkpoint = load_checkpoint(options["checkpoint"])
         start = self._start(options)
         sizes = self._sizes(options, start)
-        route = float(options.get("route", 0.0))
-        if not 0 <= route < 1:
-            raise ValueError(f"route must be at least 0 and below 1, got {route}")
-        self.passing = round(route * math.prod(sizes.grid))
-        if self.passing and config.cuda_graphs:
-            raise ValueError("route draws other patches in every step, which cuda_graphs cannot; leave one of them out")
         images = training_set(options)
         self.size = len(images)
         self.latents = Latents(self.checkpoint, images, device=own_device(), manner_of=options.get("manner_of"))
         self.mix, self.lean = options.get("mix", PAPER), float(options.get("lean", 0.0))
         self.logit_normal: list[float] | None = options.get("logit_normal")
-        self.velocity = self._velocity(options.get("error"), sizes)
+        self.velocity = not predicts_noise(sizes)
         self.weights = options.get("weights") or {}
         if wrong := [name for name, weight in self.weights.items() if name not in MODALITY_OF or not weight >= 0]:
             raise ValueError(f"weights has {wrong[0]}; it may have {', '.join(MODALITY_OF)}, each 0 or more")
@@ -214,7 +160,7 @@ class UViTStage(Stage):
         )
         self.mixed_as = self._shares(drawing.get("mixed_shares", self.drawn_as.tolist()), "mixed_shares of drawing")
         with seeded_init(config.seed):
-            self.model = RoutedUViT(sizes, attention=attention_for(sizes))
+            self.model = build(sizes, attention=attention_for(sizes))
         if start is not None:
             weights = start.state_dict("uvit", dtype=torch.float32)
             if sizes != start.config.uvit:
@@ -231,10 +177,10 @@ class UViTStage(Stage):
     def _sizes(self, options: dict[str, Any], start: Checkpoint | None) -> UViTConfig:
         """Those of the network: given, or of the one that goes on, with what `uvit` says of other image latents."""
         if start is None:
-            return UViTConfig(**options["uvit"])
+            return config_of(options["uvit"])
         if start is self.checkpoint:
             return start.config.uvit
-        ours, theirs = self.checkpoint.config.uvit, UViTConfig(**vars(start.config.uvit) | options.get("uvit", {}))
+        ours, theirs = self.checkpoint.config.uvit, config_of(vars(start.config.uvit) | options.get("uvit", {}))
         for name in ("img_size", "in_chans", "text_dim", "num_text_tokens", "clip_img_dim"):
             if getattr(ours, name) != getattr(theirs, name):
                 raise ValueError(
@@ -242,12 +188,6 @@ class UViTStage(Stage):
                     f"{options['network_of']} takes {getattr(theirs, name)}"
                 )
         return theirs
-
-    @staticmethod
-    def _velocity(error: str | None, sizes: UViTConfig) -> bool:
-        if error not in (None, "noise", "velocity"):
-            raise ValueError(f'error must be "noise" or "velocity", got {error!r}')
-        return sizes.sigma_data is not None if error is None else error == "velocity"
 
     def _shares(self, given: list[float] | None, name: str) -> Tensor:
         forms = self.latents.captions.shape[1]
@@ -323,12 +263,8 @@ class UViTStage(Stage):
             noise = noise.replace(
                 **{name: _chosen(painted, towards.need(name), noise.need(name)) for name in ("img", "clip_img")}
             )
-        self.model.passing, self.model.generator = self.passing, generator
-        try:
-            settings: dict[str, Any] = {"velocity": self.velocity, "weights": self.weights}
-            return diffusion_loss(model, clean, generator, labels=labels, noise=noise, **settings)
-        finally:
-            self.model.passing = 0
+        settings: dict[str, Any] = {"velocity": self.velocity, "weights": self.weights}
+        return diffusion_loss(model, clean, generator, labels=labels, noise=noise, **settings)
 
     def _borrowed(self, made: Streams, others: Tensor, changed: Tensor, generator: torch.Generator) -> Streams:
         """The pairs ``made`` of the pictures ``others`` (B,), those that are set aside with another one's picture."""
@@ -357,43 +293,3 @@ class UViTStage(Stage):
     def export(self, model: Any) -> None:
         """``model.safetensors``: the checkpoint with this network, complete in one file."""
         export_model(self.checkpoint, model, self.out / "model.safetensors", self.dtype, self.defaults)
-
-
-def prompt_grid(model: UViT, prompts: Sequence[str], encode_text: TextEncoder, autoencoder: Autoencoder) -> Image.Image:
-    """Pictures of the prompts, 8 in a row, 20 steps at guidance 3."""
-    text = encode_text(prompts).float().to(model.pos_embed.device)
-    generators = item_generators(0, len(prompts))
-    out = sample(model, NoisePath.text_to_image(20), Streams(text=text), guidance=3.0, generator=generators)
-    pixels = autoencoder.decode(out.need("img")).cpu()
-    pixels = torch.cat([pixels, torch.ones_like(pixels[: -len(pixels) % 8])])
-    grid = torch.cat([torch.cat(list(row), dim=2) for row in pixels.split(8)], dim=1)
-    return to_images(grid[None])[0]
-
-
-def export_model(checkpoint: Checkpoint, network: UViT, path: Path, dtype: torch.dtype, defaults: dict[str, float]) -> None:
-    """Write a checkpoint's parts with another network as one file; parts the checkpoint lacks stay absent."""
-    sections = checkpoint.config.to_dict() | {"defaults": dict(defaults)}
-    side = network.config.latent_size[0] * checkpoint.config.vae.downscale
-    config = ModelConfig.from_dict(sections | {"uvit": vars(network.config), "image_size": side})
-    parts = {name: checkpoint.state_dict(name) for name in checkpoint.parts() if name != "uvit"}
-    parts["uvit"] = network.state_dict()
-    save_checkpoint(path, config, parts, checkpoint.tokenizer_specs(), dtype)
-
-
-def work_of(sizes: UViTConfig) -> Work:
-    """Tokens of an example, and its operations: counted by torch on a network without weights, forwards times three."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    network = UViT(sizes, device="meta", attention=_plain_attention)
-    shapes = sizes.item_shapes
-    streams = [torch.empty(1, *shapes[name], device="meta") for name in ("img", "clip_img", "text")]
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network(*streams, torch.ones(1, device="meta"), torch.ones(1, device="meta"))
-    tokens = 2 + bool(sizes.data_types) + sizes.num_text_tokens + 1 + math.prod(sizes.grid)
-    return Work(tokens, 3.0 * counter.get_total_flops())
-
-
-def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Two products, which the counter knows on every device."""
-    return (q @ k.transpose(-2, -1) @ v).transpose(1, 2).flatten(2)

@@ -2,7 +2,7 @@
 
 The pictures are SVG sets republished by Iconify (noto: Apache-2.0, twemoji: CC BY 4.0, fluent and fluent flat: MIT); the
 captions are the English labels of emojibase-data (MIT). The result is an ordinary image folder (``metadata.jsonl`` beside
-the pictures), which :class:`unidiffuser.training.data.ImageFolder` reads like any other.
+the pictures), which :class:`unidiffuser.data.pictures.ImageFolder` reads like any other.
 
 The network draws four styles. Three more houses (noto-v1 and fxemoji: Apache-2.0, EmojiOne 2: CC BY 4.0) show encoders the same
 concepts in other drawings; their captions are the label alone.
@@ -54,8 +54,8 @@ STYLES = tuple(PACKAGES)
 SPLIT_SEED = 20230312  # the paper's date on arXiv; never change it, the published split depends on it
 HELDOUT_SHARE, VALIDATION_SHARE, HELDOUT_CONCEPTS = 0.10, 0.05, 60
 COPY_DISTANCE = 0.06  # mean difference of thumbnails, in [0, 1], below which a picture is a copy
-CONCEPTS_FILE = Path(__file__).with_name("emoji_concepts.txt")
-SPLIT_FILE = Path(__file__).with_name("emoji_split.csv")  # every pair that is not for training
+CONCEPTS_FILE = Path(__file__).with_name("concepts.txt")
+SPLIT_FILE = Path(__file__).with_name("split.csv")  # every pair that is not for training
 
 
 @dataclass(frozen=True)
@@ -245,13 +245,13 @@ def thumbnail(path: Path, side: int = 32) -> np.ndarray:
 
 
 def demo_concepts() -> set[str]:
-    """Hexcodes of the concepts that the bundled model is trained on (``emoji_concepts.txt``)."""
+    """Hexcodes of the concepts that the bundled model is trained on (``concepts.txt``)."""
     lines = CONCEPTS_FILE.read_text(encoding="utf-8").splitlines()
     return {line.split()[0] for line in lines if line and not line.startswith("#")}
 
 
 def split_rows(splits: dict[tuple[str, str], str]) -> list[str]:
-    """The pairs that are not for training, one ``base hexcode,style,split`` a row: the form of ``emoji_split.csv``."""
+    """The pairs that are not for training, one ``base hexcode,style,split`` a row: the form of ``split.csv``."""
     return [f"{base},{style},{split}" for (base, style), split in sorted(splits.items()) if split != "train"]
 
 

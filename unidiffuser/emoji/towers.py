@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints.tokenizers import BytePairTokenizer
+from ..data.pictures import training_set
 from ..encoders.clip import clip_image_model
-from ..training.data import training_set
 from ..training.loop import Stage, TrainConfig, seeded_init
 from .vocabulary import END, START, clip_vocabulary
 

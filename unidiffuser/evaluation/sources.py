@@ -105,7 +105,7 @@ def read_folder(path: str | Path) -> Iterator[Pair]:
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder} is not a folder of pictures; `unidiffuser prepare-emoji` makes the demonstration set"
+            f"{folder} is not a folder of pictures; `python -m unidiffuser.emoji prepare` makes the demonstration set"
         )
     index = folder / "metadata.jsonl"
     if not index.is_file():

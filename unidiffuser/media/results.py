@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from .. import __version__
+from ..version import __version__
 from .files import write_text
 from .images import contact_sheet, save_png
 

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..guidance import Predictions
-from ..uvit import UViT
+from ..uvit import HEADS, Predictions, UViT
 
 log = logging.getLogger(__name__)
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
@@ -76,23 +75,36 @@ class DeepCache(nn.Module):
         self.kinds: Tensor | None = None  # (B, 2), which evaluations they were
 
     def forward(
-        self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor, *args: Any, **kwargs: Any
-    ) -> Predictions:
+        self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor,
+        data_type: Tensor | int | None = None, heads: Sequence[str] = HEADS,
+    ) -> Predictions:  # fmt: skip
         """As `UViT.forward`, with labels (B,)."""
+        net = self.net
+        net.config.check(img, clip_img, text, data_type, heads)
         # Guidance's branches differ from the first, the conditional one, in a label: that tells them from one another.
         kinds = torch.stack((t_img == t_img[0], t_text == t_text[0]), dim=1)
         fresh = self.calls % self.interval == 0 or not self._covers(kinds)
         self.calls += 1
 
-        def inner(level: int, items: int, compute: Callable[[], Tensor]) -> Tensor:
-            if level != self.branch - 1:
-                return compute()
-            if fresh or self.kept is None:
-                self.kept, self.kinds = compute(), kinds
-            return self.kept[:items]
+        x, skips = net.embed(img, clip_img, text, t_img, t_text, data_type), []
+        for block in net.in_blocks[: self.branch]:
+            skips.append(x := block(x))
+        if fresh or self.kept is None:
+            self.kept, self.kinds = self._inside(x), kinds
+        x = self.kept[: len(x)]
+        for block in net.out_blocks[len(net.out_blocks) - self.branch :]:
+            x = block(x, skips.pop())
+        return net.read(x, img, t_img, heads)
 
-        out: Predictions = self.net(img, clip_img, text, t_img, t_text, *args, inner=inner, **kwargs)
-        return out
+    def _inside(self, x: Tensor) -> Tensor:
+        """The inner levels of the U, which are computed at every n-th call only."""
+        skips = []
+        for block in self.net.in_blocks[self.branch :]:
+            skips.append(x := block(x))
+        x = self.net.mid_block(x)
+        for block in self.net.out_blocks[: len(self.net.out_blocks) - self.branch]:
+            x = block(x, skips.pop())
+        return x
 
     def _covers(self, kinds: Tensor) -> bool:
         """Whether what is kept begins with the evaluations that are wanted now."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..uvit import UViT
 
 
 def multiplies_bf16() -> bool:
@@ -49,7 +52,37 @@ def depends_on_batch(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 Result = TypeVar("Result", Tensor, Tensor | None)
-ROWS = 512  # of a matrix product (`UViT.rows`): keeps the matrix units of a CPU busy; more would only cost small batches
+ROWS = 512  # of a matrix product: keeps the matrix units of a CPU busy; more would only slow small batches down
+
+
+def fix_batches(net: UViT, rows: int = ROWS) -> UViT:
+    """Let every layer of a network work on batches of one size, so that no item depends on the others beside it.
+
+    Args:
+        net: the network, changed in place; its parameters keep their names.
+        rows: the least number of tokens in a matrix product; a batch is as many items as that takes.
+
+    Each layer goes through the whole batch before the next one begins, which keeps its weights in the cache.
+    """
+    embed, config = net.embed, net.config
+    layers: list[nn.Module] = [net.patch_embed, net.text_embed, net.clip_img_embed, *net.in_blocks, net.mid_block]
+    layers += [*net.out_blocks, net.decoder_pred, net.clip_img_out, net.text_out]
+    layers += [child for name, child in net.named_children() if name == "detail"]
+    items = 1
+
+    def counted(img: Tensor, *given: Any) -> Tensor:
+        nonlocal items
+        patches = img.shape[2] * img.shape[3] // config.patch_size**2
+        items = math.ceil(rows / (config.tokens - math.prod(config.grid) + patches))
+        return embed(img, *given)
+
+    def fixed(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *given: in_fixed_batches(lambda *part: (layer(*part),), items, *given)[0]
+
+    net.embed = counted  # type: ignore[method-assign, assignment]
+    for layer in layers:
+        layer.forward = fixed(layer.forward)
+    return net
 
 
 def in_fixed_batches(function: Callable[..., Sequence[Result]], size: int, *given: Tensor) -> list[Result]:

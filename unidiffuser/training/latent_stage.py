@@ -16,12 +16,14 @@ from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint, load_checkpoint
 from ..data.shards import WINDOW, LatentShards
-from ..emoji.network import attention_for, export_model, prompt_grid, work_of
-from ..encoders.clip import Autoencoder, TextEncoder
+from ..encoders.autoencoder import Autoencoder
+from ..encoders.clip import TextEncoder
+from ..small.network import build, config_of, predicts_noise
 from ..streams import Streams
-from ..uvit import Block, UViT, UViTConfig
+from ..uvit import Block, UViT
 from .config import TrainConfig
 from .growth import grown
+from .network import attention_for, export_model, prompt_grid, work_of
 from .objective import PAPER, diffusion_loss, draw_labels
 from .stage import Stage, Work, seeded_init
 
@@ -80,7 +82,7 @@ class LatentStage(Stage):
         clean, noise = (Streams(*(batch[at + name] for name in ("img", "clip_img", "text"))) for at in ("", "noise_"))
         labels = {"img": batch["t_img"], "text": batch["t_text"]}
         kind = torch.full_like(batch["t_img"], self.data_type)
-        velocity = self.model.config.sigma_data is not None
+        velocity = not predicts_noise(self.model.config)
         return diffusion_loss(model, clean, generator, labels=labels, noise=noise, data_type=kind, velocity=velocity)
 
     def work(self) -> Work:
@@ -114,11 +116,11 @@ def _network(checkpoint: Checkpoint, new: dict[str, Any] | None, side: int, seed
     if new is None:
         state, sizes = grown(checkpoint.state_dict("uvit", dtype=torch.float32), checkpoint.config.uvit, side)
     else:
-        sizes = UViTConfig(**{"img_size": side, **new})
+        sizes = config_of({"img_size": side, **new})
         if sizes.latent_size != (side, side):
             raise ValueError(f"uvit.img_size is {sizes.img_size}, but the shards hold latents of {side} x {side}")
     with seeded_init(seed):
-        network = UViT(sizes, attention=attention_for(sizes))
+        network = build(sizes, attention=attention_for(sizes))
     if state is not None:
         network.load_state_dict(state)
     return network

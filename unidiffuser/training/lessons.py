@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.pictures import ImageFolder
 from ..media.images import fit, open_image, to_images, to_tensor
 from ..path import NoisePath
 from ..samplers import sample
 from ..streams import Streams, item_generators
 from .augment import augmented
-from .data import ImageFolder
 
 if TYPE_CHECKING:
     from ..encoders.captions import CaptionDecoder

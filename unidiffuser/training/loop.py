@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..distributed import World, autocast, distribute, is_sharded, joined, synchronised, unwrapped, whole
+from ..distributed import World, joined
 from ..media.files import replacing, write_text
 from .average import Average
 from .config import TrainConfig
@@ -29,6 +29,7 @@ from .graphs import recorded
 from .optimizers import make_optimizers
 from .record import Board, LossLog, Speed, peak_of
 from .saving import last_good, load_average, resume, save, whole_weights
+from .sharding import autocast, distribute, is_sharded, synchronised, unwrapped, whole
 from .stage import Stage, Work, seeded_init, step_indices
 
 __all__ = ["Stage", "TrainConfig", "Work", "load_average", "seeded_init", "step_indices", "train"]

@@ -20,17 +20,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..distributed import is_sharded
 from ..encoders.captions import CaptionDecoder
 from ..media.images import contact_sheet, to_images
 from ..path import NoisePath
 from ..runtime.lora import Change, write_lora
 from ..samplers import sample
 from ..schedule import add_noise
+from ..small.network import predicts_noise
 from ..streams import MODALITY_OF, Streams, item_generators
 from ..uvit import Block, UViT
 from .lessons import NO_TOKEN, Lessons, caption_tokens, padded
 from .objective import draw_labels, row_errors
+from .sharding import is_sharded
 from .stage import Stage, seeded_init
 
 DECODER_LAYERS = r".*\.(c_attn|c_proj|c_fc)"
@@ -164,7 +165,7 @@ class LoraStage(Stage):
     ):
         self.model: Adapted = model
         self.lessons, self.out, self.keep, self.kept_each, self.mix = lessons, out, keep, kept_each, mix
-        self.velocity = model.network.config.sigma_data is not None
+        self.velocity = not predicts_noise(model.network.config)
         self.decode = decode
         self.about = dict(about or {})
         self.size = len(lessons.words)

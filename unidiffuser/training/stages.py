@@ -1,107 +1,43 @@
-"""The stages by name, and the assembly of their results into one file."""
+"""The training stages by name."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from pathlib import Path
 
-import torch
-from torch import Tensor
+from .config import TrainConfig
+from .stage import Stage
 
-from .loop import Stage, TrainConfig
-
-STAGES: Mapping[str, str] = {
-    "autoencoder": "autoencoder:AutoencoderStage",
-    "decoder": "decoder:DecoderStage",
-    "encoders": "encoders:EncodersStage",
-    "image_tower": "image_tower:ImageTowerStage",
-    "captioner": "captioner:CaptionerStage",
-    "uvit": "uvit:UViTStage",
-    "latents": "latent_stage:LatentStage",
-    "lora": "teach:lora_stage",
-}
+Build = Callable[[TrainConfig], Stage]
 
 
-def make_stage(config: TrainConfig) -> Stage:
-    """The stage that ``config.stage`` names, built from ``config.options``. ValueError names what is missing."""
-    if config.stage not in STAGES:
-        raise ValueError(f"unknown stage {config.stage!r}; choose one of {', '.join(STAGES)}")
-    module, name = STAGES[config.stage].split(":")
-    build: Callable[[TrainConfig], Stage] = getattr(import_module(f".{module}", __package__), name)
-    try:
-        return build(config)
-    except KeyError as error:
-        raise ValueError(f"stage {config.stage!r} needs the option {error} in its config") from error
+def _latents(config: TrainConfig) -> Stage:
+    from .latent_stage import LatentStage
+
+    return LatentStage(config)
 
 
-def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
-    """Write the runs ``autoencoder``, ``encoders`` and ``captioner`` below ``runs`` as one file that lacks only a network.
+def _lora(config: TrainConfig) -> Stage:
+    from .teach import lora_stage
+
+    return lora_stage(config)
+
+
+STAGES: Mapping[str, Build] = {"latents": _latents, "lora": _lora}
+
+
+def make_stage(config: TrainConfig, stages: Mapping[str, Build] = STAGES) -> Stage:
+    """The stage that ``config.stage`` names, built from ``config.options``.
 
     Args:
-        runs: folder of the three run folders, all finished.
-            More may be there: ``autoencoder_plain``, or else ``autoencoder_longer``, takes the place of the first, and
-            ``image_tower`` that of the image half of the second.
-        out: the ``.safetensors`` file, which the ``uvit`` stage takes as its checkpoint.
-        dtype: of the weights in the file; the network is then trained on the latents of exactly these encoders.
+        config: settings of the run.
+        stages: builders by name.
+
+    Raises:
+        ValueError: an unknown stage, or a missing option; the text names it.
     """
-    from ..checkpoints.checkpoint import save_checkpoint
-    from ..checkpoints.config import CaptionConfig, ModelConfig, VAEConfig
-    from ..uvit import UViTConfig
-
-    def weights(name: str, drop: tuple[str, ...] = ("position_ids", "gpt.lm_head.weight")) -> dict[str, Tensor]:
-        path = runs / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: finish that stage first")
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return {k: v for k, v in state.items() if not k.endswith(drop)}
-
-    encoders = "image_tower" if (runs / "image_tower").is_dir() else "encoders"
-    longer = (name for name in ("autoencoder_plain", "autoencoder_longer") if (runs / name).is_dir())
-    autoencoder = next(longer, "autoencoder")
-    clip, kl, caption = (
-        weights(f"{encoders}/clip.pt"),
-        weights(f"{autoencoder}/autoencoder.pt"),
-        weights("captioner/caption.pt"),
-    )
-    clip_sizes = json.loads((runs / f"{encoders}/clip.json").read_text(encoding="utf-8"))
-    caption_sizes = json.loads((runs / "captioner/caption.json").read_text(encoding="utf-8"))
-    vae = json.loads((runs / f"{autoencoder}/config.json").read_text(encoding="utf-8"))["options"]
-    patch, channels = vae["patch_size"], vae["channels"]
-    ddconfig = {
-        "in_channels": 3 * patch**2,
-        "out_ch": 3 * patch**2,
-        "ch": channels[0],
-        "ch_mult": [c // channels[0] for c in channels],
-        "num_res_blocks": vae["layers"],
-        "z_channels": 4,
-        "double_z": True,
-        "resolution": vae["image_size"] // patch,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
-    tokenizers = {"clip_tokenizer": clip_sizes.pop("tokenizer"), "gpt2_tokenizer": caption_sizes.pop("tokenizer")}
-    vae_config = VAEConfig(ddconfig=ddconfig, patch_size=patch)
-    config = ModelConfig(
-        uvit=UViTConfig(
-            img_size=vae["image_size"] // vae_config.downscale,
-            text_dim=caption_sizes["hidden_dim"],
-            num_text_tokens=clip_sizes["clip_text"]["max_position_embeddings"],
-            clip_img_dim=clip_sizes["clip_image"]["projection_dim"],
-        ),
-        vae=vae_config,
-        clip_text=clip_sizes["clip_text"],
-        clip_image={**clip_sizes["clip_image"], "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-        caption=CaptionConfig(**caption_sizes),
-        image_size=vae["image_size"],
-        defaults={"steps": 20, "guidance": 3.0},
-    )
-    parts = {
-        "vae": {k.removeprefix("kl."): v for k, v in kl.items()},
-        "clip_text": {k: v for k, v in clip.items() if k.startswith("text_model.")},
-        "clip_image": {k: v for k, v in clip.items() if k.startswith(("vision_model.", "visual_projection."))},
-        "caption": caption,
-    }
-    save_checkpoint(out, config, parts, tokenizers, dtype)
-    return out
+    if config.stage not in stages:
+        raise ValueError(f"unknown stage {config.stage!r}; choose one of {', '.join(stages)}")
+    try:
+        return stages[config.stage](config)
+    except KeyError as error:
+        raise ValueError(f"stage {config.stage!r} needs the option {error} in its config") from error

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.skeleton import fit, skeleton
-from ..emoji.network import SHORT, short_attention
 from ..encoders.captions import CaptionDecoder
 from ..pipeline import load
+from ..small.network import build
 from ..streams import Streams
-from ..uvit import UViT, UViTConfig, default_attention
+from ..uvit import UViT, UViTConfig
 from .config import TrainConfig
 from .lessons import Lessons, encode, own_pairs, read_pictures, said_of, spread, variations
 from .lora import Adapted, LoraStage
+from .network import attention_for
 
 FILE = "lora.safetensors"
 
@@ -79,10 +80,8 @@ def lora_run(
 
 def trainable_network(sizes: UViTConfig, weights: Mapping[str, Tensor]) -> UViT:
     """A network with these weights (float32, original names) and the attention that learns fastest where it is."""
-    tokens = sizes.num_text_tokens + sizes.grid[0] * sizes.grid[1] + 4
-    attention = short_attention if tokens <= SHORT and not torch.cuda.is_available() else default_attention
     with skeleton():
-        network = UViT(sizes, attention=attention)
+        network = build(sizes, attention=attention_for(sizes))
     fit(network, weights, "the given network")
     return network
 

@@ -35,8 +35,7 @@ class ImageFolder:
         index = self.folder / "metadata.jsonl"
         if not index.is_file():
             raise FileNotFoundError(
-                f"no metadata.jsonl in {self.folder}; `unidiffuser prepare-emoji` makes the demonstration set, and for "
-                'pictures of your own write one line {"file_name": ..., "text": ...} per picture'
+                f'no metadata.jsonl in {self.folder}; write one line {{"file_name": ..., "text": ...}} for each picture'
             )
         accepted = {k: set(v) if isinstance(v, list | tuple | set) else {v} for k, v in (where or {}).items()}
         self.records: list[dict[str, Any]] = []

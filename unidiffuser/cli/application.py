@@ -116,8 +116,8 @@ class Settings:
                 typer.echo(f"wrote {path}", err=True)
 
 
-def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command whose errors end as one line on stderr and an exit code."""
+def command(name: str, to: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command of an application; its errors end as one line on stderr and an exit code."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -125,7 +125,7 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             with clear_errors():
                 function(*args, **kwargs)
 
-        app.command(name)(run)
+        to.command(name)(run)
         return function
 
     return register

@@ -1,0 +1,6 @@
+"""Checkpoints: three layouts in, one safetensors file out."""
+
+from .checkpoint import Checkpoint, convert, load_checkpoint, save_checkpoint
+from .config import CaptionConfig, ModelConfig, VAEConfig
+
+__all__ = ["CaptionConfig", "Checkpoint", "ModelConfig", "VAEConfig", "convert", "load_checkpoint", "save_checkpoint"]

@@ -1,0 +1,1 @@
+"""How a model runs: number formats, fewer evaluations, LoRA."""

@@ -1,0 +1,1 @@
+"""What only small networks have; published checkpoints have none of it."""

@@ -1,0 +1,75 @@
+"""The U-ViT in training: which attention it uses, what an example costs, sample grids and the exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..checkpoints.checkpoint import Checkpoint, save_checkpoint
+from ..checkpoints.config import ModelConfig
+from ..encoders.autoencoder import Autoencoder
+from ..encoders.clip import TextEncoder
+from ..media.images import to_images
+from ..path import NoisePath
+from ..samplers import sample
+from ..small.network import build
+from ..streams import Streams, item_generators
+from ..uvit import AttentionFunction, UViT, UViTConfig, default_attention
+from .stage import Work
+
+SHORT = 128  # tokens up to which attention is faster written out, on a CPU
+
+
+def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention written out, (B, heads, L, d) -> (B, L, heads * d): for a few dozen tokens on a CPU, where the backward pass
+    of the fused kernel takes longer than all matrix products together."""
+    weights = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+    return (weights.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+def attention_for(sizes: UViTConfig) -> AttentionFunction:
+    """The faster attention for a network of these sizes on this machine."""
+    return short_attention if sizes.tokens <= SHORT and not torch.cuda.is_available() else default_attention
+
+
+def prompt_grid(model: UViT, prompts: Sequence[str], encode_text: TextEncoder, autoencoder: Autoencoder) -> Image.Image:
+    """Pictures of the prompts, 8 in a row, 20 steps at guidance 3."""
+    text = encode_text(prompts).float().to(model.pos_embed.device)
+    generators = item_generators(0, len(prompts))
+    out = sample(model, NoisePath.text_to_image(20), Streams(text=text), guidance=3.0, generator=generators)
+    pixels = autoencoder.decode(out.need("img")).cpu()
+    pixels = torch.cat([pixels, torch.ones_like(pixels[: -len(pixels) % 8])])
+    grid = torch.cat([torch.cat(list(row), dim=2) for row in pixels.split(8)], dim=1)
+    return to_images(grid[None])[0]
+
+
+def export_model(checkpoint: Checkpoint, network: UViT, path: Path, dtype: torch.dtype, defaults: dict[str, float]) -> None:
+    """Write a checkpoint's parts with another network as one file; parts the checkpoint lacks stay absent."""
+    sections = checkpoint.config.to_dict() | {"defaults": dict(defaults)}
+    side = network.config.latent_size[0] * checkpoint.config.vae.downscale
+    config = ModelConfig.from_dict(sections | {"uvit": vars(network.config), "image_size": side})
+    parts = {name: checkpoint.state_dict(name) for name in checkpoint.parts() if name != "uvit"}
+    parts["uvit"] = network.state_dict()
+    save_checkpoint(path, config, parts, checkpoint.tokenizer_specs(), dtype)
+
+
+def work_of(sizes: UViTConfig) -> Work:
+    """Tokens of an example, and its operations: counted by torch on a network without weights, forwards times three."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = build(sizes, device="meta", attention=_plain_attention)
+    shapes = sizes.item_shapes
+    streams = [torch.empty(1, *shapes[name], device="meta") for name in ("img", "clip_img", "text")]
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(*streams, torch.ones(1, device="meta"), torch.ones(1, device="meta"))
+    return Work(sizes.tokens, 3.0 * counter.get_total_flops())
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two products, which the counter knows on every device."""
+    return (q @ k.transpose(-2, -1) @ v).transpose(1, 2).flatten(2)

@@ -98,7 +98,7 @@ def test_variations_begin_with_the_picture_itself(pictures: Path) -> None:
 
 def asked(stage: LoraStage, model: Adapted) -> float:
     """Error in what is to be learned, on the same noise for every model."""
-    batch = stage.draw(stage.batch(torch.arange(stage.size).repeat(16)), list(range(16 * stage.size)))
+    batch = stage.examples(torch.arange(stage.size).repeat(16), list(range(16 * stage.size)))
     with torch.no_grad():
         return stage.loss(model, batch, torch.Generator())["learn"].item()
 
@@ -196,7 +196,7 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_cut(checkpoint: Path) -> Non
     stage = stage_of(checkpoint, streams, ("a", "b", "a", "b"))  # of one length, so that every example weighs the same
 
     def terms(rows: list[int]) -> dict[str, Tensor]:
-        batch = stage.draw(stage.batch(torch.tensor(rows)), [100 + row for row in rows])
+        batch = stage.examples(torch.tensor(rows), [100 + row for row in rows])
         return stage.loss(stage.model, batch, torch.Generator())
 
     whole, parts = terms([0, 1, 2, 3]), [terms([0, 1]), terms([2, 3])]
@@ -210,7 +210,7 @@ def test_what_is_learned_counts_as_in_the_objective_that_made_the_network(kind: 
     generator = torch.Generator().manual_seed(0)
     streams = Streams(**{n: torch.randn(1, *shape, generator=generator) for n, shape in opened.config.uvit.item_shapes.items()})
     stage = stage_of(opened.path, streams, ("a",))
-    batch = stage.draw(stage.batch(torch.tensor([0])), [3])
+    batch = stage.examples(torch.tensor([0]), [3])
     learned = {name: value[:, 0] for name, value in batch.items()}
     labels = {"img": learned["t_img"], "text": learned["t_text"]}
     noise = Streams(**{name: learned[f"noise_{name}"] for name, _ in streams.items()})

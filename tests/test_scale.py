@@ -26,9 +26,10 @@ from unidiffuser.emoji.assemble import assemble
 from unidiffuser.emoji.transplant import IMAGE_LAYERS, transplanted
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.growth import grown
-from unidiffuser.training.latent_stage import LatentStage, work_of
+from unidiffuser.training.latent_stage import LatentStage
 from unidiffuser.training.loop import train
 from unidiffuser.training.memory import GB, SETUPS, Need, need, saved_bytes
+from unidiffuser.training.network import example_cost
 from unidiffuser.training.optimizers import make_optimizers
 from unidiffuser.training.saving import checkpoints
 from unidiffuser.uvit import UViT, UViTConfig
@@ -104,7 +105,7 @@ def test_labels_are_drawn_as_the_config_says(shards, tmp_path):
     settings = config(shards, tmp_path / "run")
     settings.options["logit_normal"] = [0.0, 1e-3]  # next to no width: the label where noise and signal are equally strong
     stage = LatentStage(settings)
-    labels = stage.draw(stage.batch(torch.arange(8)), list(range(8)))
+    labels = stage.examples(torch.arange(8), list(range(8)))
     assert ((labels["t_img"] - 355).abs() <= 2).all()
     assert len(labels["t_text"].unique()) > 4
 
@@ -255,8 +256,8 @@ def test_operations_are_those_of_the_matrices():
     block = 2 * tokens * dim * dim * (3 + 1 + 4 + 4) + 4 * tokens * tokens * dim
     ends = 2 * dim * (2 * 12 * 64 + 2 * 128 + 2 * 4 * 16)
     expected = 3 * (3 * block + 2 * tokens * 2 * dim * dim + ends)
-    assert work_of(sizes).tokens == tokens
-    assert work_of(sizes).flops == pytest.approx(expected)
+    assert example_cost(sizes).tokens == tokens
+    assert example_cost(sizes).flops == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("setup", [s for s in SETUPS if s.devices == 1], ids=lambda s: s.name)

@@ -34,9 +34,11 @@ from unidiffuser.schedule import add_noise, alphas_cumprod, half_logsnr
 from unidiffuser.small.palette import Palette
 from unidiffuser.streams import Streams
 from unidiffuser.training.augment import augmented, shifted
-from unidiffuser.training.loop import Stage, TrainConfig, step_indices, train
+from unidiffuser.training.config import TrainConfig
+from unidiffuser.training.loop import train
 from unidiffuser.training.objective import diffusion_loss, draw_labels, noise_of_another
 from unidiffuser.training.saving import checkpoints
+from unidiffuser.training.stage import TrainingStage, seeded_init, step_indices
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (240, 200, 30)}
 SHAPES = ("circle", "square", "bar")
@@ -154,7 +156,7 @@ def test_kin_are_of_the_same_kind_and_all_of_it_are_found(values, seed):
         assert set(others[:, row].tolist()) == (kin - {row} or {row})
 
 
-def checks_what_learns(stage: Stage) -> None:
+def checks_what_learns(stage: TrainingStage) -> None:
     """Captions are those of the token's picture, the latent is of one of the same shape; nothing else is mixed up."""
     seen = []
     for latents in (stage.latents, stage.captioning):
@@ -180,7 +182,7 @@ def checks_what_learns(stage: Stage) -> None:
         assert text in (latents.captions[token][:1] if learnt else latents.captions[token])
 
 
-def seen_by_the_loss(stage: Stage, count: int) -> tuple[Streams, dict[str, torch.Tensor]]:
+def seen_by_the_loss(stage: TrainingStage, count: int) -> tuple[Streams, dict[str, torch.Tensor]]:
     """Pairs, as the means of their latents, and labels of one batch of a network's stage with `drawing`."""
     seen = []
     for latents in (stage.latents, stage.drawing):
@@ -194,7 +196,7 @@ def seen_by_the_loss(stage: Stage, count: int) -> tuple[Streams, dict[str, torch
     return seen[0]
 
 
-def checks_what_is_drawn(stage: Stage) -> None:
+def checks_what_is_drawn(stage: TrainingStage) -> None:
     """Pictures of clean captions are those of `drawing`, with their first caption; all others are the stage's own."""
     clean, labels = seen_by_the_loss(stage, 400)
     drawn = labels["text"] == 0
@@ -207,7 +209,7 @@ def checks_what_is_drawn(stage: Stage) -> None:
         assert all(text in latents.captions[k][:forms] for k, text in zip(picture.tolist(), said.tolist(), strict=True))
 
 
-def checks_what_is_painted_again(stage: Stage) -> None:
+def checks_what_is_painted_again(stage: TrainingStage) -> None:
     """From label 3 on, the noisy picture is that of another with the same shape; the picture to reach stays the caption's.
 
     Pictures are changed below label 2 alone. Where another picture has a part, only the first caption is said.
@@ -247,7 +249,7 @@ def checks_what_is_painted_again(stage: Stage) -> None:
     assert 0 < first[early].sum() < early.sum()
 
 
-def checks_what_is_moved(stage: Stage) -> None:
+def checks_what_is_moved(stage: TrainingStage) -> None:
     """Below label 500 all pictures are of `drawing`, moved by two cells at most; above it a fifth is, and none is moved."""
     clean, labels = seen_by_the_loss(stage, 4000)
     below, side = labels["img"] < 500, clean.img.shape[-1]
@@ -262,7 +264,7 @@ def checks_what_is_moved(stage: Stage) -> None:
     assert 0.15 < as_moved[~below, len(moves) // 2].float().mean() < 0.25
 
 
-def checks_what_is_borrowed(stage: Stage, palette: Palette) -> None:
+def checks_what_is_borrowed(stage: TrainingStage, palette: Palette) -> None:
     """Some captions are shown with another picture of the same shape, in the code of the colour they name; moved or not."""
     clean, labels = seen_by_the_loss(stage, 2000)
     latents, records = stage.drawing, stage.drawing.records
@@ -460,18 +462,16 @@ def test_augmentation_keeps_white_and_repeats():
 # --- the loop ------------------------------------------------------------------------------------------------------
 
 
-class Line(Stage):
+class Line(TrainingStage):
     """A tiny regression, with noise from the step's generator so that a resume must restore that too."""
 
     def __init__(self, out: Path, slow: float = 0.0, poison: int = -1):
-        from unidiffuser.training.loop import seeded_init
-
         with seeded_init(0):
             self.model = nn.Linear(4, 1)
         self.size, self.out, self.slow, self.poison, self.calls = 32, out, slow, poison, 0
         self.x = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
 
-    def batch(self, indices):
+    def examples(self, indices, seeds):
         return {"x": self.x[indices]}
 
     def loss(self, model, batch, generator):
@@ -577,9 +577,9 @@ def test_accumulated_passes_are_one_batch(tmp_path):
     """The same steps in passes of 3, 3 and 2 examples, with the random numbers made for each example."""
 
     class Each(Line):
-        def draw(self, batch, seeds):
+        def examples(self, indices, seeds):
             noise = [torch.randn(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-            return batch | {"noise": torch.stack(noise)}
+            return super().examples(indices, seeds) | {"noise": torch.stack(noise)}
 
         def loss(self, model, batch, generator):
             return {"loss": (model(batch["x"]) - batch["x"].sum(1, keepdim=True) - 0.1 * batch["noise"]).square().mean()}

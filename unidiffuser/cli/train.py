@@ -29,7 +29,7 @@ def train(
 
 def run_stage(config: Path, steps: int | None, out: str | None, stages: Mapping[str, Build]) -> None:
     """Train what a config file names, one of `stages`; `steps` and `out` win over the file's."""
-    from ..training.loop import TrainConfig
+    from ..training.config import TrainConfig
     from ..training.loop import train as run
     from ..training.stages import make_stage
 

@@ -7,6 +7,7 @@ faster to train and to decode on a CPU than the same layout on pixels, at equal 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from ..data.pictures import ImageFolder, in_floats, training_set
 from ..distributed import own_device
 from ..media.images import to_images
-from ..training.loop import Stage, TrainConfig, seeded_init
-from ..training.stage import generator_on
+from ..training.config import TrainConfig
+from ..training.stage import Batch, TrainingStage, generator_on, seeded_init
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def principal_colours(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors / values.clamp_min(1e-6).sqrt()).flip(1).T, mean
 
 
-class AutoencoderStage(Stage):
+class AutoencoderStage(TrainingStage):
     """Options: data, image_size, patch_size, channels, layers, kl_weight, edge_weight, mse_weight.
 
     plain: weight of a term that makes the first three channels of the latents the picture itself, reduced to their resolution,
@@ -199,7 +200,7 @@ class AutoencoderStage(Stage):
             self.colours = principal_colours(reduced(self.train_set.pixels(some), self.downscale))
         self.out = Path(config.out)
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+    def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
         return {"levels": self.train_set.levels(indices)}
 
     def _not_plain(self, scaled: Tensor, pixels: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ class AutoencoderStage(Stage):
             return loss
         return loss + ((others.var(1) - 1).square() + others.mean(1).square()).sum()
 
-    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The error of the pictures, and small terms that keep the latents bounded, and plain if asked for."""
         pixels = in_floats(batch["levels"])
         generator = generator_on(pixels.device, generator)

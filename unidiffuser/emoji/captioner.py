@@ -8,6 +8,7 @@ the Linear learns to spread what the words differ in, and the decoder forgives w
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from ..checkpoints.config import CaptionConfig
 from ..checkpoints.tokenizers import STOP, BytePairTokenizer
 from ..data.pictures import training_set
 from ..encoders.captions import CaptionDecoder
-from ..training.loop import Stage, TrainConfig, seeded_init
+from ..training.config import TrainConfig
+from ..training.stage import Batch, TrainingStage, seeded_init
 from .towers import load_clip
 from .vocabulary import gpt2_vocabulary
 
@@ -39,7 +41,7 @@ class Speller(nn.Module):
         return logits.float()
 
 
-class CaptionerStage(Stage):
+class CaptionerStage(TrainingStage):
     """Options: data, where, image_size, encoders (folder), vocabulary_size, hidden_dim, width, layers, max_new_tokens, noise
     (its highest level)."""
 
@@ -85,10 +87,10 @@ class CaptionerStage(Stage):
             self.model = Speller(CaptionDecoder(self.config, self.tokenizer))
         self.model.decoder.gpt.config._attn_implementation = "eager"  # faster backwards for short sequences on a CPU
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+    def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
         return {"hidden": self.hidden[indices], "tokens": self.tokens[indices]}
 
-    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         hidden, tokens = batch["hidden"], batch["tokens"]
         level = self.noise * torch.rand(len(hidden), 1, 1, generator=generator)
         noise = level * torch.randn(*hidden.shape[:2], self.config.hidden_dim, generator=generator)

@@ -9,6 +9,7 @@ Autoencoders", arXiv 2510.11690). The encoder stays as it is, so networks go on 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ from ..schedule import add_noise, alpha_sigma
 from ..small.network import build
 from ..small.palette import Palette
 from ..training.augment import hue_turn
-from ..training.loop import Stage, TrainConfig, seeded_init
+from ..training.config import TrainConfig
 from ..training.network import attention_for
-from ..training.stage import generator_on
+from ..training.stage import Batch, TrainingStage, generator_on, seeded_init
 from .autoencoder import noise_levels, psnr, reconstruction_loss
 from .latents import Latents
 
@@ -87,7 +88,7 @@ class Denoised:
         return in_floats(self.pictures.levels(index.cpu()).to(device)), (img - sigma * eps.float()) / alpha, index
 
 
-class DecoderStage(Stage):
+class DecoderStage(TrainingStage):
     """Options:
 
     data, where, image_size: pictures to decode.
@@ -177,11 +178,12 @@ class DecoderStage(Stage):
         """Mean and standard deviation (B, C, H/8, W/8) of the latents of pictures, scaled."""
         return self.autoencoder.posterior(pixels)
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        shown = indices[round(self.denoised_share * len(indices)) :]
-        return {"levels": self.train_set.levels(shown), "kinds": self.kinds[shown]}
+    def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
+        return {"levels": self.train_set.levels(indices), "kinds": self.kinds[indices]}
 
-    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        # The first examples give their places to pictures that the network knows.
+        batch = {name: value[round(self.denoised_share * len(value)) :] for name, value in batch.items()}
         count, device = len(batch["levels"]), batch["levels"].device
         total = round(count / (1 - self.denoised_share))
         at, pixels = generator_on(self.device, generator), in_floats(batch["levels"].to(self.device))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from ..data.pictures import training_set
 from ..encoders.clip import clip_image_model
 from ..small.stem import ConvStem
 from ..training.augment import augmented
-from ..training.loop import Stage, TrainConfig, seeded_init, step_indices
+from ..training.config import TrainConfig
+from ..training.stage import Batch, TrainingStage, seeded_init, step_indices
 from .restyle import Restyle
 from .towers import image_tokens
 
@@ -56,7 +58,7 @@ class Namer(nn.Module):
         }
 
 
-class ImageTowerStage(Stage):
+class ImageTowerStage(TrainingStage):
     """Options:
 
     data, where, image_size: the image folder, a record filter, the side in pixels.
@@ -110,7 +112,7 @@ class ImageTowerStage(Stage):
             rows[places] = self.favoured[step_indices(len(self.favoured), int(places.sum()), seed + 1, step)]
         return rows
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+    def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
         return {"pixels": self.images.pixels(indices)} | {field: found[indices] for field, found in self.targets.items()}
 
     def parts(self, count: int) -> list[slice]:
@@ -118,7 +120,7 @@ class ImageTowerStage(Stage):
         ends = [0, *(self.shares.cumsum(0) / self.shares.sum() * count).round().long().tolist()]
         return [slice(first, end) for first, end in pairwise(ends)]
 
-    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         pixels = self.changed(batch["pixels"], generator)
         losses, wrong = {}, {}
         parts = self.parts(len(pixels))

@@ -17,10 +17,10 @@ from ..schedule import NUM_LABELS
 from ..small.network import build, config_of, predicts_noise
 from ..streams import MODALITY_OF, Streams
 from ..training.augment import shifted
-from ..training.loop import Stage, TrainConfig, seeded_init
-from ..training.network import attention_for, export_model, prompt_grid, work_of
+from ..training.config import TrainConfig
+from ..training.network import attention_for, example_cost, export_model, prompt_grid
 from ..training.objective import PAPER, diffusion_loss, draw_labels, noise_of_another
-from ..training.stage import Work, generator_on
+from ..training.stage import Batch, ExampleCost, TrainingStage, generator_on, seeded_init
 from ..uvit import Block, UViT, UViTConfig
 from .latents import Latents
 from .transplant import transplanted
@@ -67,7 +67,7 @@ def _chosen(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(condition.view(-1, *[1] * (yes.ndim - 1)), yes, no)
 
 
-class UViTStage(Stage):
+class UViTStage(TrainingStage):
     """Options:
 
     data, where, image_size: the image folder, a record filter, the side in pixels.
@@ -209,13 +209,13 @@ class UViTStage(Stage):
             raise ValueError(f"the pictures of `{name}` must have as many captions each as the others")
         return latents
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+    def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
         return {"index": indices}
 
-    def work(self) -> Work:
-        return work_of(self.model.config)
+    def cost(self) -> ExampleCost:
+        return example_cost(self.model.config)
 
-    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         index = batch["index"]
         generator, count = generator_on(index.device, generator), len(index)
 

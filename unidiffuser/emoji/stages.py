@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..training.config import TrainConfig
-from ..training.stage import Stage
+from ..training.stage import TrainingStage
 from ..training.stages import STAGES as GENERAL
 from ..training.stages import Build
 from ..training.stages import make_stage as make_general_stage
@@ -27,6 +27,6 @@ STAGES: Mapping[str, Build] = {
 }
 
 
-def make_stage(config: TrainConfig) -> Stage:
+def make_stage(config: TrainConfig) -> TrainingStage:
     """As :func:`unidiffuser.training.stages.make_stage`, of these stages too."""
     return make_general_stage(config, STAGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from ..checkpoints.tokenizers import BytePairTokenizer
 from ..data.pictures import training_set
 from ..encoders.clip import clip_image_model
-from ..training.loop import Stage, TrainConfig, seeded_init
+from ..training.config import TrainConfig
+from ..training.stage import Batch, TrainingStage, seeded_init
 from .vocabulary import END, START, clip_vocabulary
 
 
@@ -29,7 +31,7 @@ def random_shift(pixels: Tensor, generator: torch.Generator, zoom: float = 0.12,
     return F.grid_sample(pixels - 1, grid, align_corners=False) + 1
 
 
-class EncodersStage(Stage):
+class EncodersStage(TrainingStage):
     """Options: data, where (record filter), image_size, vocabulary_size, text_tokens, width, layers, image_patch, projection.
 
     A caption that fits several pictures of a batch (a label without style) counts them all as its match.
@@ -81,10 +83,10 @@ class EncodersStage(Stage):
             )
         self.configs = {"clip_text": text_config, "clip_image": vision_config, "tokenizer": spec}
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+    def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
         return {"pixels": self.images.pixels(indices), "captions": self.caption_of[indices]}
 
-    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         pixels, captions = batch["pixels"], batch["captions"]
         form = torch.randint(captions.shape[1], (len(captions),), generator=generator)
         chosen = captions.gather(1, form.to(captions.device)[:, None])[:, 0]

@@ -6,6 +6,7 @@ seed. So the loss of a step is the same however the batch is spread over process
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from ..streams import Streams
 from ..uvit import Block, UViT
 from .config import TrainConfig
 from .growth import grown
-from .network import attention_for, export_model, prompt_grid, work_of
+from .network import attention_for, example_cost, export_model, prompt_grid
 from .objective import PAPER, diffusion_loss, draw_labels
-from .stage import Stage, Work, seeded_init
+from .stage import Batch, ExampleCost, TrainingStage, seeded_init
 
 
-class LatentStage(Stage):
+class LatentStage(TrainingStage):
     """Options:
 
     latents: folder of latent shards (`unidiffuser data encode`).
@@ -63,12 +64,9 @@ class LatentStage(Stage):
     def order(self, batch_size: int, seed: int, step: int) -> Tensor:
         return self.shards.order(batch_size, seed, step)
 
-    def batch(self, indices: Tensor) -> dict[str, Any]:
-        return {"rows": self.shards.read(indices)}
-
-    def draw(self, batch: dict[str, Any], seeds: list[int]) -> dict[str, Tensor]:
+    def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
         examples = []
-        for row, seed in zip(batch["rows"], seeds, strict=True):
+        for row, seed in zip(self.shards.read(indices), seeds, strict=True):
             generator = torch.Generator().manual_seed(seed)
             labels = draw_labels(1, self.mix, generator, self.lean, self.logit_normal)
             caption = int(torch.randint(len(row["text"]), (), generator=generator))
@@ -78,17 +76,17 @@ class LatentStage(Stage):
             examples.append(clean | noise | {f"t_{name}": label[0] for name, label in labels.items()})
         return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
 
-    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         clean, noise = (Streams(*(batch[at + name] for name in ("img", "clip_img", "text"))) for at in ("", "noise_"))
         labels = {"img": batch["t_img"], "text": batch["t_text"]}
         kind = torch.full_like(batch["t_img"], self.data_type)
         velocity = not predicts_noise(self.model.config)
         return diffusion_loss(model, clean, generator, labels=labels, noise=noise, data_type=kind, velocity=velocity)
 
-    def work(self) -> Work:
-        return work_of(self.model.config)
+    def cost(self) -> ExampleCost:
+        return example_cost(self.model.config)
 
-    def name_of(self, index: int) -> str:
+    def example_name(self, index: int) -> str:
         return self.shards.name_of(index)
 
     def fingerprint(self) -> str:

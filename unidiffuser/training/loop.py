@@ -28,11 +28,9 @@ from .config import TrainConfig
 from .graphs import recorded
 from .optimizers import make_optimizers
 from .record import Board, LossLog, Speed, peak_of
-from .saving import last_good, load_average, resume, save, whole_weights
+from .saving import last_good, resume, save, whole_weights
 from .sharding import autocast, distribute, is_sharded, synchronised, unwrapped, whole
-from .stage import Stage, Work, seeded_init, step_indices
-
-__all__ = ["Stage", "TrainConfig", "Work", "load_average", "seeded_init", "step_indices", "train"]
+from .stage import TrainingStage
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ Watch = Callable[[int, dict[str, float], Image.Image | None], None]
 
 
 def train(
-    stage: Stage, config: TrainConfig, *, progress: bool = True, device: str | None = None, watch: Watch | None = None
+    stage: TrainingStage, config: TrainConfig, *, progress: bool = True, device: str | None = None, watch: Watch | None = None
 ) -> nn.Module:
     """Run (or resume) a stage to ``config.steps`` and export it.
 
@@ -63,7 +61,7 @@ def train(
         return _train(stage, config, world, progress, watch)
 
 
-def _train(stage: Stage, config: TrainConfig, world: World, progress: bool, watch: Watch | None) -> nn.Module:
+def _train(stage: TrainingStage, config: TrainConfig, world: World, progress: bool, watch: Watch | None) -> nn.Module:
     from tqdm import tqdm
 
     out = Path(config.out)
@@ -76,8 +74,7 @@ def _train(stage: Stage, config: TrainConfig, world: World, progress: bool, watc
     average = Average(model, config.ema_decay)
     run = {"stage": config.stage, "batch_size": config.batch_size, "seed": config.seed, "data": stage.fingerprint()}
     start = resume(out, net, optimizers, average, run, world)
-    work = stage.work()
-    speed = Speed(out, config.batch_size, work, config.peak_tflops or peak_of(world.device), world.size)
+    speed = Speed(out, config.batch_size, stage.cost(), config.peak_tflops or peak_of(world.device), world.size)
     if world.main:  # one process keeps the log
         losses = LossLog(out, start)
         write_text(out / "config.json", json.dumps(asdict(config), indent=1))
@@ -125,7 +122,7 @@ def _train(stage: Stage, config: TrainConfig, world: World, progress: bool, watc
 
 
 def _gradients(
-    stage: Stage, net: Any, config: TrainConfig, world: World, step: int, passes: list[dict[str, Any]]
+    stage: TrainingStage, net: Any, config: TrainConfig, world: World, step: int, passes: list[dict[str, Any]]
 ) -> dict[str, float]:
     """Forward and backward of this process's share; the mean of each term over the whole batch."""
     total: dict[str, Tensor] = {}
@@ -140,7 +137,7 @@ def _gradients(
             # Gradients are averaged over the processes afterwards, hence the factor.
             (terms["loss"] * (share * world.size)).backward()
         if not torch.isfinite(terms["loss"]):
-            names = [stage.name_of(i) for i in part["indices"][:4].tolist()]
+            names = [stage.example_name(i) for i in part["indices"][:4].tolist()]
             bad.append(f"process {world.rank}, pass {number}: {len(part['indices'])} examples, {', '.join(names)} ...")
         for name, value in terms.items():
             total[name] = total.get(name, 0) + value.detach().float() * share
@@ -162,7 +159,7 @@ def _not_finite(config: TrainConfig, what: str, value: float, step: int, where: 
 class _Steps(Dataset):
     """The share of one process of every step, cut into passes."""
 
-    def __init__(self, stage: Stage, config: TrainConfig, world: World):
+    def __init__(self, stage: TrainingStage, config: TrainConfig, world: World):
         self.stage, self.config, self.rank, self.size = stage, config, world.rank, world.size
         largest = math.ceil(config.batch_size / world.size)
         self.passes = math.ceil(largest / (config.micro_batch or largest))
@@ -176,7 +173,7 @@ class _Steps(Dataset):
         out = []
         for part in places.tensor_split(self.passes):
             seeds = [example_seed(config.seed, step, place) for place in part.tolist()]
-            batch = self.stage.draw(self.stage.batch(indices[part]), seeds)
+            batch = self.stage.examples(indices[part], seeds)
             out.append({"indices": indices[part], "batch": batch, "seed": seeds[0]})
         return out
 
@@ -188,7 +185,7 @@ def example_seed(seed: int, step: int, place: int) -> int:
     return mixed >> 32
 
 
-def _loader(stage: Stage, config: TrainConfig, world: World, start: int) -> Iterator[list[dict[str, Any]]]:
+def _loader(stage: TrainingStage, config: TrainConfig, world: World, start: int) -> Iterator[list[dict[str, Any]]]:
     loader: Any = DataLoader(
         _Steps(stage, config, world),
         batch_size=None,
@@ -200,7 +197,9 @@ def _loader(stage: Stage, config: TrainConfig, world: World, start: int) -> Iter
     return iter(loader)
 
 
-def _write_sample(stage: Stage, model: nn.Module, path: Path, board: Board, step: int, world: World) -> Image.Image | None:
+def _write_sample(
+    stage: TrainingStage, model: nn.Module, path: Path, board: Board, step: int, world: World
+) -> Image.Image | None:
     if not (world.main or is_sharded(model)):  # a sharded model needs all processes to run at all
         return None
     model.eval()
@@ -214,7 +213,7 @@ def _write_sample(stage: Stage, model: nn.Module, path: Path, board: Board, step
     return picture
 
 
-def _export(stage: Stage, model: nn.Module, average: Average, twin: nn.Module | None, world: World) -> nn.Module:
+def _export(stage: TrainingStage, model: nn.Module, average: Average, twin: nn.Module | None, world: World) -> nn.Module:
     average.install()
     if is_sharded(model):
         weights = whole_weights(model)

@@ -10,7 +10,7 @@ learning samples anew and costs no data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ..uvit import Block, UViT
 from .lessons import NO_TOKEN, Lessons, caption_tokens, padded
 from .objective import draw_labels, row_errors
 from .sharding import is_sharded
-from .stage import Stage, seeded_init
+from .stage import Batch, TrainingStage, seeded_init
 
 DECODER_LAYERS = r".*\.(c_attn|c_proj|c_fc)"
 """The caption decoder's layers with adapters: every matrix of its blocks. Its `encode_prefix` makes the text latents that the
@@ -135,7 +135,7 @@ class Adapted(nn.Module):
         }
 
 
-class LoraStage(Stage):
+class LoraStage(TrainingStage):
     """Adapters on a model, for the training loop.
 
     Args:
@@ -180,17 +180,14 @@ class LoraStage(Stage):
     def fingerprint(self) -> str:
         return f"{self.lessons.fingerprint()} rank {self.model.rank} keep {self.keep} x {self.kept_each}"
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        learned = {name: stream[indices] for name, stream in self.lessons.learned.items()}
-        return learned | {"tokens": self.tokens[indices]}
-
-    def draw(self, batch: dict[str, Tensor], seeds: list[int]) -> dict[str, Tensor]:
-        """To each learned pair k to keep, (n, 1 + k, ...), and the labels and noise of all."""
+    def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
+        """Each learned pair with k pairs to keep, (B, 1 + k, ...), and the labels and noise of all of them."""
+        learned = {name: stream[indices] for name, stream in self.lessons.learned.items()} | {"tokens": self.tokens[indices]}
         drawn = [self._draw(torch.Generator().manual_seed(seed)) for seed in seeds]
         rows = torch.stack([rows for rows, _ in drawn])  # (n, k)
         kept = {name: stream[rows] for name, stream in self.lessons.kept.items()}
         kept["tokens"] = self.tokens[self.size + rows]
-        pairs = {name: torch.cat([value[:, None], kept[name]], dim=1) for name, value in batch.items()}
+        pairs = {name: torch.cat([value[:, None], kept[name]], dim=1) for name, value in learned.items()}
         return pairs | {name: torch.stack([draw[name] for _, draw in drawn]) for name in drawn[0][1]}
 
     def _draw(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -209,7 +206,7 @@ class LoraStage(Stage):
         caption = level * torch.randn(count, *text.shape[1:], generator=generator)
         return rows, {"t_img": labels["img"], "t_text": labels["text"], "caption_noise": caption} | noise
 
-    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         count = len(batch["t_img"])
         both = {name: value.transpose(0, 1).flatten(0, 1) for name, value in batch.items()}  # (n, 1 + k, ...) -> (n + nk, ...)
         labels = {"img": both["t_img"], "text": both["t_text"]}

@@ -19,7 +19,7 @@ from ..samplers import sample
 from ..small.network import build
 from ..streams import Streams, item_generators
 from ..uvit import AttentionFunction, UViT, UViTConfig, default_attention
-from .stage import Work
+from .stage import ExampleCost
 
 SHORT = 128  # tokens up to which attention is faster written out, on a CPU
 
@@ -57,7 +57,7 @@ def export_model(checkpoint: Checkpoint, network: UViT, path: Path, dtype: torch
     save_checkpoint(path, config, parts, checkpoint.tokenizer_specs(), dtype)
 
 
-def work_of(sizes: UViTConfig) -> Work:
+def example_cost(sizes: UViTConfig) -> ExampleCost:
     """Tokens of an example, and its operations: counted by torch on a network without weights, forwards times three."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -67,7 +67,7 @@ def work_of(sizes: UViTConfig) -> Work:
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         network(*streams, torch.ones(1, device="meta"), torch.ones(1, device="meta"))
-    return Work(sizes.tokens, 3.0 * counter.get_total_flops())
+    return ExampleCost(sizes.tokens, 3.0 * counter.get_total_flops())
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..media.files import replacing, write_text
 from .curve import draw_curve
-from .stage import Work
+from .stage import ExampleCost
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,9 @@ class Speed:
     (``checkpoint_activations``) does not count, so the share is comparable between settings.
     """
 
-    def __init__(self, out: Path, batch_size: int, work: Work | None, peak_tflops: float | None, devices: int):
+    def __init__(self, out: Path, batch_size: int, cost: ExampleCost | None, peak_tflops: float | None, devices: int):
         self.path = out / "speed.json"
-        self.batch_size, self.work = batch_size, work
+        self.batch_size, self.cost = batch_size, cost
         self.peak = None if peak_tflops is None else peak_tflops * 1e12 * devices
         self.marks: list[float] = []
 
@@ -90,9 +90,9 @@ class Speed:
         if len(marks) < 2:
             return {}
         rates = {"samples_per_s": self.batch_size * (len(marks) - 1) / (marks[-1] - marks[0])}
-        if self.work is not None:
-            rates["tokens_per_s"] = rates["samples_per_s"] * self.work.tokens
-            rates["tflops"] = rates["samples_per_s"] * self.work.flops / 1e12
+        if self.cost is not None:
+            rates["tokens_per_s"] = rates["samples_per_s"] * self.cost.tokens
+            rates["tflops"] = rates["samples_per_s"] * self.cost.flops / 1e12
             if self.peak is not None:
                 rates["share_of_peak"] = rates["tflops"] * 1e12 / self.peak
         return rates

@@ -1,31 +1,40 @@
-"""What a stage adds to the loop: a model, data and a loss."""
+"""A training stage: the model, the data and the loss that the training loop runs."""
 
 from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+Batch: TypeAlias = dict[str, Tensor]
+"""Tensors by name, each (B, ...): row i belongs to example i. On the CPU when built; the loop moves them to the device."""
+
 
 @dataclass(frozen=True)
-class Work:
-    """What one example costs: its tokens, and the floating-point operations of its forward and backward pass."""
+class ExampleCost:
+    """Compute of one example: its tokens, and the floating-point operations of its forward and backward pass."""
 
     tokens: int
     flops: float
 
 
-class Stage(ABC):
-    """A model, data and a loss. ``size`` is the number of examples in an epoch.
+class TrainingStage(ABC):
+    """A model, its data and its loss, as the training loop needs them.
 
-    The loop calls :meth:`order`, :meth:`batch` and :meth:`draw` ahead of time, perhaps in other processes, and :meth:`loss`
-    on the device. ``blocks`` are the classes of modules that are sharded, or computed again going backwards, one by one.
+    For each pass the loop calls `order` and `examples` (ahead of time, in worker processes if there are any), moves the batch
+    to the device and calls `loss`. Write a subclass with `examples`, `loss` and `export`, and add it to
+    `unidiffuser.training.stages.STAGES`.
+
+    Attributes:
+        model: the module to train; parameters that require no gradient stay frozen.
+        size: examples in an epoch.
+        blocks: classes of the modules that FSDP2 shards, activation checkpointing recomputes and `compile` compiles one by one.
     """
 
     model: nn.Module
@@ -33,47 +42,55 @@ class Stage(ABC):
     blocks: tuple[type[nn.Module], ...] = ()
 
     def order(self, batch_size: int, seed: int, step: int) -> Tensor:
-        """Indices (batch_size,) of the examples of one step, all processes together: a function of its arguments alone."""
+        """Indices (batch_size,) of one step's examples over all processes; depends on the arguments alone."""
         return step_indices(self.size, batch_size, seed, step)
 
     @abstractmethod
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """The examples of these indices, on the CPU."""
+    def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
+        """Build the batch of these examples on the CPU.
 
-    def draw(self, batch: dict[str, Tensor], seeds: list[int]) -> dict[str, Tensor]:
-        """Add the random numbers of each example, made from its own seed.
+        Args:
+            indices: (B,) integers in 0..size-1.
+            seeds: B seeds, one per example, for the random numbers that belong to it. A stage that draws all its random
+                numbers from them, and none in `loss`, has the same losses on any number of processes.
 
-        A stage that draws all of them here, and none in :meth:`loss`, has the same losses with any number of processes.
+        Returns:
+            tensors (B, ...) by name.
         """
-        return batch
 
     @abstractmethod
-    def loss(self, model: Any, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Means over the batch, by name; "loss" is the one that is minimised. Randomness comes from ``generator`` (CPU)."""
+    def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Scalar means over the batch by name; "loss" is minimised, the others are logged.
 
-    def work(self) -> Work | None:
-        """The cost of one example, for the log; None where nobody counted."""
+        Args:
+            model: the model as wrapped for training (DDP, FSDP2, CUDA graphs); call this one, not `self.model`.
+            batch: from `examples`, on the device.
+            generator: source of the random numbers of the whole batch, on the CPU.
+        """
+
+    def cost(self) -> ExampleCost | None:
+        """Compute of one example, for the speed log; None if unknown."""
         return None
 
-    def name_of(self, index: int) -> str:
-        """How an example is called where its data lie."""
+    def example_name(self, index: int) -> str:
+        """Name of an example in its data set, for error messages."""
         return str(index)
 
     def fingerprint(self) -> str:
-        """Changes when the data change, so that a resumed run does not silently go on with others."""
+        """Identifies the data: a run is resumed only with the data that it began with."""
         return f"{self.size} examples"
 
     def sample(self, model: Any) -> Any:
-        """A PIL picture of where training stands, or None."""
+        """A PIL image that shows the progress of training, or None."""
         return None
 
     @abstractmethod
     def export(self, model: Any) -> None:
-        """Write what the next stage reads; called with the averaged weights when the run ends."""
+        """Write the result of the run; called once at the end, with the averaged weights in the model."""
 
 
 def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """A generator of that device, seeded by this one of the CPU; where the device is the CPU, this one itself."""
+    """A generator on `device`, seeded from a CPU generator; on the CPU this generator itself."""
     if device.type == "cpu":
         return generator
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
@@ -82,7 +99,7 @@ def generator_on(device: torch.device, generator: torch.Generator) -> torch.Gene
 
 @contextmanager
 def seeded_init(seed: int) -> Iterator[None]:
-    """Module initialisers know only the global generator: seed it for the time of building, then give its state back."""
+    """Seed the global generator, the only one that module initialisers use, and restore its state afterwards."""
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
@@ -92,7 +109,7 @@ def seeded_init(seed: int) -> Iterator[None]:
 
 
 def step_indices(size: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Indices of one step's batch: epochs are seeded permutations laid end to end, so any step can be computed alone."""
+    """Indices (batch_size,) of one step: epochs are seeded permutations laid end to end, so any step is computed alone."""
     first = step * batch_size
     parts: list[Tensor] = []
     while (have := sum(map(len, parts))) < batch_size:

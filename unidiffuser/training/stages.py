@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .config import TrainConfig
-from .stage import Stage
+from .stage import TrainingStage
 
-Build = Callable[[TrainConfig], Stage]
+Build = Callable[[TrainConfig], TrainingStage]
 
 
-def _latents(config: TrainConfig) -> Stage:
+def _latents(config: TrainConfig) -> TrainingStage:
     from .latent_stage import LatentStage
 
     return LatentStage(config)
 
 
-def _lora(config: TrainConfig) -> Stage:
+def _lora(config: TrainConfig) -> TrainingStage:
     from .teach import lora_stage
 
     return lora_stage(config)
@@ -25,7 +25,7 @@ def _lora(config: TrainConfig) -> Stage:
 STAGES: Mapping[str, Build] = {"latents": _latents, "lora": _lora}
 
 
-def make_stage(config: TrainConfig, stages: Mapping[str, Build] = STAGES) -> Stage:
+def make_stage(config: TrainConfig, stages: Mapping[str, Build] = STAGES) -> TrainingStage:
     """The stage that ``config.stage`` names, built from ``config.options``.
 
     Args:

@@ -18,7 +18,17 @@ from pairs import EPS
 from PIL import EpsImagePlugin, Image, ImageFile
 
 import unidiffuser
-from unidiffuser.media.images import PICTURE_FORMATS, contact_sheet, fit, open_image, save_png, to_images, to_tensor
+from unidiffuser.media.files import lines_of
+from unidiffuser.media.images import (
+    PICTURE_FORMATS,
+    PICTURE_SUFFIXES,
+    contact_sheet,
+    fit,
+    open_image,
+    save_png,
+    to_images,
+    to_tensor,
+)
 
 
 def gradient(width: int = 40, height: int = 30) -> Image.Image:
@@ -155,6 +165,23 @@ def test_formats_are_a_closed_list_of_what_pillow_has(tmp_path: Path) -> None:
         gradient().save(tmp_path / "other.png", kind)
         with pytest.raises(ValueError, match=r"other\.png is not a picture in a known format"):
             open_image(tmp_path / "other.png")
+
+
+def test_suffixes_are_those_of_the_formats_whatever_is_saved_later(tmp_path: Path) -> None:
+    assert {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".ppm"} <= set(PICTURE_SUFFIXES)
+    assert not {".eps", ".pdf", ".dds", ".spider", ".mpg"} & set(PICTURE_SUFFIXES)
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in PICTURE_SUFFIXES)
+    registered = dict(Image.EXTENSION)
+    try:
+        Image.new("F", (4, 4)).save(tmp_path / "a.png", "SPIDER")  # registers ".png" as SPIDER's
+        assert Image.EXTENSION[".png"] == "SPIDER"
+        assert ".png" in PICTURE_SUFFIXES
+    finally:
+        Image.EXTENSION.update(registered)
+
+
+def test_lines_end_at_line_feeds_only() -> None:
+    assert lines_of("a\u2028b\x85c \r\n\n d\x0ce") == ["a\u2028b\x85c", "", "d\x0ce"]
 
 
 def test_pictures_are_opened_in_one_place() -> None:

@@ -192,7 +192,7 @@ class NoisePath:
         """The path in its square, RGB, `size` x `size` pixels: image noise to the right, text noise upwards."""
         from .media.path_picture import draw
 
-        return draw(self, size)
+        return draw(self.t_img, self.t_text, size)
 
 
 def _check_steps(steps: int, least: int) -> None:

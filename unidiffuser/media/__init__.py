@@ -1,1 +1,1 @@
-"""Pictures and files in and out."""
+"""Images and files in and out."""

@@ -1,4 +1,7 @@
-"""Writing files so that they are complete or absent: a temporary neighbour is written, flushed and renamed."""
+"""Atomic writing of files, and the lines of text files.
+
+A file is written under a temporary name in the same folder, flushed to the disk and renamed, so it is complete or absent.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ from typing import IO
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path``; rename it to ``path`` when the block ends well, else remove it.
+    """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds; otherwise remove it.
 
-    Missing folders are made. Raises OSError that names ``path`` when the folder cannot be written or the disk is full.
+    Missing folders are created.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; the error names `path`.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -26,7 +32,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; results are ordinary ones
+        temporary.chmod(0o666 & ~_umask())  # mkstemp creates files that only their owner can read
         temporary.replace(path)
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
@@ -37,15 +43,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Like :func:`replacing`, but yield a binary file open for writing."""
+    """Like `replacing`, but yield a binary file open for writing."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text, complete or not at all."""
+    """Write UTF-8 text atomically, creating missing folders."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines of a text without the white space around them; blank ones stay, as empty strings.
+
+    A line ends at "\\n" only. `str.splitlines` also cuts at U+2028, U+0085 and others, which JSON and prompts may contain.
+    """
+    return [line.strip() for line in text.split("\n")]
 
 
 def _umask() -> int:

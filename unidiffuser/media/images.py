@@ -1,4 +1,4 @@
-"""Pictures in and out: opening anything as RGB, cropping as in training, tensors, PNG files, contact sheets."""
+"""Images in and out: opening as RGB, cropping and resizing, tensors, PNG files, contact sheets."""
 
 from __future__ import annotations
 
@@ -21,32 +21,37 @@ from .files import atomic_write
 
 log = logging.getLogger(__name__)
 
-Image.init()  # registers all that this Pillow can read
+Image.init()  # registers every format that this Pillow can read
 PICTURE_FORMATS = tuple(
     name
     for name in ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "QOI", "ICO")
     if name in Image.OPEN
 )
-"""What files are opened as, whatever their names. Left out is all that is not pixels: Pillow starts Ghostscript for an EPS."""
+"""Formats that files are opened as, whatever their names. Only pixel formats: Pillow would start Ghostscript for an EPS."""
+# Fixed here, since Pillow's table changes: saving a SPIDER image registers its file's suffix, such as ".png", as SPIDER's.
+PICTURE_SUFFIXES = tuple(
+    suffix for name in PICTURE_FORMATS for suffix, registered in Image.EXTENSION.items() if registered == name
+)
+"""Suffixes of the `PICTURE_FORMATS` in lower case, such as ".png": which files of a folder or shard are images."""
 
 ImageSource = Image.Image | str | os.PathLike[str]
 
 
 def open_image(source: ImageSource | bytes, name: str = "the picture") -> Image.Image:
-    """A picture as 8-bit RGB, upright, transparency on white; only the first frame of an animation.
+    """Open an image as 8-bit RGB, upright, on white where it is transparent; only the first frame of an animation.
 
     Args:
         source: a path, the bytes of a file, or a PIL image of any mode.
-        name: what to call bytes in errors.
+        name: name in error messages, for a source without a path.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a picture of the ``PICTURE_FORMATS``, damaged, empty, or so large that it looks like a decompression
-            bomb; no other error comes of a file that Pillow cannot read.
+        ValueError: not one of the `PICTURE_FORMATS`, damaged, empty, or so large that it looks like a decompression bomb.
+            Whatever else Pillow's decoders raise becomes a ValueError too.
     """
     if isinstance(source, Image.Image):
         with _read(name):
-            source.load()  # one that was opened and not decoded yet
+            source.load()  # decodes an image that was only opened
         return _rgb(source, name)
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), name)
@@ -60,7 +65,7 @@ def open_image(source: ImageSource | bytes, name: str = "the picture") -> Image.
 
 def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
     with _read(name), warnings.catch_warnings():
-        # A warning alone would neither stop nor help anybody; Pillow's error at twice its limit stays.
+        # The warning stops nothing; Pillow raises an error at twice its limit, and that stays.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(file, formats=PICTURE_FORMATS)
         image.load()
@@ -70,7 +75,7 @@ def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
 
 @contextmanager
 def _read(name: str) -> Iterator[None]:
-    """Whatever Pillow raises inside becomes a ValueError that names the picture."""
+    """Turn whatever Pillow raises into a ValueError that names the picture."""
     try:
         yield
     except PermissionError as error:
@@ -79,7 +84,7 @@ def _read(name: str) -> Iterator[None]:
         raise ValueError(f"{name} is not a picture in a known format; use PNG, JPEG or WebP") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels to be opened safely; shrink it first ({error})") from error
-    except Exception as error:  # each decoder has errors of its own: SyntaxError, struct.error, RuntimeError, ...
+    except Exception as error:  # each decoder raises its own errors: SyntaxError, struct.error, RuntimeError, ...
         reason = str(error) or type(error).__name__
         raise ValueError(f"{name} is damaged or incomplete ({reason}); save it again or use another picture") from error
 
@@ -100,13 +105,13 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
             return Image.alpha_composite(white, image).convert("RGB")
         return image.convert("RGB")
     except Exception as error:
-        raise ValueError(f"{name} has colour mode {image.mode}, which cannot become RGB; save it as RGB") from error
+        raise ValueError(f"{name} has colour mode {image.mode}, which cannot be converted; save it as RGB") from error
 
 
 def _from_deep_gray(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float grey, scaled to 8 bits; Pillow's own conversion clips at 255."""
+    """Scale 16-bit, 32-bit and float grey to 8 bits; Pillow's own conversion clips at 255."""
     gray = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    # The modes do not say their white: a float picture ends at 1, an integer one at 255 or 65535 (or fills its range).
+    # The mode does not define white: it is 1 for floats, 255 or 65535 for integers, or the largest value if that is more.
     peak = float(gray.max())
     integer_white = 65535.0 if image.mode.startswith("I;16") or peak > 255 else 255.0
     white = 1.0 if image.mode == "F" and peak <= 1 else max(integer_white, peak if peak > 65535 else 0.0)
@@ -114,7 +119,7 @@ def _from_deep_gray(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Centre-crop to the shape of (width, height), then Lanczos to that size; a square as in the authors' code."""
+    """Centre-crop to the aspect ratio of width x height pixels and resize with Lanczos, as in the authors' code."""
     if width < 1 or height < 1:
         raise ValueError(f"width and height must be at least 1, got {width} x {height}")
     scale = min(image.width / width, image.height / height)
@@ -126,7 +131,7 @@ def fit(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def to_tensor(images: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of one size -> (B, 3, H, W) float32 in [-1, 1]."""
+    """RGB images of one size as (B, 3, H, W) float32 in [-1, 1]."""
     sizes = {image.size for image in images}
     if len(sizes) != 1:
         raise ValueError(f"a batch needs pictures of one size, got {sorted(sizes) or 'none'}")
@@ -135,7 +140,7 @@ def to_tensor(images: Sequence[Image.Image]) -> Tensor:
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [-1, 1], clamped -> RGB pictures."""
+    """(B, 3, H, W) in [-1, 1], clamped, as RGB images."""
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ValueError(f"pixels must have shape (B, 3, H, W), got {tuple(pixels.shape)}")
     if not torch.isfinite(pixels).all():
@@ -144,12 +149,12 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
 
 
 def to_levels(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) in [-1, 1], clamped -> (B, H, W, 3) uint8, where they are."""
+    """(B, 3, H, W) in [-1, 1], clamped, as (B, H, W, 3) uint8 on the same device."""
     return ((pixels.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a PNG, complete or not at all; `metadata` becomes its text entries (`Image.open(path).text`)."""
+    """Write a PNG atomically; `metadata` becomes its text entries (`Image.open(path).text`)."""
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_text(key, value)
@@ -160,13 +165,13 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping
 def contact_sheet(
     images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int | None = None, gap: int = 4
 ) -> Image.Image:
-    """All pictures on one white sheet, row by row, as square as it gets; captions go under their pictures."""
+    """Grid of images on white, row by row, each above its caption; nearly square unless `columns` is given."""
     if not images:
-        raise ValueError("a contact sheet needs at least one picture")
+        raise ValueError("a contact sheet needs at least one picture, got none")
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     width, height = max(i.width for i in images), max(i.height for i in images)
-    size = max(10, width // 16)  # of the letters, in pixels
+    size = max(10, width // 16)  # font size in pixels
     font = ImageFont.load_default(size=size)
     lines = [textwrap.wrap(c, max(1, int(width / (0.55 * size))))[:3] for c in captions or []]
     line_height = round(1.25 * size)

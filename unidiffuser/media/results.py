@@ -1,4 +1,4 @@
-"""What a command leaves behind: PNG files that know how they were made, captions as JSON or text, a contact sheet."""
+"""Output files of a command: PNGs with their settings, captions as JSON or text, a contact sheet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from .images import contact_sheet, save_png
 
 @dataclass(frozen=True)
 class Result:
-    """One result: a picture, a caption or both, the seed that makes it alone, and the prompt or file it came from."""
+    """One generated picture, caption or both.
+
+    Attributes:
+        seed: generates this result alone with the same settings.
+        image: the generated picture.
+        caption: the generated caption.
+        prompt: the text that it was conditioned on.
+        picture: the picture file that it was conditioned on.
+    """
 
     seed: int
     image: Image.Image | None = None
@@ -29,10 +37,10 @@ class Result:
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder and see whether it takes files, before minutes are spent on what could not be written.
+    """Create a folder and check that it is writable, before a long computation starts.
 
     Raises:
-        OSError: it cannot be made or written.
+        OSError: it cannot be created or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
@@ -42,24 +50,24 @@ def check_folder(folder: Path) -> None:
 def save_results(
     results: Sequence[Result], folder: Path, task: str, settings: Mapping[str, Any], text_format: str = "json"
 ) -> list[Path]:
-    """Write results to `folder` under names made of task, origin and seed; a repeated run replaces its own files.
+    """Write results to `folder`, named after task, input and seed; repeating a run replaces its files.
 
     Args:
         results: at least one, in order.
-        folder: made if absent.
+        folder: created if missing.
         task: such as "text-to-image".
-        settings: all that is needed to make the results again; plain values.
-        text_format: of the captions: "json" holds seeds, origins and settings as well, "txt" is a caption a line.
+        settings: everything that reproduces the results, as JSON values.
+        text_format: of the captions: "json" with seeds, inputs and settings, or "txt" with one caption per line.
 
     Returns:
-        The files: pictures, then the contact sheet if there are several, then the captions if there are any.
+        Paths of the pictures, of the contact sheet if there are several, and of the captions if there are any.
 
     Raises:
-        OSError: a file cannot be written; each file is complete or absent.
+        OSError: a file cannot be written; every file is complete or absent.
         ValueError: an unknown text format.
     """
     if text_format not in ("json", "txt"):
-        raise ValueError(f'captions are written as "json" or "txt", not {text_format!r}')
+        raise ValueError(f'text format must be "json" or "txt", not {text_format!r}')
     first = results[0]
     stem = "-".join(filter(None, (task, _slug(first.prompt or Path(first.picture or "").stem), f"seed{first.seed}")))
     written: list[Path] = []
@@ -86,9 +94,9 @@ def save_results(
 
 
 def metadata(result: Result, task: str, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The text entries of a result's PNG: where it came from, its seed, and all that is needed to make it again."""
+    """Text entries for the PNG of a result: its input, seed and settings, which reproduce it."""
     origin = _origin(result)
-    if "prompt" in origin:  # ComfyUI takes a PNG's "prompt" for a graph in JSON and fails on words
+    if "prompt" in origin:  # ComfyUI parses the entry "prompt" as a graph in JSON
         origin["Description"] = origin.pop("prompt")
     made = {"seed": str(result.seed), "settings": _json({"task": task, **settings})}
     return {**origin, **made, "Software": f"UniDiffuser {__version__}"}
@@ -104,5 +112,5 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def _slug(text: str, length: int = 40) -> str:
-    """Letters and digits of any script, joined by dashes: a name for every file system."""
+    """Letters and digits of any script joined by dashes, valid on every file system."""
     return re.sub(r"[\W_]+", "-", text).strip("-").lower()[:length].rstrip("-")

@@ -106,7 +106,8 @@ def keep(page: FrontEnd, title: str) -> None:
     for name, kinds in HELP.get(title, {}).items():
         crop(page, kinds, ROOT / f"web/docs/UniDiffuser{name}.jpg", 900)
     if title in DOCS:
-        crop(page, tuple({box["type"] for box in page.nodes()}), ROOT / f"docs/screenshots/{title}.jpg", 1500)
+        name = title.lower().replace(" ", "-")
+        crop(page, tuple({box["type"] for box in page.nodes()}), ROOT / f"docs/screenshots/{name}.jpg", 1500)
 
 
 def opening(page: FrontEnd, title: str, info: dict[str, Any]) -> Callable[[], None]:

@@ -4,7 +4,7 @@
 
 Contestants take turns and the medians count. By default ratios are by the wall clock; `--clock processor` takes processor
 time instead (best with `--threads 1`), for a machine that has other work. What an approximation costs in quality is
-measured by `python -m benchmarks.quality`.
+measured by `python -m unidiffuser.emoji.studies.quality`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 import unidiffuser
 from benchmarks import captions, costs, full, profiles, tasks
 from benchmarks.clock import in_turns, network_flops, peak_flops
-from benchmarks.report import markdown, plot_scaling, write_into
-from unidiffuser.media.files import write_text
+from benchmarks.report import SPEED, markdown, plot_scaling
+from unidiffuser.media.files import write_between, write_text
 from unidiffuser.runtime.precision import automatic_dtype
 
 PARTS = ("tasks", "captions", "full", "costs", "profile", "scaling")
@@ -106,7 +106,7 @@ def main() -> None:
     text = markdown(found)
     print(text)
     if args.readme:
-        write_into(args.readme, text)
+        write_between(args.readme, text, SPEED)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from unidiffuser.media.files import replacing, write_text
-from unidiffuser.media.images import contact_sheet
-
 SPEED = "<!-- speed: python -m benchmarks -->", "<!-- /speed -->"  # markers in the README
-QUALITY = "<!-- quality: python -m benchmarks.quality -->", "<!-- /quality -->"  # in docs/speed.md
-CAPTION_QUALITY = "<!-- caption quality: python -m benchmarks.quality --task captions -->", "<!-- /caption quality -->"
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -21,26 +14,6 @@ def markdown(found: Mapping[str, Any]) -> str:
     parts = [_machine(found["machine"])]
     parts += [table(found) for name, table in TABLES.items() if found.get(name)]
     return "\n".join(parts)
-
-
-def write_into(file: Path, text: str, markers: tuple[str, str] = SPEED) -> None:
-    """Replace what stands between the markers.
-
-    Raises:
-        ValueError: the file has no markers.
-    """
-    first, last = markers
-    before, begin, rest = file.read_text(encoding="utf-8").partition(first)
-    _, end, after = rest.partition(last)
-    if not (begin and end):
-        raise ValueError(f"{file} lacks the markers {first} and {last}")
-    write_text(file, f"{before}{first}\n\n{text}\n{last}{after}")
-
-
-def write_sheet(path: Path, pictures: Sequence[Image.Image], captions: Sequence[str], columns: int) -> None:
-    """Pictures with their captions as one JPEG, complete or not at all."""
-    with replacing(path) as partial:
-        contact_sheet(pictures, captions, columns).save(partial, format="JPEG", quality=90)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -31,7 +31,7 @@ from host_server import HostServer
 from make_workflows import ROOT
 from templates import BLUEPRINTS, HELP_FLOWS, NEW_THING, WORKFLOWS
 
-from benchmarks.lora import draw
+from unidiffuser.emoji.studies.lora import draw
 
 logger = logging.getLogger("make_screenshots")
 TRAINING = "Train a LoRA"

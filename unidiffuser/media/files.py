@@ -62,6 +62,20 @@ def lines_of(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n")]
 
 
+def write_between(path: Path, text: str, markers: tuple[str, str]) -> None:
+    """Replace what stands between two markers of a text file.
+
+    Raises:
+        ValueError: the file lacks a marker.
+    """
+    first, last = markers
+    before, begin, rest = path.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
+    if not (begin and end):
+        raise ValueError(f"{path} lacks the markers {first} and {last}")
+    write_text(path, f"{before}{first}\n\n{text}\n{last}{after}")
+
+
 def _umask() -> int:
     mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)

@@ -9,7 +9,7 @@
 
 The first two and the third are data of the path and of the guidance rule; the last is `DeepCache` here, a network around
 the network. Nothing of it is on unless asked for; `PRESETS` names combinations whose price was measured
-(`python -m benchmarks quality`).
+(`python -m unidiffuser.emoji.studies.quality`).
 """
 
 from __future__ import annotations

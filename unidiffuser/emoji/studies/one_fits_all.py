@@ -1,14 +1,12 @@
-"""Does one fit all? One network for all distributions against networks of the same size and budget for one task each.
+"""One network for all distributions, against networks of the same size and budget trained for one task each.
 
-    python -m benchmarks.one_fits_all --data data/emoji [--pairs 100000] [--concepts 40] [--out FOLDER] [--doc docs/claims.md]
+    python -m unidiffuser.emoji.studies.one_fits_all --data data/emoji [--pairs 100000] [--concepts 40] [--doc docs/claims.md]
 
-Three networks begin with the same weights and see the same number of training pairs, with the encoders, data and optimizer of
-the bundled model: "joint" with the mix of noise levels that the bundled model learnt from, "text to image" with clean captions
-and "image to text" with clean pictures alone; the two give a tenth of their pairs to what guidance needs, their own modality
-without a condition. The joint one so has about half as many pairs for each task. A few of the bundled model's concepts, chosen
-by a hash of their names, keep the budget small, since what counts is how often each of them is seen. A judge trained on real
-pictures alone says which of these concepts the pictures show; captions are compared to the letter. Training goes on where it
-was stopped, and so do the answers.
+Three networks start from the same weights and see the same number of training pairs, with the encoders, data and optimizer of
+the bundled model: "joint" with all noise levels, "text to image" with clean captions only, "image to text" with clean pictures
+only. The last two also train their own modality without a condition on a tenth of their pairs, for guidance. The joint network
+so has about half as many pairs for each task. A few concepts, chosen by a hash of their names, keep the budget small. Pictures
+are scored by the judge among these concepts; captions must match to the letter. Training and answers resume.
 """
 
 from __future__ import annotations
@@ -21,16 +19,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import unidiffuser
-from benchmarks.report import write_into, write_sheet
-from unidiffuser.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from unidiffuser.emoji.judge import Judge, load_judge
-from unidiffuser.evaluation.metrics import parse_caption, share
-from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
-from unidiffuser.media.files import write_text
-from unidiffuser.training.config import TrainConfig
-from unidiffuser.training.loop import train
-from unidiffuser.training.stages import make_stage
+from ...checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from ...evaluation.metrics import parse_caption, share
+from ...evaluation.sources import Pair, fixed_order, in_split, read_folder
+from ...media.files import write_between, write_text
+from ...pipeline import load
+from ...training.config import TrainConfig
+from ...training.loop import train
+from ..judge import Judge, load_judge
+from ..stages import make_stage
+from .report import write_sheet
 
 MARKERS = ("<!-- one fits all -->", "<!-- /one fits all -->")
 MIXES = {
@@ -161,7 +159,7 @@ def main() -> None:
             train(make_stage(config), config)
         path = run / "answers.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        model = unidiffuser.load(run / "model.safetensors")
+        model = load(run / "model.safetensors")
         sheet = (args.sheets or args.out) / f"one-fits-all-{run.name.replace('_', '-')}.jpg"
         if "text to image" in TASKS[name] and not sheet.is_file():
             captions = [pair.caption for pair in asked["trained"][:SHEET]]  # the first ones, chosen by nobody
@@ -177,7 +175,7 @@ def main() -> None:
     result = table(found, args.pairs)
     print(result)
     if args.doc:
-        write_into(args.doc, result, MARKERS)
+        write_between(args.doc, result, MARKERS)
 
 
 if __name__ == "__main__":

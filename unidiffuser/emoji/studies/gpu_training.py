@@ -1,13 +1,13 @@
-"""The network of the bundled model in a few minutes of one GPU: it is given seconds, and takes as many steps as fit into them.
+"""The bundled network trained on one GPU for a given time: the number of steps is chosen to fit.
 
-    python -m benchmarks.gpu_training pack data/emoji pictures.tar.gz       # 27 MB, for a GPU machine that cannot reach npm
-    python -m benchmarks.gpu_training run --data pictures.tar.gz --encoders MODEL --network MODEL [--seconds 450] [NAME ...]
-    python -m benchmarks.gpu_training join MODEL out/gpu/NAME-uvit.safetensors OUT
+    python -m unidiffuser.emoji.studies.gpu_training pack data/emoji pictures.tar.gz
+    python -m unidiffuser.emoji.studies.gpu_training run --data pictures.tar.gz --encoders MODEL --network MODEL [NAME ...]
+    python -m unidiffuser.emoji.studies.gpu_training join MODEL out/gpu/NAME-uvit.safetensors OUT
 
-MODEL is where the encoders and the autoencoder come from (a decoder with its palette, stage 10) and the network that goes on
-(stage 7). The settings are those of `11-uvit-gpu.yaml`. NAMEs of several settings that differ are trained side by side, one
-process each: a step of so small a network leaves a GPU idle for most of the time that launching it takes, so a second
-network costs the first one little. Only the networks have to be carried home; `join` puts one beside the encoders.
+`pack` writes the training pictures as one archive of 27 MB, for a machine without npm. `run` takes encoders and autoencoder
+from one model (a decoder with its palette, stage 10) and the network to start from another (stage 7); its settings are those
+of `11-uvit-gpu.yaml`. Several NAMEs (settings to compare) are trained side by side, one process each, because a step of so
+small a network leaves the GPU idle most of the time. Each writes its network alone; `join` adds the encoders.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ import tarfile
 import time
 from dataclasses import replace
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from unidiffuser.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from unidiffuser.media.files import replacing
-from unidiffuser.training.config import TrainConfig
-from unidiffuser.training.loop import train
-from unidiffuser.training.stages import make_stage
+from ...checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from ...media.files import replacing
+from ...small.network import config_of
+from ...training.config import TrainConfig
+from ...training.loop import train
+from ..stages import make_stage
 
 say = partial(print, flush=True)
-CONFIG = Path(str(files("unidiffuser") / "emoji" / "configs" / "11-uvit-gpu.yaml"))
+CONFIG = Path(__file__).parents[1] / "configs/11-uvit-gpu.yaml"
 FIELDS = ("text", "label", "style", "tone", "group", "split", "demo", "known")
 SPLITS = ("train", "validation", "heldout_concept")  # no held-out pair is carried anywhere
 PROBE = 150  # steps that tell how long one takes
 NETWORKS: dict[str, dict[str, Any]] = {  # options that are other than in the file
     "velocity": {},  # the bundled one
-    "noise": {"error": "noise", "logit_normal": [0.8, 1.0]},
     "nothing-borrowed": {"drawing": {"borrow": 0.0}},
 }
 
@@ -113,7 +112,7 @@ def join(model: Path, uvit: Path, out: Path) -> None:
     given = load_checkpoint(model)
     config = TrainConfig.from_file(CONFIG)
     parts = {name: given.state_dict(name) for name in given.parts() if name != "uvit"} | {"uvit": load_file(uvit)}
-    sizes = replace(given.config.uvit, **config.options["uvit"])
+    sizes = config_of(vars(given.config.uvit) | config.options["uvit"])
     whole = replace(given.config, uvit=sizes, defaults=config.options["defaults"])
     save_checkpoint(out, whole, parts, given.tokenizer_specs(), torch.float16)
 
@@ -134,7 +133,7 @@ def run(names: list[str], data: Path, encoders: Path, network: Path, out: Path, 
     running = {}
     for name in names:
         with (out / f"{name}.log").open("w") as log:
-            command = [sys.executable, "-m", "benchmarks.gpu_training", "run", name, *arguments]
+            command = [sys.executable, "-m", "unidiffuser.emoji.studies.gpu_training", "run", name, *arguments]
             running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     failed = [name for name, process in running.items() if process.wait()]
     for name in names:

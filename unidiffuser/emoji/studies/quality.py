@@ -1,12 +1,11 @@
-"""What each acceleration costs: judge accuracy of the bundled model against evaluations of the network and time.
+"""The cost of each acceleration in quality: accuracy of the bundled model against network evaluations and time.
 
-    python -m benchmarks.quality --data data/emoji [--task captions] [--seeds 0,1,2] [--only "exact;fast"] [--out out/quality]
+    python -m unidiffuser.emoji.studies.quality --data data/emoji [--task captions] [--seeds 0,1,2] [--only "exact;fast"]
 
-Every setting draws the same captions from the same noise (text to image, trained and validation pairs; with --task captions it
-reads the same pictures, and label and style must be right to the letter), so settings are compared item by item: the loss is
-given with the 95 % interval of the paired difference. An evaluation is one pass of
-one item through all blocks of the network; cached passes count by their blocks. Answers are kept in answers.json, so a run
-that was stopped goes on, and more seeds add to what is there.
+Every setting starts from the same captions and the same noise (with --task captions: the same pictures; label and style must
+match to the letter), so settings are compared item by item and the loss has the 95 % interval of the paired difference. An
+evaluation is one pass of one item through all blocks of the network; cached passes count by the blocks that they run. Answers
+are kept in answers.json: an interrupted run goes on, and more seeds add to the earlier ones.
 """
 
 from __future__ import annotations
@@ -23,15 +22,14 @@ from typing import Any
 
 import torch
 
-import unidiffuser
-from benchmarks.report import CAPTION_QUALITY, QUALITY, write_into
-from unidiffuser.emoji.judge import Judge, load_judge
-from unidiffuser.evaluation.metrics import parse_caption
-from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
-from unidiffuser.media.files import write_text
-from unidiffuser.pipeline import UniDiffuser
-from unidiffuser.runtime.acceleration import PRESETS
-from unidiffuser.uvit import Block, UViT
+from ...evaluation.metrics import parse_caption
+from ...evaluation.sources import Pair, fixed_order, in_split, read_folder
+from ...media.files import write_between, write_text
+from ...pipeline import UniDiffuser, load
+from ...runtime.acceleration import PRESETS
+from ...uvit import Block, UViT
+from ..judge import Judge, load_judge
+from .report import CAPTION_QUALITY, QUALITY
 
 STEPS = 20  # of the exact setting that all others are compared with: the bundled model's own
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -197,8 +195,8 @@ def main() -> None:
     asked = [e for split in ("train", "validation") for e in fixed_order(in_split(examples, split), None)]
     path = args.out / "answers.json"
     answers = json.loads(path.read_text()) if path.is_file() else {}
-    automatic = unidiffuser.load(args.model, device=args.device)
-    exact = unidiffuser.load(args.model, device=args.device, dtype=torch.float32)
+    automatic = load(args.model, device=args.device)
+    exact = load(args.model, device=args.device, dtype=torch.float32)
     for seed in seeds:
         for name in names:
             if f"{name}/{seed}" in answers:
@@ -217,7 +215,7 @@ def main() -> None:
     plot(rows, args.out / "quality.png")
     print(table(rows))
     if args.doc:
-        write_into(args.doc, table(rows), markers)
+        write_between(args.doc, table(rows), markers)
 
 
 def seeds_of(answers: dict[str, Any], name: str) -> list[int]:

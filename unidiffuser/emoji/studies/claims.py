@@ -1,9 +1,9 @@
-"""What the paper claims of one network, shown on the bundled model: a table of shares and a sheet of pictures for each claim.
+"""The paper's claims about one network, shown on the bundled model: a table of rates and a sheet of pictures for each.
 
-    python -m benchmarks.claims --data data/emoji [--model emoji] [--only guidance,gibbs] [--out out/claims]
+    python -m unidiffuser.emoji.studies.claims --data data/emoji [--only guidance,gibbs] [--out out/claims]
 
-A judge trained on real pictures alone says what pictures show; captions are compared to the letter. Each share has its 95 %
-interval. Claims that are done are in claims.json, so a run that was stopped goes on with the next one.
+Pictures are scored by the judge, a classifier trained only on real pictures; captions must match to the letter. Every rate
+has its 95 % interval. Finished claims are kept in claims.json and skipped by the next run.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-import unidiffuser
-from benchmarks.report import write_into, write_sheet
-from unidiffuser.emoji.judge import Judge, Verdict, load_judge
-from unidiffuser.evaluation.metrics import parse_caption, share
-from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_folder
-from unidiffuser.media.files import write_text
-from unidiffuser.media.images import to_tensor
-from unidiffuser.options import Plan
-from unidiffuser.path import NoisePath
-from unidiffuser.pipeline import UniDiffuser
-from unidiffuser.samplers import sample
-from unidiffuser.streams import Streams, draw_noise, item_generators, noised
+from ...evaluation.metrics import parse_caption, share
+from ...evaluation.sources import Pair, fixed_order, in_split, read_folder
+from ...media.files import write_between, write_text
+from ...media.images import to_tensor
+from ...options import Plan
+from ...path import NoisePath
+from ...pipeline import UniDiffuser, load
+from ...samplers import sample
+from ...streams import Streams, draw_noise, item_generators, noised
+from ..judge import Judge, Verdict, load_judge
+from .report import write_sheet
 
 MARKERS = ("<!-- claims -->", "<!-- /claims -->")
 BATCH = 48
@@ -277,7 +276,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
 
     examples = [p for p in read_folder(args.data) if p.fields.get("demo")]
-    model = unidiffuser.load(args.model)
+    model = load(args.model)
     usual = {"steps": model.config.defaults["steps"], "guidance": model.config.defaults["guidance"]}
     parts = [fixed_order(in_split(examples, split), None) for split in ("train", "heldout")]
     bench = Bench(model, load_judge(), *parts, usual, args.out)
@@ -290,7 +289,7 @@ def main() -> None:
             print(table({name: found[name]}), flush=True)
     ordered = {name: found[name] for name in CLAIMS if name in found}
     if args.doc:
-        write_into(args.doc, table(ordered), MARKERS)
+        write_between(args.doc, table(ordered), MARKERS)
 
 
 if __name__ == "__main__":

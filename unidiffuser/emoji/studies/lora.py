@@ -1,15 +1,14 @@
-"""What a LoRA teaches and what it costs: a made-up creature that no part of the bundled model has seen.
+"""What a LoRA learns and what it costs: an invented creature that no part of the bundled model has seen.
 
-    python -m benchmarks.lora draw zorbi/                              # zorbi/learn (8 pictures) and zorbi/held-back (6)
+    python -m unidiffuser.emoji.studies.lora draw zorbi/                # zorbi/learn (8 pictures) and zorbi/held-back (6)
     unidiffuser train-lora zorbi/learn --word zorbi --out runs/zorbi
-    python -m benchmarks.lora ask zorbi/ before.json --data data/emoji
-    python -m benchmarks.lora ask zorbi/ after.json --data data/emoji --lora runs/zorbi/lora.safetensors --sheet zorbi.jpg
-    python -m benchmarks.lora compare before.json after.json
+    python -m unidiffuser.emoji.studies.lora ask zorbi/ before.json
+    python -m unidiffuser.emoji.studies.lora ask zorbi/ after.json --lora runs/zorbi/lora.safetensors --sheet zorbi.jpg
+    python -m unidiffuser.emoji.studies.lora compare before.json after.json
 
-`ask` draws the word with sixteen seeds and looks up the nearest real picture of each in the space of the model's own CLIP image
-encoder (among all pictures of the demonstration data without skin tones and the creatures that were held back), captions the
-pictures of the creature with three seeds, and has the judge look at trained pairs, in both directions, with the same seeds for
-every model. Steps and guidance are the model's own.
+`ask` draws the word with sixteen seeds and finds the nearest real picture of each in the model's own CLIP image space (among
+the demonstration pictures and the held-back creatures), captions the creature's pictures with three seeds, and scores trained
+pairs in both directions with the judge. Seeds are the same for every model; steps and guidance are the model's own.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-import unidiffuser
-from unidiffuser.emoji.judge import load_judge
-from unidiffuser.media.images import contact_sheet
+from ...media.images import contact_sheet
+from ...pipeline import load
+from ..judge import load_judge
 
 WORD, SIDE, OVERSAMPLING, BATCH, DRAWN = "zorbi", 128, 4, 48, 16
 BODIES = ((126, 74, 196), (140, 86, 210), (112, 62, 178))
@@ -100,7 +99,7 @@ def tokens(model: Any, pictures: list[Image.Image]) -> torch.Tensor:
 
 
 def ask(folder: Path, out: Path, data: Path, lora: str | None, sheet: Path | None, count: int) -> None:
-    model, judge = unidiffuser.load("emoji", lora=[(lora, 1.0)] if lora else []), load_judge()
+    model, judge = load("emoji", lora=[(lora, 1.0)] if lora else []), load_judge()
     learned, held = opened(folder / "learn"), opened(folder / "held-back")
     records = [json.loads(line) for line in (data / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     records = [record for record in records if record["tone"] == 0]

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -23,7 +23,7 @@ from ...evaluation.metrics import parse_caption, share
 from ...evaluation.sources import Pair, fixed_order, in_split, read_folder
 from ...media.files import write_between, write_text
 from ...media.images import to_tensor
-from ...options import Plan
+from ...options import Options, Plan
 from ...path import NoisePath
 from ...pipeline import UniDiffuser, load
 from ...samplers import sample
@@ -66,7 +66,8 @@ class Bench:
         write_sheet(self.out / f"{name}.jpg", pictures, captions, columns)
 
     def plan(self) -> Plan:
-        return Plan.of({**self.options, "batch_size": BATCH}, self.model.config)
+        options: dict[str, Any] = {**self.options, "batch_size": BATCH}
+        return Plan.of(cast(Options, options), self.model.config)
 
     def recognised(self, setting: str, pictures: Sequence[Image.Image], pairs: Sequence[Pair], kept: str = "") -> list[Row]:
         """Two rows: how many pictures show the concepts of these pairs, and how many their styles."""
@@ -95,7 +96,9 @@ def guidance(bench: Bench) -> list[Row]:
 
 def variation(bench: Bench) -> list[Row]:
     """A varied picture shows what the first one showed, but is another picture."""
-    rows, shown, under = [], [], []
+    rows: list[Row] = []
+    shown: list[Image.Image] = []
+    under: list[str] = []
     for split, pairs in (("trained", bench.trained[:96]), ("held out", bench.held[:96])):
         given = [pair.image() for pair in pairs]
         made = bench.model.vary_image(given, count=2, seed=0, batch_size=BATCH, **bench.options)
@@ -178,7 +181,9 @@ def speeds(bench: Bench) -> list[Row]:
     top = (1000.0, 1000.0)
     ways["picture first"] = NoisePath.through(top, (0.0, 1000.0), (0.0, 0.0), steps=2 * plan.steps)
     ways["caption first"] = NoisePath.through(top, (1000.0, 0.0), (0.0, 0.0), steps=2 * plan.steps)
-    rows, shown, under = [], [], []
+    rows: list[Row] = []
+    shown: list[Image.Image] = []
+    under: list[str] = []
     for name, path in ways.items():
         out = bench.model.run(path, Streams(), plan, item_generators(0, COUNT))
         pictures, captions = bench.model.decode_images(out, plan), bench.model.decode_texts(out, plan)
@@ -195,7 +200,9 @@ def noisy_condition(bench: Bench) -> list[Row]:
     """A condition known only up to some noise: held at a label between 0 (clean) and 1000 (none), it loosens by degrees."""
     pairs, plan = bench.trained[:96], bench.plan()
     text = bench.model.encode_texts([pair.caption for pair in pairs])
-    rows, shown, under = [], [], []
+    rows: list[Row] = []
+    shown: list[Image.Image] = []
+    under: list[str] = []
     for level in (0.0, 200.0, 400.0, 600.0, 800.0, 1000.0):
         generators = item_generators(0, len(pairs))
         given = Streams(text=noised(text, level, generators))
@@ -278,8 +285,8 @@ def main() -> None:
     examples = [p for p in read_folder(args.data) if p.fields.get("demo")]
     model = load(args.model)
     usual = {"steps": model.config.defaults["steps"], "guidance": model.config.defaults["guidance"]}
-    parts = [fixed_order(in_split(examples, split), None) for split in ("train", "heldout")]
-    bench = Bench(model, load_judge(), *parts, usual, args.out)
+    trained, held = (fixed_order(in_split(examples, split), None) for split in ("train", "heldout"))
+    bench = Bench(model, load_judge(), trained, held, usual, args.out)
     path = args.out / "claims.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name in [n.strip() for n in args.only.split(",")] if args.only else CLAIMS:

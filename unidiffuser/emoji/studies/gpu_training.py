@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -162,7 +163,8 @@ def main() -> None:
     given = vars(parser.parse_args())
     if unknown := set(given.get("names", [])) - set(NETWORKS):
         parser.error(f"unknown {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
-    {"pack": pack, "join": join, "run": run}[given.pop("command")](**given)
+    chosen: dict[str, Callable[..., None]] = {"pack": pack, "join": join, "run": run}
+    chosen[given.pop("command")](**given)
 
 
 if __name__ == "__main__":

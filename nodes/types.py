@@ -2,7 +2,7 @@
 
 Everything else travels in the host's own types.
 
-UNIDIFFUSER_CAPTION_DECODER: a `parts.HostCaptionDecoder`.
+UNIDIFFUSER_CAPTION_DECODER: a `host_parts.HostCaptionDecoder`.
 UNIDIFFUSER_NOISE_PATH: a `unidiffuser.path.NoisePath`, steps + 1 labels (t_img, t_text) in 0..1000.
 
 A text latent travels as CONDITIONING whose tensor is (B, L, text_dim), 77 x 64 in the published models; it goes straight

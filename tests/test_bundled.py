@@ -43,6 +43,16 @@ def test_latents_have_unit_variance_in_the_convention_of_stable_diffusion(model)
     assert text.mean().abs() < 0.2
 
 
+def test_preview_colours_are_those_of_the_picture(model):
+    preview = model.config.vae.preview_rgb
+    factors, bias = torch.tensor(preview["factors"]), torch.tensor(preview["bias"])
+    pixels = to_tensor([Image.open(EXAMPLE).convert("RGB").resize((128, 128))])
+    latent = model.autoencoder.encode(pixels, torch.Generator().manual_seed(0))[0].float()
+    guessed = torch.einsum("chw,cr->rhw", latent, factors) + bias[:, None, None]
+    seen = torch.nn.functional.avg_pool2d(pixels[0], model.config.vae.downscale)
+    assert (guessed - seen).square().mean() < 0.05 * seen.var()
+
+
 def test_it_draws_what_is_asked_for(model):
     """Eight prompts, judged by a classifier that never saw a made picture; chance would be 1 in 240."""
     prompts = ["red apple, noto", "pizza, twemoji", "lion, flat", "sunflower, fluent", "rocket, noto", "penguin, twemoji",

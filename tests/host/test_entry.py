@@ -59,6 +59,34 @@ def test_the_host_is_changed_only_when_the_extension_loads(host: tuple[Path, Pat
     assert done.stdout.split("\n")[-5:-1] == ["True", "[]", "True", "['folders', 'adapters']"]
 
 
+PREVIEWS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from inside import NAME, load_pack, start_host
+
+start_host()
+load_pack()
+from importlib import import_module
+folders, loader, config = (import_module(f"{NAME}.{name}") for name in (
+    "nodes.folders", "nodes.nodes_loader", "unidiffuser.checkpoints.config"))
+folders.register()
+model = loader.LoadUniDiffuser.execute(folders.BUNDLED).args[0].model
+preview = model.origin.config.vae.preview_rgb
+print(model.latent_format.latent_rgb_factors == preview["factors"])
+print(model.latent_format.latent_rgb_factors_bias == preview["bias"])
+host_model = import_module(f"{NAME}.nodes.host_model")
+print(host_model.LatentFormat().latent_rgb_factors == host_model.comfy.latent_formats.SD15().latent_rgb_factors)
+"""
+
+
+def test_preview_colours_come_from_the_checkpoint(host: tuple[Path, Path]) -> None:
+    folder, python = host
+    command = [python, "-c", PREVIEWS, str(Path(__file__).parent)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-3:] == ["True", "True", "True"]
+
+
 def test_importing_the_pack_does_no_work() -> None:
     done = subprocess.run([sys.executable, "-c", CODE, str(ROOT / "__init__.py")], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -6,6 +6,7 @@ Each has a file of its own (layout_*.py).
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -156,8 +157,8 @@ def load_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
         FileNotFoundError: there is no such model, file or folder.
         ValueError: it is damaged, unsafe or no checkpoint of a kind known here.
     """
-    path = Path(path_or_name)
-    if str(path_or_name) in BUNDLED:
+    path, bundled = Path(path_or_name), str(path_or_name) in BUNDLED
+    if bundled:
         path = ASSETS / f"{path_or_name}.safetensors"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: this installation has no bundled model {str(path_or_name)!r}.")
@@ -172,7 +173,19 @@ def load_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
             f"there is no model {str(path_or_name)!r}: neither a bundled one ({', '.join(BUNDLED)}) nor a file or folder. "
             f"For the published 1 B model get uvit_v1.pth, autoencoder_kl.pth and caption_decoder.pth {_PUBLISHED}."
         )
-    return Checkpoint(path, contents.config, contents.parts, contents.tokenizers, contents.notes)
+    config = _completed(contents.config, path.with_suffix(".json")) if bundled else contents.config
+    return Checkpoint(path, config, contents.parts, contents.tokenizers, contents.notes)
+
+
+def _completed(config: ModelConfig, file: Path) -> ModelConfig:
+    """`config` with what the JSON file beside a bundled model adds to it.
+
+    Settings can then change without another copy of the weights in the repository's history.
+    """
+    if not file.is_file():
+        return config
+    stored, added = config.to_dict(), json.loads(file.read_text(encoding="utf-8"))
+    return ModelConfig.from_dict({**stored, **{name: {**stored[name], **fields} for name, fields in added.items()}})
 
 
 def _read_folder(path: Path) -> Contents:

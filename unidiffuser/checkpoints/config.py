@@ -57,6 +57,8 @@ class VAEConfig:
     `ddconfig` is that of the latent-diffusion code. `scale_factor` multiplies a sampled latent. With `patch_size` p > 1
     pixels go through pixel_unshuffle(p) before the encoder and pixel_shuffle(p) after the decoder. `palette` is that of a
     :class:`.palette.Palette`: the names of its "manners" and how many "colours" each has; None for none.
+    `preview_rgb` maps a scaled latent to RGB in [-1, 1] for previews while sampling: {"factors": [embed_dim][3], "bias":
+    [3]}; None means Stable Diffusion 1's.
     """
 
     ddconfig: dict[str, Any] = field(default_factory=_sd1_ddconfig)
@@ -64,6 +66,13 @@ class VAEConfig:
     scale_factor: float = 0.18215
     patch_size: int = 1
     palette: dict[str, Any] | None = None
+    preview_rgb: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.preview_rgb is not None:
+            rows = [*self.preview_rgb.get("factors", []), self.preview_rgb.get("bias", [])]
+            if [len(row) for row in rows] != [3] * (self.embed_dim + 1):
+                raise ValueError(f"preview_rgb needs {self.embed_dim} rows of 3 factors and a bias of 3.")
 
     @property
     def downscale(self) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import folder_paths
 from comfy_api.latest import io
 
 from ..unidiffuser.checkpoints.checkpoint import load_checkpoint
-from . import folders, parts
-from .saved import Origin
+from . import folders, host_parts
+from .saved_models import Origin
 from .types import CATEGORY, CaptionDecoderType
 
 
@@ -44,13 +46,17 @@ class LoadUniDiffuser(io.ComfyNode):
         path = folders.model_path(model_name)
         origin = Origin.of_file(path)
         checkpoint = load_checkpoint(path if origin is None else folders.model_path(origin.name))
-        model = parts.load_model(checkpoint, model_name) if origin is None else parts.load_saved_model(path, origin)
+        if origin is None:
+            model = host_parts.load_model(checkpoint, model_name)
+        else:  # NOTE: the VAE is the checkpoint's, so its preview colours are, too.
+            config = dataclasses.replace(origin.config, vae=checkpoint.config.vae)
+            model = host_parts.load_saved_model(path, dataclasses.replace(origin, config=config))
         return io.NodeOutput(
             model,
-            parts.load_clip(checkpoint, folder_paths.get_folder_paths("embeddings")),
-            parts.load_vae(checkpoint),
-            parts.load_clip_vision(checkpoint),
-            parts.HostCaptionDecoder(checkpoint),
+            host_parts.load_clip(checkpoint, folder_paths.get_folder_paths("embeddings")),
+            host_parts.load_vae(checkpoint),
+            host_parts.load_clip_vision(checkpoint),
+            host_parts.HostCaptionDecoder(checkpoint),
         )
 
 

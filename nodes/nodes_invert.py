@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..unidiffuser.path import MARGINAL, NoisePath
 from ..unidiffuser.streams import Streams
-from . import inputs, sampling
-from .controls import guidance_input, seed_input, steps_input
-from .sampler import host_outputs, sample_streams
+from .run_on_host import sample_streams, shifted, watcher
+from .shared_inputs import guidance_input, seed_input, steps_input
+from .stream_inputs import given_streams, require_model
+from .stream_outputs import host_outputs
 from .types import CATEGORY
 
 INVERSE, FORWARD = "ddim_inverse", "ddim"  # the deterministic pair: one undoes the other
@@ -49,9 +50,9 @@ class Invert(io.ComfyNode):
     def execute(
         cls, model: Any, latent_image: Any, clip_vision_output: Any, steps: int, seed: int, text: Any = None
     ) -> io.NodeOutput:
-        given, mask = inputs.given_streams(model, latent_image, clip_vision_output, text)
+        given, mask = given_streams(model, latent_image, clip_vision_output, text)
         path = NoisePath.image(steps) if text is None else NoisePath.text_to_image(steps)
-        watch = sampling.watcher(model, steps, None)
+        watch = watcher(model, steps, None)
         noise = sample_streams(model, path.reversed(), given, Streams(), seed, method=INVERSE, callback=watch)
         outputs = host_outputs(model, noise, path.reversed(), latent_image, given, mask)
         return io.NodeOutput(outputs[0], outputs[1])
@@ -100,8 +101,8 @@ class Interpolate(io.ComfyNode):
         from ..unidiffuser.pipeline import slerp
 
         pictures = torch.cat([centre_square(model, image) for image in (image_a[:1], image_b[:1])])
-        clean, _ = inputs.given_streams(model, {"samples": vae.encode(pictures)}, clip_vision.encode_image(pictures), None)
-        watch = sampling.watcher(model, 3 * steps, None)
+        clean, _ = given_streams(model, {"samples": vae.encode(pictures)}, clip_vision.encode_image(pictures), None)
+        watch = watcher(model, 3 * steps, None)
 
         def part(number: int, path: NoisePath, streams: Streams, method: str, **settings: Any) -> Streams:
             return sample_streams(
@@ -112,7 +113,7 @@ class Interpolate(io.ComfyNode):
                 seed,
                 method=method,
                 **settings,
-                callback=sampling.shifted(watch, number * steps, 3 * steps),
+                callback=shifted(watch, number * steps, 3 * steps),
             )
 
         described = part(0, NoisePath.image_to_text(steps), clean, "dpmpp_2m", guidance=text_guidance)
@@ -125,7 +126,7 @@ class Interpolate(io.ComfyNode):
 
 def centre_square(model: Any, image: Tensor) -> Tensor:
     """The centre square of an IMAGE (B, H, W, 3) at the size the model was trained for."""
-    side = inputs.require_model(model).origin.config.image_size
+    side = require_model(model).origin.config.image_size
     return comfy.utils.common_upscale(image[..., :3].movedim(-1, 1), side, side, "lanczos", "center").movedim(1, -1)
 
 

@@ -10,8 +10,9 @@ from comfy_api.latest import io, ui
 
 from ..unidiffuser.scoring import caption_fit
 from ..unidiffuser.streams import Streams
-from . import inputs, sampling
-from .controls import seed_input
+from .run_on_host import in_host
+from .shared_inputs import seed_input
+from .stream_inputs import given_streams, text_latent
 from .types import CATEGORY, show_text
 
 
@@ -76,11 +77,11 @@ def score(
     model: Any, clip: Any, latent_image: Any, clip_vision_output: Any, texts: list[str], levels: int, seed: int
 ) -> list[float]:
     """`caption_fit` of texts for the first picture of a LATENT, in the host."""
-    conds = [inputs.text_latent(model, clip.encode_from_tokens_scheduled(clip.tokenize(text))) for text in texts]
-    clean, _ = inputs.given_streams(model, latent_image, clip_vision_output, None)
+    conds = [text_latent(model, clip.encode_from_tokens_scheduled(clip.tokenize(text))) for text in texts]
+    clean, _ = given_streams(model, latent_image, clip_vision_output, None)
     image = Streams(img=clean.need("img")[:1], clip_img=clean.need("clip_img")[:1])
     bar = comfy.utils.ProgressBar(levels)
-    return sampling.in_host(
+    return in_host(
         model,
         len(texts) + 1,
         seed,

@@ -14,9 +14,10 @@ from comfy_execution.graph_utils import GraphBuilder
 
 from ..unidiffuser.path import NoisePath
 from ..unidiffuser.streams import MODALITIES, Streams
-from . import inputs, sampling
-from .controls import MAX_SEED, sampling_inputs, steps_input
-from .sampler import draft_writer, host_outputs, sample_streams
+from .run_on_host import draft_writer, sample_streams, shifted, watcher
+from .shared_inputs import MAX_SEED, sampling_inputs, steps_input
+from .stream_inputs import INPUT_OF, given_streams
+from .stream_outputs import host_outputs
 from .types import CATEGORY, CaptionDecoderType, show_text
 
 MADE = {"image": "img", "text to image": "img", "image to text": "text"}  # a task only borrows the other modality
@@ -135,9 +136,9 @@ class GibbsChain(io.ComfyNode):
                     data_type="curated",
                     **state,
                 )
-                outputs = dict(zip(inputs.INPUT_OF, map(made.out, range(3)), strict=True))
+                outputs = dict(zip(INPUT_OF, map(made.out, range(3)), strict=True))
                 # What was held is noisy in the outputs, so only what was made is taken from them.
-                state |= {inputs.INPUT_OF[name]: outputs[name] for name in MODALITIES[MADE[task]]}
+                state |= {INPUT_OF[name]: outputs[name] for name in MODALITIES[MADE[task]]}
                 half += 1
             picture = graph.node("VAEDecode", f"picture {number}", samples=state["latent_image"], vae=vae)
             words = graph.node(
@@ -161,7 +162,7 @@ class GibbsChain(io.ComfyNode):
                 **shown,
             )
             shown = {"pictures_before": pair.out(0), "captions_before": pair.out(1)}
-        last = [state[name] for name in inputs.INPUT_OF.values()]
+        last = [state[name] for name in INPUT_OF.values()]
         return io.NodeOutput(*shown.values(), *last, expand=graph.finalize())
 
 
@@ -246,11 +247,11 @@ class GibbsLoop(io.ComfyNode):
         text: Any = None,
         caption_decoder: Any = None,
     ) -> io.NodeOutput:
-        clean, mask = inputs.given_streams(model, latent_image, clip_vision_output, text)
+        clean, mask = given_streams(model, latent_image, clip_vision_output, text)
         tasks = _tasks(rounds, clean.clip_img is not None, clean.text is not None)
         total = steps * sum(map(len, tasks))
         made, half = [], 0
-        watch = sampling.watcher(model, total, draft_writer(caption_decoder, cls.hidden.unique_id))
+        watch = watcher(model, total, draft_writer(caption_decoder, cls.hidden.unique_id))
         paths = {"image": NoisePath.image, "image to text": NoisePath.image_to_text, "text to image": NoisePath.text_to_image}
         for tasks_of_round in tasks:
             for task in tasks_of_round:
@@ -263,7 +264,7 @@ class GibbsLoop(io.ComfyNode):
                     _seed(seed, half),
                     method=method,
                     guidance=(image_guidance, text_guidance),
-                    callback=sampling.shifted(watch, half * steps, total),
+                    callback=shifted(watch, half * steps, total),
                 )
                 clean = clean.replace(**{name: out[name] for name in MODALITIES[MADE[task]]})
                 half += 1

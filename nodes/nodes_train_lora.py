@@ -23,10 +23,10 @@ from torch import Tensor
 from ..unidiffuser.media.files import replacing
 from ..unidiffuser.media.images import fit, open_image, to_images
 from ..unidiffuser.streams import Streams
-from .caption_lora import on_captions, on_model
-from .controls import seed_input
-from .inputs import require_model
-from .parts import HostCaptionDecoder
+from .host_parts import HostCaptionDecoder
+from .nodes_lora import on_captions, on_model
+from .shared_inputs import seed_input
+from .stream_inputs import require_model
 from .types import CATEGORY, CaptionDecoderType
 
 PREFIX = "diffusion_model."

@@ -1,7 +1,7 @@
 """The U-ViT as a native MODEL of the host: a BaseModel built with the host's operations, in the host's patcher.
 
 Samplers, schedulers, LoRA, merging, offloading and compilation of the host then work on it as on any other model. The host
-samples one tensor, so the streams of a sample travel through it as one flat pack (see `streams.py`).
+samples one tensor, so the streams of a sample travel through it as one flat pack (see `packing.py`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..unidiffuser.checkpoints.config import VAEConfig
 from ..unidiffuser.schedule import NUM_LABELS, label_of_sigma, sigma_of_label
 from ..unidiffuser.uvit import UViTConfig
-from .network import host_network
-from .saved import KEY, Origin
-from .streams import WRAPPER_KEY, SampledStreams, pack, sample_with_clip_stream, unpack
+from .host_network import host_network
+from .packing import WRAPPER_KEY, SampledStreams, pack, sample_with_clip_stream, unpack
+from .saved_models import KEY, Origin
 
 logger = logging.getLogger(__name__)
 
@@ -63,22 +64,17 @@ class TextLabel(comfy.conds.CONDRegular):
 
 
 class LatentFormat(comfy.latent_formats.SD15):
-    """Stable Diffusion's latent."""
+    """The latents of a checkpoint's VAE: their scale, pixels per cell and preview colours; Stable Diffusion 1's by default."""
 
-
-class EmojiLatentFormat(LatentFormat):
-    """That of the bundled model: previews are a linear map to RGB, fitted to its autoencoder (explains 0.99 of the colours)."""
-
-    def __init__(self) -> None:
+    def __init__(self, vae: VAEConfig | None = None):
         super().__init__()
-        self.latent_rgb_factors = [
-            [0.4727, 0.5607, 0.5949],
-            [0.3257, 0.0140, -0.2713],
-            [0.0834, -0.1656, 0.0915],
-            [-0.0100, -0.0107, -0.0080],
-        ]
-        self.latent_rgb_factors_bias = [0.6058, 0.5076, 0.4306]
-        self.taesd_decoder_name = None
+        vae = vae or VAEConfig()
+        self.scale_factor = vae.scale_factor
+        self.spacial_downscale_ratio = vae.downscale  # the host resizes its empty latents by it
+        if vae.preview_rgb is not None:
+            self.latent_rgb_factors = vae.preview_rgb["factors"]
+            self.latent_rgb_factors_bias = vae.preview_rgb["bias"]
+            self.taesd_decoder_name = None
 
 
 class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):

@@ -25,11 +25,10 @@ from ..unidiffuser.checkpoints.checkpoint import Checkpoint, VAEConfig
 from ..unidiffuser.checkpoints.tokenizers import END, START, BytePairTokenizer
 from ..unidiffuser.small.palette import Palette
 from ..unidiffuser.small.stem import ConvStem
-from .folders import BUNDLED
-from .memory import say_what_to_do
-from .model import EmojiLatentFormat, LatentFormat, make_patcher
-from .network import host_keys
-from .saved import Origin, read_network
+from .host_model import LatentFormat, make_patcher
+from .host_network import host_keys
+from .memory_errors import say_what_to_do
+from .saved_models import Origin, read_network
 
 if TYPE_CHECKING:
     from ..unidiffuser.encoders.captions import Caption, CaptionDecoder
@@ -69,11 +68,8 @@ def load_saved_model(path: str, origin: Origin, disable_dynamic: bool = False) -
 
 def _model(origin: Origin, weights: dict[str, Tensor], disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
     config = origin.config
-    latent_format = EmojiLatentFormat() if origin.name == BUNDLED else LatentFormat()
-    latent_format.scale_factor = config.vae.scale_factor
-    latent_format.spacial_downscale_ratio = config.vae.downscale  # the host resizes its empty latents by it
-    clip_width = config.caption.prefix_dim
-    patcher = make_patcher(config.uvit, clip_width, weights, latent_format, disable_dynamic=disable_dynamic)
+    latent_format = LatentFormat(config.vae)
+    patcher = make_patcher(config.uvit, config.caption.prefix_dim, weights, latent_format, disable_dynamic=disable_dynamic)
     patcher.model.origin = origin
     return patcher
 

@@ -11,8 +11,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..unidiffuser.runtime.lora import PREFIXES, layers_of, read_lora
-from .inputs import require_model
-from .parts import HostCaptionDecoder
+from .host_parts import HostCaptionDecoder
+from .stream_inputs import require_model
 from .types import CATEGORY, CaptionDecoderType
 
 OF_CAPTIONS = PREFIXES["caption"]

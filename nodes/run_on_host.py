@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import comfy.model_management
@@ -18,11 +19,12 @@ from torch import Tensor
 from ..unidiffuser.path import NoisePath
 from ..unidiffuser.samplers import sample
 from ..unidiffuser.schedule import sigma_of_label
-from ..unidiffuser.streams import Streams
-from .inputs import require_model
-from .memory import say_what_to_do
-from .model import UniDiffuserModel
-from .streams import WRAPPER_KEY, Request, SampledStreams, pack, unpack
+from ..unidiffuser.streams import Streams, item_generators
+from .host_model import UniDiffuserModel
+from .memory_errors import say_what_to_do
+from .packing import WRAPPER_KEY, Request, SampledStreams, pack, unpack
+from .stream_inputs import require_model, start_streams
+from .types import show_text
 
 STREAMS = ("img", "clip_img", "text")
 SIGMA_MAX = 14.6  # of Stable Diffusion's schedule, for what the host wants to know of a run
@@ -118,10 +120,30 @@ def in_host(
     return sampler.result
 
 
-def run(
-    patcher: comfy.model_patcher.ModelPatcher, path: NoisePath, start: Streams, count: int, seed: int, **settings: Any
+def sample_streams(
+    patcher: comfy.model_patcher.ModelPatcher,
+    path: NoisePath,
+    given: Streams,
+    mask: Streams,
+    seed: int,
+    *,
+    levels: Mapping[str, float] = MappingProxyType({}),
+    data_type: int = 1,
+    **settings: Any,
 ) -> Streams:
-    """Sample in the host; on the host's output device. `settings` as `unidiffuser.samplers.sample`."""
+    """Sample along `path` from the given streams (see `start_streams`), on the host's output device.
+
+    `settings` are those of `unidiffuser.samplers.sample`.
+    """
+    config = require_model(patcher).diffusion_model.config
+    count = max(1, given.batch)
+    generators = item_generators(seed, count)
+    start = start_streams(path, given, mask, generators, config.item_shapes, levels)
+    settings |= {
+        "generator": generators,
+        "mask": Streams(**{name: value for name, value in mask.items() if start[name] is not None}),
+        "data_type": min(data_type, max(config.data_types - 1, 0)),
+    }
     shapes = {name: tuple(value.shape[1:]) for name, value in start.items()}
     out: Streams = in_host(patcher, count, seed, lambda net, device: sample(net, path, start.to(device), **settings), shapes)
     return out.to(comfy.model_management.intermediate_device())
@@ -149,3 +171,10 @@ def watcher(patcher: comfy.model_patcher.ModelPatcher, steps: int, draft: Callab
 def shifted(watch: Watch, done: int, total: int) -> Watch:
     """`watch` for one part of a longer run, of which `done` steps are behind it."""
     return lambda step, _, x0, x: watch(done + step, total, x0, x)
+
+
+def draft_writer(caption_decoder: Any, node_id: str) -> Any:
+    """Shows the first words of a text latent in the node; None without a decoder."""
+    if caption_decoder is None:
+        return None
+    return lambda text: show_text(caption_decoder.draft(text), node_id)

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..unidiffuser.path import SPACINGS, NoisePath
 from ..unidiffuser.schedule import NUM_LABELS, sigma_of_label
-from .controls import steps_input
+from .shared_inputs import steps_input
 from .types import CATEGORY, NoisePathType
 
 CORNERS = "through a corner"

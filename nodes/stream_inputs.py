@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..unidiffuser.path import CLEAN, MARGINAL, NoisePath
 from ..unidiffuser.streams import MODALITIES, Streams, noised
-from .model import UniDiffuserModel
-from .streams import check_image_latent, clip_vision_token
+from .host_model import UniDiffuserModel
+from .packing import check_image_latent, clip_vision_token
 
 WORDS = {"img": "picture", "text": "text"}
 INPUT_OF = {"img": "latent_image", "clip_img": "clip_vision_output", "text": "text"}  # of the UniDiffuser Sampler

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..unidiffuser.streams import draw_noise, item_generators
 from ..unidiffuser.uvit import UViTConfig
-from .memory import say_what_to_do
+from .memory_errors import say_what_to_do
 
 LARGEST = 3  # area of a latent, in that of the trained one
 WRAPPER_KEY = "unidiffuser"  # of the wrapper, and in transformer_options of the SampledStreams

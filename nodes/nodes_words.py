@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from .inputs import TOKEN_MASK
+from .stream_inputs import TOKEN_MASK
 from .types import CATEGORY
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
-import comfy.clip_vision
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..unidiffuser.path import LEAST, NoisePath
-from ..unidiffuser.streams import MODALITIES, Streams, item_generators
-from . import inputs, sampling
-from .controls import sampling_inputs
-from .types import CATEGORY, CaptionDecoderType, NoisePathType, show_text
+from ..unidiffuser.path import NoisePath
+from .run_on_host import draft_writer, sample_streams, watcher
+from .shared_inputs import sampling_inputs
+from .stream_inputs import given_levels, given_streams, text_latent
+from .stream_outputs import host_outputs
+from .types import CATEGORY, CaptionDecoderType, NoisePathType
 
 DATA_TYPES = ["web", "curated"]  # in the order of the network's data-type tokens
 
@@ -89,9 +86,9 @@ class UniDiffuserSampler(io.ComfyNode):
         negative: Any = None,
         caption_decoder: Any = None,
     ) -> io.NodeOutput:
-        given, mask = inputs.given_streams(model, latent_image, clip_vision_output, text)
-        empty = None if negative is None else inputs.text_latent(model, negative)
-        watch = sampling.watcher(model, path.steps, draft_writer(caption_decoder, cls.hidden.unique_id))
+        given, mask = given_streams(model, latent_image, clip_vision_output, text)
+        empty = None if negative is None else text_latent(model, negative)
+        watch = watcher(model, path.steps, draft_writer(caption_decoder, cls.hidden.unique_id))
         out = sample_streams(
             model,
             path,
@@ -100,80 +97,13 @@ class UniDiffuserSampler(io.ComfyNode):
             seed,
             callback=watch,
             method=method,
-            levels=inputs.given_levels(latent_image, clip_vision_output, text),
+            levels=given_levels(latent_image, clip_vision_output, text),
             guidance=(image_guidance, text_guidance),
             data_type=DATA_TYPES.index(data_type),
             unconditional="marginal" if empty is None else "empty_prompt",
             empty_text=empty,
         )
         return host_outputs(model, out, path, latent_image, given, mask)
-
-
-def sample_streams(
-    model: Any,
-    path: NoisePath,
-    given: Streams,
-    mask: Streams,
-    seed: int,
-    *,
-    levels: Mapping[str, float] = MappingProxyType({}),
-    data_type: int = 1,
-    **settings: Any,
-) -> Streams:
-    """Sample along `path` from what is given: see `inputs.start_streams`; `settings` as `unidiffuser.samplers.sample`."""
-    config = inputs.require_model(model).diffusion_model.config
-    count = max(1, given.batch)
-    generators = item_generators(seed, count)
-    start = inputs.start_streams(path, given, mask, generators, config.item_shapes, levels)
-    return sampling.run(
-        model,
-        path,
-        start,
-        count,
-        seed,
-        generator=generators,
-        mask=Streams(**{name: value for name, value in mask.items() if start[name] is not None}),
-        data_type=min(data_type, max(config.data_types - 1, 0)),
-        **settings,
-    )
-
-
-def host_outputs(
-    model: Any,
-    out: Streams,
-    path: NoisePath,
-    latent_image: dict[str, Any] | None = None,
-    given: Streams | None = None,
-    mask: Streams | None = None,
-) -> io.NodeOutput:
-    """LATENT, CLIP_VISION_OUTPUT and CONDITIONING of sampled streams; what the path leaves out stops its own branch.
-
-    What the path leaves noisy is marked with its level, so that another path can go on from there, and brings along what
-    was `given` where a `mask` keeps a part of it.
-    """
-    given, mask = given or Streams(), mask or Streams()
-    level = {name: {inputs.LEVEL: path.labels(name)[-1]} if path.labels(name)[-1] > LEAST else {} for name in MODALITIES}
-    latent = vision = cond = ExecutionBlocker(None)
-    if out.img is not None:
-        latent = {k: v for k, v in (latent_image or {}).items() if k not in (inputs.LEVEL, inputs.KEPT, inputs.SCALE)}
-        latent |= {"samples": model.model.process_latent_out(out.img), **level["img"]}
-        if level["img"] and mask.img is not None:
-            latent[inputs.KEPT] = model.model.process_latent_out(given.need("img"))
-    if out.clip_img is not None:
-        vision = comfy.clip_vision.Output()
-        for name, value in {"image_embeds": out.clip_img[:, 0], **level["img"]}.items():
-            vision[name] = value
-    if out.text is not None:
-        kept = {inputs.TOKEN_MASK: mask.text, inputs.KEPT: given.text} if level["text"] and mask.text is not None else {}
-        cond = [[out.text, level["text"] | kept]]
-    return io.NodeOutput(latent, vision, cond)
-
-
-def draft_writer(caption_decoder: Any, node_id: str) -> Any:
-    """Shows the first words of a text latent in the node; None without a decoder."""
-    if caption_decoder is None:
-        return None
-    return lambda text: show_text(caption_decoder.draft(text), node_id)
 
 
 NODES = [UniDiffuserSampler]

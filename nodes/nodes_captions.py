@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..unidiffuser.streams import item_generators
-from .controls import seed_input
-from .parts import HostCaptionDecoder
+from .host_parts import HostCaptionDecoder
+from .shared_inputs import seed_input
 from .types import CATEGORY, CaptionDecoderType, show_text
 
 

@@ -16,6 +16,7 @@ import unidiffuser
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
 from unidiffuser.encoders.captions import CaptionDecoder
 from unidiffuser.runtime.lora import layers_of, read_lora
+from unidiffuser.small.network import predicts_noise
 from unidiffuser.streams import Streams
 from unidiffuser.training import lessons, teach
 from unidiffuser.training.curve import draw_curve
@@ -214,7 +215,7 @@ def test_what_is_learned_counts_as_in_the_objective_that_made_the_network(kind: 
     learned = {name: value[:, 0] for name, value in batch.items()}
     labels = {"img": learned["t_img"], "text": learned["t_text"]}
     noise = Streams(**{name: learned[f"noise_{name}"] for name, _ in streams.items()})
-    velocity = opened.config.uvit.sigma_data is not None
+    velocity = not predicts_noise(opened.config.uvit)
     wanted = diffusion_loss(stage.model.network, streams, generator, labels=labels, noise=noise, velocity=velocity)
     torch.testing.assert_close(stage.loss(stage.model, batch, generator)["learn"], wanted["loss"].detach())
 

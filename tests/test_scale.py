@@ -1,4 +1,4 @@
-"""Training from latent shards on several processes, growth to another size, memory, and prompts shared by processes."""
+"""Training from latent shards on several processes, growth to another size, and prompts shared by processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.growth import grown
 from unidiffuser.training.latent_stage import LatentStage
 from unidiffuser.training.loop import train
-from unidiffuser.training.memory import GB, SETUPS, Need, need, saved_bytes
 from unidiffuser.training.network import example_cost
 from unidiffuser.training.optimizers import make_optimizers
 from unidiffuser.training.saving import checkpoints
@@ -51,12 +50,12 @@ def config(shards: Path, out: Path, **values: Any) -> TrainConfig:
     return TrainConfig("latents", str(out), options=options, **(defaults | values))
 
 
-def launch(settings: TrainConfig, processes: int, *more: str) -> subprocess.Popen:
-    """`torchrun -m unidiffuser train` with a config of its own."""
+def launch(settings: TrainConfig, processes: int, *more: str, module: str = "unidiffuser") -> subprocess.Popen:
+    """`torchrun -m unidiffuser train` (or another module) with a config of its own."""
     path = Path(settings.out).with_suffix(".yaml")
     values = asdict(settings)
     path.write_text(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}))
-    return torchrun(processes, *more, "-m", "unidiffuser", "train", str(path))
+    return torchrun(processes, *more, "-m", module, "train", str(path))
 
 
 def torchrun(processes: int, *arguments: str) -> subprocess.Popen:
@@ -247,7 +246,7 @@ def test_a_stage_goes_on_from_another_at_twice_the_size(shards, tmp_path):
         LatentStage(second)
 
 
-# --- work and memory -------------------------------------------------------------------------------------------------
+# --- cost of an example -------------------------------------------------------------------------------------------------
 
 
 def test_operations_are_those_of_the_matrices():
@@ -258,36 +257,6 @@ def test_operations_are_those_of_the_matrices():
     expected = 3 * (3 * block + 2 * tokens * 2 * dim * dim + ends)
     assert example_cost(sizes).tokens == tokens
     assert example_cost(sizes).flops == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("setup", [s for s in SETUPS if s.devices == 1], ids=lambda s: s.name)
-@pytest.mark.parametrize("precision", ["bf16", "no"])
-def test_memory_that_is_counted_is_memory_that_is_kept(setup, precision):
-    """On fake tensors and in earnest; an example adds the same to both, and the same for each pair of blocks."""
-    sizes = UViTConfig(**{**TINY, "embed_dim": 64}, img_size=8)
-
-    def example(depth: int, fake: bool) -> int:
-        from dataclasses import replace
-
-        one, two = (saved_bytes(replace(sizes, depth=depth), b, setup, precision, fake) for b in (1, 2))
-        return two - one
-
-    assert example(4, fake=True) == pytest.approx(example(4, fake=False), rel=0.01)
-    assert need(UViTConfig(**{**TINY, "embed_dim": 64, "depth": 6}, img_size=8), setup, precision).example == pytest.approx(
-        example(6, fake=True), rel=0.01
-    )
-
-
-def test_memory_of_the_state_is_that_of_the_optimizer():
-    net = UViT(UViTConfig(**TINY, img_size=4))
-    optimizer = torch.optim.AdamW(net.parameters())
-    sum(p.sum() for p in net.parameters()).backward()
-    optimizer.step()
-    tensors = [*net.parameters(), *(p.grad for p in net.parameters()), *net.parameters()]  # weights, gradients, average
-    moments = [m for s in optimizer.state.values() for m in (s["exp_avg"], s["exp_avg_sq"])]
-    held = sum(t.numel() * t.element_size() for t in [*tensors, *moments])
-    assert need(UViTConfig(**TINY, img_size=4), SETUPS[0], "no").fixed == held
-    assert Need(2 * GB, GB).batch(1 * GB) == 0
 
 
 # --- many processes --------------------------------------------------------------------------------------------------
@@ -337,7 +306,7 @@ def test_every_stage_runs_on_two_processes_and_leaves_what_the_next_one_reads(tm
         if stage == "uvit":
             assemble(runs, runs / "all.safetensors")
         settings = TrainConfig(stage, str(runs / stage), steps=2, batch_size=8, warmup_steps=1, options=common | own)
-        finish(launch(settings, 2))
+        finish(launch(settings, 2, module="unidiffuser.emoji"))
         assert np.isfinite(losses(runs / stage)).all()
     assert (runs / "uvit/model.safetensors").is_file()
 

@@ -73,30 +73,3 @@ def train_lora(
     )
     run(lora_stage(config), config, progress=not quiet)
     typer.echo(f"wrote {out / FILE}", err=True)
-
-
-@command("train-memory")
-def train_memory(
-    model: Annotated[Optional[str], typer.Option("--model", "-m", help="Checkpoint; the published sizes if not given.")] = None,  # noqa: UP045
-    image_size: Annotated[Optional[list[int]], typer.Option(help="In pixels; repeatable.")] = None,  # noqa: UP045
-) -> None:
-    """How much GPU memory training needs, and how many examples of one pass fit. Computed, nothing is allocated."""
-    from dataclasses import replace
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..checkpoints.checkpoint import load_checkpoint
-    from ..checkpoints.config import V1
-    from ..training.memory import GB, GPUS, SETUPS, need
-
-    config = V1 if model is None else load_checkpoint(model).config
-    for side in image_size or [256, 512]:
-        sizes = replace(config.uvit, img_size=side // config.vae.downscale)
-        columns = [f"{gpu} GB" for gpu in GPUS]
-        table = Table("bf16", "GB fixed", "GB an example", *columns, title=f"{side} px: examples of one pass that fit")
-        for setup in SETUPS:
-            of = need(sizes, setup)
-            fits = [str(of.batch(gpu * GB) or "-") for gpu in GPUS]
-            table.add_row(setup.name, f"{of.fixed / GB:.1f}", f"{of.example / GB:.3f}", *fits)
-        Console().print(table)

@@ -174,6 +174,11 @@ class _Steps(Dataset):
         for part in places.tensor_split(self.passes):
             seeds = [example_seed(config.seed, step, place) for place in part.tolist()]
             batch = self.stage.examples(indices[part], seeds)
+            for name, value in batch.items():
+                if len(value) != len(part):
+                    raise ValueError(
+                        f"stage {config.stage}: {name!r} of a batch has {len(value)} rows for {len(part)} examples"
+                    )
             out.append({"indices": indices[part], "batch": batch, "seed": seeds[0]})
         return out
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..schedule import NUM_LABELS, add_noise, half_logsnr, sigma_of_label
 from ..streams import MODALITY_OF, Streams
 
-MIXES = ("independent", "clean_text", "clean_image", "equal", "no_text", "no_image")
+MIXES = ("independent", "clean_text", "clean_image", "equal", "no_text")
 PAPER: Mapping[str, float] = {"independent": 1.0}
 LABELS = torch.arange(1.0, NUM_LABELS + 1)  # all that are noisy
 
@@ -35,9 +35,8 @@ def draw_labels(
     Args:
         mix: shares of a batch. "independent" is the paper's objective. The others spend part of the batch on the edges of
             the (t_img, t_text) square that sampling walks along: "clean_text" (t_text = 0), "clean_image" (t_img = 0) and
-            "equal" (t_img = t_text), and those where the other modality is nothing but noise, which guidance and free samples
-            ask for: "no_text" (t_text = 1000) and "no_image" (t_img = 1000). They help a small model trained briefly; a large
-            one needs none of them.
+            "equal" (t_img = t_text), and "no_text" (t_text = 1000), where guidance and pictures without a prompt need it. They
+            help a small model trained briefly; a large one needs none of them.
         lean: labels are seen in proportion to (sigma / alpha)^lean; 0 is the paper's uniform. What a picture shows is
             decided where there is much noise, and an error in the noise says least about the picture just there. At 1 the
             loss has the weights of Yu et al., "Debias the Training of Diffusion Models" (arXiv 2310.08442), by how often a
@@ -69,7 +68,6 @@ def draw_labels(
     t_text = t_text.masked_fill(kind == MIXES.index("clean_text"), 0)
     t_img = t_img.masked_fill(kind == MIXES.index("clean_image"), 0)
     t_text = t_text.masked_fill(kind == MIXES.index("no_text"), NUM_LABELS)
-    t_img = t_img.masked_fill(kind == MIXES.index("no_image"), NUM_LABELS)
     return {"img": t_img, "text": t_text}
 
 

@@ -34,7 +34,7 @@ MARKERS = ("<!-- one fits all -->", "<!-- /one fits all -->")
 MIXES = {
     "joint": {"independent": 0.12, "clean_text": 0.38, "clean_image": 0.3, "equal": 0.2},
     "text to image": {"clean_text": 0.9, "no_text": 0.1},
-    "image to text": {"clean_image": 0.9, "no_image": 0.1},
+    "image to text": {"clean_image": 0.9, "independent": 0.1},
 }
 TASKS = {"joint": ("text to image", "image to text"), "text to image": ("text to image",), "image to text": ("image to text",)}
 BATCH = 128  # of training

@@ -50,19 +50,21 @@ def config(shards: Path, out: Path, **values: Any) -> TrainConfig:
     return TrainConfig("latents", str(out), options=options, **(defaults | values))
 
 
-def launch(settings: TrainConfig, processes: int, *more: str, module: str = "unidiffuser") -> subprocess.Popen:
+def launch(
+    settings: TrainConfig, processes: int, *more: str, module: str = "unidiffuser", output: int = subprocess.PIPE
+) -> subprocess.Popen:
     """`torchrun -m unidiffuser train` (or another module) with a config of its own."""
     path = Path(settings.out).with_suffix(".yaml")
     values = asdict(settings)
     path.write_text(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}))
-    return torchrun(processes, *more, "-m", module, "train", str(path))
+    return torchrun(processes, *more, "-m", module, "train", str(path), output=output)
 
 
-def torchrun(processes: int, *arguments: str) -> subprocess.Popen:
+def torchrun(processes: int, *arguments: str, output: int = subprocess.PIPE) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
                    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # fmt: skip
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:

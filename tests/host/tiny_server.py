@@ -1,4 +1,4 @@
-"""A fresh ComfyUI with the tiny checkpoint in models/unidiffuser: for the host tests and for benchmarks/host_*.py."""
+"""A fresh ComfyUI with the tiny checkpoint in models/unidiffuser: for the host tests."""
 
 from __future__ import annotations
 

@@ -1,33 +1,29 @@
-"""Runs every template in a fresh ComfyUI through /prompt and tells what came out, as a markdown table.
+"""Runs every template in a fresh ComfyUI through /prompt and writes the results as a markdown table.
 
-    python benchmarks/host_workflows.py [--out docs/results/host-workflows.md] [--host FOLDER PYTHON]...
+    python tests/host/make_results.py [--out docs/results/host-workflows.md] [--host FOLDER PYTHON]...
 
 Each --host is a ComfyUI and the interpreter that has its requirements; without one, COMFYUI_PATH and COMFYUI_PYTHON.
 """
 
-# ruff: noqa: E402 (the path of the test helpers comes first)
 from __future__ import annotations
 
 import argparse
 import io
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests/host")]
 from flow import RUN
 from fresh_host import forget, fresh_host, version
 from host_server import HostServer
 from make_workflows import API_FOLDER, ROOT, WORKFLOWS
+from PIL import Image
 from tiny_server import HOW, find_comfyui
 
 HEAD = """# Every template through the real server
 
-`python benchmarks/host_workflows.py`: fresh ComfyUIs without any checkpoint, on the CPU, with the bundled model; caches are
+`python tests/host/make_results.py`: fresh ComfyUIs without any checkpoint, on the CPU, with the bundled model; caches are
 emptied before each template, so the seconds hold the loading of the model. "Off" are nodes that wait for a checkpoint or for a
 picture of the user's own.
 """

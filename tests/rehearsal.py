@@ -1,16 +1,12 @@
-"""From LAION's columns to a falling loss, with everything that goes wrong on the way, against a web server of our own.
-
-    python benchmarks/data_rehearsal.py OUT --img2dataset PATH [--pictures 2000] [--steps 200]
+"""From LAION's columns to a falling loss, with a broken picture in ten, against a web server of our own.
 
 A table of LAION's columns names pictures on a local server; a tenth of those that pass the filter are broken, in eight ways.
-Filter, img2dataset, encode (killed twice) and training run as commands. Every count is compared with one made apart: the
-filter's in plain Python on the rows, the others from what the server was told to do. Prints one JSON object; exit code 1 if any
-count differs.
+Filter, img2dataset, encode (killed twice) and training run as commands. Every count is compared with one made independently:
+the filter's in plain Python on the rows, the others from what the server was told to do.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -147,7 +143,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def rehearse(out: Path, img2dataset: str, count: int, steps: int) -> dict[str, Any]:
-    """All of it; a dict of what was counted and expected."""
+    """The whole run; a dict of counted and expected numbers."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     rows, broken = tables(out / "laion", server.server_port, count)
@@ -228,19 +224,3 @@ def rehearse(out: Path, img2dataset: str, count: int, steps: int) -> dict[str, A
     agreed = all(part["counted"] == part["expected"] for part in report.values() if "counted" in part)
     report["agreed"] = agreed and last < first and report["encode"]["done twice"] == 0
     return report
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--img2dataset", default="img2dataset", help="the program; it wants an environment of its own")
-    parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=200)
-    arguments = parser.parse_args()
-    report = rehearse(arguments.out, arguments.img2dataset, arguments.pictures, arguments.steps)
-    print(json.dumps(report, indent=1))
-    sys.exit(not report["agreed"])
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ from benchmarks.peers import network
 from unidiffuser.checkpoints.config import V1
 from unidiffuser.guidance import Guidance, predict
 from unidiffuser.runtime.precision import automatic_dtype, depends_on_batch, fix_batches
-from unidiffuser.steppers import Level, Stage, Visit, ddim
+from unidiffuser.steppers import Interval, Level, Point, ddim
 from unidiffuser.streams import Streams
 from unidiffuser.uvit import UViT
 
@@ -79,8 +79,8 @@ def measure(device: torch.device, clock: str, repeats: int) -> dict[str, Any]:
     times = {name: sorted(found, key=lambda t: t[clock])[len(found) // 2] for name, found in runs.items()}
 
     start = torch.cat([x.need("img").flatten(), x.need("clip_img").flatten()])
-    stage = Stage(Level.of(500.0), Level.of(480.0), 0, 1)
-    states = {name: ddim([Visit(stage.level, start, eps)], stage) for name, eps in results.items()}
+    interval = Interval(Level.of(500.0), Level.of(480.0), 0, 1)
+    states = {name: ddim([Point(interval.level, start, eps)], interval) for name, eps in results.items()}
     deviations = {
         "evaluation": max(_deviation(a, b) for a, b in zip(branches, exact_branches, strict=True)),
         "guided prediction": _deviation(results["ours"], results["exact"]),

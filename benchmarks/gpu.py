@@ -30,7 +30,7 @@ from unidiffuser.encoders.autoencoder import autoencoder_kl
 from unidiffuser.encoders.captions import CaptionDecoder
 from unidiffuser.encoders.clip import clip_image_model, clip_text_model
 from unidiffuser.media.files import write_text
-from unidiffuser.options import Plan
+from unidiffuser.options import resolve
 from unidiffuser.path import NoisePath
 from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.runtime.acceleration import PRESETS
@@ -108,7 +108,7 @@ def measure(like: Checkpoint | ModelConfig, device: torch.device, steps: int, re
     yield {"fast_s": pictures(1, **fast), "fast": fast}
 
     # Joint guidance asks for three evaluations, text to image for two; latents only, no pictures or words made.
-    plan, text = Plan.of(options, config), model.encode_texts([PROMPT])
+    plan, text = resolve(options, config), model.encode_texts([PROMPT])
     latents = seconds(
         {
             "text to image": lambda: model.run(NoisePath.text_to_image(steps), Streams(text=text), plan, item_generators(0, 1)),

@@ -100,8 +100,7 @@ class UniDiffuserSampler(io.ComfyNode):
             levels=given_levels(latent_image, clip_vision_output, text),
             guidance=(image_guidance, text_guidance),
             data_type=DATA_TYPES.index(data_type),
-            unconditional="marginal" if empty is None else "empty_prompt",
-            empty_text=empty,
+            negative=empty,
         )
         return host_outputs(model, out, path, latent_image, given, mask)
 

@@ -8,14 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import unidiffuser
 from unidiffuser.checkpoints.checkpoint import Checkpoint
 from unidiffuser.checkpoints.config import ModelConfig
-from unidiffuser.guidance import Memory
-from unidiffuser.options import Plan
+from unidiffuser.options import resolve
 from unidiffuser.path import NoisePath
 from unidiffuser.runtime.acceleration import PRESETS, Compiled, DeepCache
 from unidiffuser.samplers import Streams, sample
@@ -97,53 +94,12 @@ def test_other_evaluations_than_those_kept_are_computed() -> None:
     assert rows == [2] * BLOCKS + [2] * 2 + [4] * BLOCKS + [4] * 2
 
 
-def test_the_unconditional_branch_at_every_nth_step() -> None:
-    net = make()
-    rows = count_blocks(net)
-    run(net, steps=6, uncond_interval=3)
-    assert rows == ([4] * BLOCKS + [2] * BLOCKS * 2) * 2
-    rows.clear()
-    run(net, steps=4, path=NoisePath.joint(4), uncond_interval=2)
-    assert rows == ([6] * BLOCKS + [2] * BLOCKS) * 2
-    assert equal(run(net, uncond_interval=1), run(net))
-    assert not equal(run(net, uncond_interval=2), run(net))
-
-
-def test_a_network_linear_in_its_inputs_is_guided_alike_by_an_old_difference() -> None:
-    """Where the difference does not change along the way, using it again is exact."""
-
-    def net(img, clip_img, text, t_img, t_text, data_type, heads=()):
-        shift = (t_text == 1000).float()
-        return img * 0.5 + shift[:, None, None, None], clip_img * 0.5 + shift[:, None, None], None
-
-    start = Streams(torch.randn(1, 4, 8, 8), torch.randn(1, 1, 7), torch.randn(1, 5, 6))
-    path = NoisePath.text_to_image(8)
-    exact = sample(net, path, start, guidance=4.0)
-    reused = sample(net, path, start, guidance=4.0, uncond_interval=4)
-    assert torch.allclose(reused.need("img"), exact.need("img"), atol=1e-6)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 6), st.lists(st.booleans(), min_size=1, max_size=20))
-def test_a_difference_is_used_for_its_interval_and_no_longer(interval: int, guided: list[bool]) -> None:
-    memory, age = Memory(interval), None
-    for wanted in guided:
-        known = memory.recall()
-        age = None if age is None or age + 1 >= interval else age + 1
-        assert ("img" in known) == (age is not None)
-        if wanted and not known:
-            memory.keep({"img": Streams(torch.zeros(1))})
-            age = 0
-
-
 def test_numbers_out_of_range() -> None:
     net = make()
     with pytest.raises(ValueError, match="cache_interval"):
         DeepCache(net, 0)
     with pytest.raises(ValueError, match="cache_branch must be between 1 and 3"):
         DeepCache(net, 2, 4)
-    with pytest.raises(ValueError, match="uncond_interval"):
-        run(net, uncond_interval=0)
 
 
 def test_options_reach_the_sampler(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +109,8 @@ def test_options_reach_the_sampler(tiny_checkpoint: Path, monkeypatch: pytest.Mo
     full = sum(rows)
     blocks = len(rows) // 4
     rows.clear()
-    model.text_to_image("a", steps=4, uncond_interval=2, cache_interval=2)
-    assert sum(rows) == full // 2 + 2 * 2  # two full guided steps, and two of one row through the outer pair of blocks
+    model.text_to_image("a", steps=4, cache_interval=2)
+    assert sum(rows) == full // 2 + 2 * 2 * 2  # two full guided steps, and two of two rows through the outer pair of blocks
     rows.clear()
     model.text_to_image("a", steps=4, guidance_interval=(600, 1000))
     assert sum(rows) == 2 * 2 * blocks + 2 * blocks
@@ -167,21 +123,20 @@ def test_options_reach_the_sampler(tiny_checkpoint: Path, monkeypatch: pytest.Mo
 
 def test_a_preset_fills_in_what_is_not_given() -> None:
     config = ModelConfig(defaults={"steps": 20, "guidance": 6.0})
-    plan = Plan.of({"preset": "fast"}, config)
-    assert (plan.steps, plan.spacing, plan.guidance) == (10, "logsnr", 5.0)
-    assert Plan.of({"preset": "fast", "steps": 33}, config).steps == 33
-    assert Plan.of({"preset": "fast", "guidance": (2.0, 3.0)}, config).guidance == (2.0, 3.0)
+    plan = resolve({"preset": "fast"}, config)
+    assert (plan["steps"], plan["spacing"], plan["guidance"]) == (10, "logsnr", 5.0)
+    assert resolve({"preset": "fast", "steps": 33}, config)["steps"] == 33
+    assert resolve({"preset": "fast", "guidance": (2.0, 3.0)}, config)["guidance"] == (2.0, 3.0)
     assert PRESETS["fast"]({"steps": 1, "guidance": (1.0, 3.5)}) == {"steps": 1, "spacing": "logsnr", "guidance": (1.0, 3.0)}
-    assert Plan.of({}, config) == Plan.of({"preset": "exact"}, config)
+    assert resolve({}, config) == resolve({"preset": "exact"}, config)
     for wrong in (
         {"preset": "furious"},
         {"spacing": "golden"},
         {"cache_branch": 16},
         {"cache_interval": 0},
-        {"uncond_interval": 0},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            Plan.of(wrong, config)
+            resolve(wrong, config)
 
 
 def test_parts_are_on_the_device_only_while_they_work(tiny_checkpoint: Path) -> None:
@@ -203,7 +158,7 @@ def test_parts_are_on_the_device_only_while_they_work(tiny_checkpoint: Path) -> 
     model.encode_texts(["a"])
     assert moves == ["text_encoder in"] * 2 + ["text_encoder out"] * 2  # CLIP, and the Linear
     moves.clear()
-    plan = Plan.of({"steps": 2}, model.config)
+    plan = resolve({"steps": 2}, model.config)
     with pytest.raises(ValueError, match="missing"):
         model.run(NoisePath.image_to_text(2), Streams(), plan, [torch.Generator()])
     assert moves == ["net in", "net out"]  # and out again when something fails

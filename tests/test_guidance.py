@@ -82,7 +82,7 @@ def test_conditional_guidance_with_a_scale_for_each_modality():
 
 def test_empty_prompt_is_a_clean_text_of_the_image_only():
     net, noise, x, empty = Net(), Noise(), streams(), torch.full((1, *SHAPES["text"]), 0.25)
-    rule = Guidance.of(3.0, "empty_prompt", empty)
+    rule = Guidance.of(3.0, empty)
     eps = predict(net, x, 300, 0, moving=("img",), guidance=rule, noise=noise)
     assert noise.drawn == []
     away = by_hand(x.replace(text=empty.expand(BATCH, -1, -1)), 300, 0)
@@ -157,10 +157,8 @@ def test_the_data_type_reaches_every_branch():
         ({"guidance": math.inf}, "guidance is inf"),
         ({"guidance": (1.0, math.nan)}, "text guidance"),
         ({"guidance": (1.0, 2.0, 3.0)}, "pair"),
-        ({"guidance": 2.0, "unconditional": "negative"}, "unconditional must be"),
-        ({"guidance": 2.0, "unconditional": "empty_prompt"}, "needs empty_text"),
-        ({"guidance": 2.0, "unconditional": "empty_prompt", "empty_text": torch.zeros(3, 2)}, "empty_text must be"),
-        ({"guidance": 2.0, "unconditional": "empty_prompt", "empty_text": torch.zeros(1, 4, 2)}, "an item of text"),
+        ({"guidance": 2.0, "negative": torch.zeros(3, 2)}, "negative must be"),
+        ({"guidance": 2.0, "negative": torch.zeros(1, 4, 2)}, "an item of text"),
         ({"guidance": 2.0, "guidance_interval": (800, 300)}, "low <= high"),
     ],
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import unidiffuser
 from unidiffuser.cli.application import _lora
-from unidiffuser.runtime.lora import Change, put_on, read_lora, write_lora
+from unidiffuser.runtime.lora import Change, apply_loras, read_lora, write_lora
 
 QKV, SQUARE = "in_blocks.0.attn.qkv", "gpt.transformer.h.0.attn.c_proj"
 
@@ -74,7 +74,7 @@ def test_several_add_up_and_one_that_is_on_gets_the_new_strength(checkpoint: Pat
     torch.testing.assert_close(model.net.get_parameter(f"{QKV}.weight") - plain, 0.25 * second, atol=1e-5, rtol=1e-5)
     model.unload_lora()
     assert torch.equal(model.net.get_parameter(f"{QKV}.weight"), plain)
-    with pytest.raises(ValueError, match="is not on"):
+    with pytest.raises(ValueError, match="is not applied"):
         model.unload_lora(other)
 
 
@@ -152,8 +152,8 @@ def test_any_history_ends_where_the_last_state_says(history: list[tuple[int, flo
         return LoRA(str(number), {"uvit": {"layer": change(4, 3, number)}})
 
     for number, strength in history:
-        put_on(module, "uvit", [(lora(number), strength)], original)
-    put_on(module, "uvit", [], original)
+        apply_loras(module, "uvit", [(lora(number), strength)], original)
+    apply_loras(module, "uvit", [], original)
     assert torch.equal(module.layer.weight, original["layer.weight"])
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import unidiffuser
-from unidiffuser.options import Plan
+from unidiffuser.options import resolve
 from unidiffuser.path import NoisePath
 from unidiffuser.pipeline import UniDiffuser, slerp
 from unidiffuser.schedule import alpha_sigma
@@ -106,7 +106,7 @@ def test_pairs_follow_the_speeds_of_the_call_or_of_the_model(model: UniDiffuser,
     options = {"steps": 4, "seed": 3}
     diagonal, first = model.joint(**options)[0], model.joint(speeds=(1, 3), **options)[0]
     assert far(diagonal[0], first[0]) > 0
-    plan = Plan.of(options, model.config)
+    plan = resolve(options, model.config)
     out = model.run(NoisePath.joint(4, speeds=(1, 3)), Streams(), plan, item_generators(3, 1))
     assert same((model.decode_images(out, plan)[0], model.decode_texts(out, plan)[0]), first)
     monkeypatch.setitem(model.config.defaults, "speeds", [1, 3])
@@ -176,7 +176,7 @@ def test_what_a_chain_hands_over_can_be_noised(model: UniDiffuser, monkeypatch: 
         for name in MODALITIES[held]:
             noise = (start.need(name) - alpha * clean[k].need(name)) / sigma
             assert 0.7 < noise.std() < 1.3
-    made = model.decode_images(clean[1], Plan.of(STEPS, model.config))[0]
+    made = model.decode_images(clean[1], resolve(STEPS, model.config))[0]
     assert same(made, pairs[0][0])
     monkeypatch.undo()
     assert same(tuple(model.gibbs("red", rounds=2, hold=0.0, **STEPS)), tuple(model.gibbs("red", rounds=2, **STEPS)))
@@ -199,7 +199,7 @@ def test_interpolation_ends_where_it_should(model: UniDiffuser) -> None:
     a, b = picture(0, (128, 128)).resize((16, 16)).resize((128, 128)), Image.new("RGB", (128, 128), (30, 90, 200))
     frames = model.interpolate(a, b, frames=3, steps=20)
     assert len(frames) == 3
-    plan = Plan.of({}, model.config)
+    plan = resolve({}, model.config)
     for frame, given in ((frames[0], a), (frames[2], b)):
         latent = model.encode_images([given], 1, plan, [torch.Generator().manual_seed(0)])
         expected = model.decode_images(latent, plan)[0]

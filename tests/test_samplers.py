@@ -14,7 +14,7 @@ from torch import Tensor
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import METHODS, NonFiniteError, Streams, add_noise, item_generators, sample
 from unidiffuser.schedule import alpha_sigma, half_logsnr
-from unidiffuser.steppers import stages
+from unidiffuser.steppers import intervals
 from unidiffuser.streams import draw_noise, noised
 from unidiffuser.uvit import UViT, UViTConfig
 
@@ -152,9 +152,9 @@ def test_reference_is_the_authors_solver(steps):
 
 def test_reference_ends_at_label_1_and_the_others_at_0():
     path = NoisePath.joint(7)
-    assert [s.next.label for s in stages(path.t_img, least=1.0)] == pytest.approx([1000 - 999 * k / 7 for k in range(1, 8)])
-    assert stages(path.t_img)[-1].next.label == 0
-    assert stages((1000, 1), least=1.0)[-1].next.label == 1
+    assert [s.next.label for s in intervals(path.t_img, least=1.0)] == pytest.approx([1000 - 999 * k / 7 for k in range(1, 8)])
+    assert intervals(path.t_img)[-1].next.label == 0
+    assert intervals((1000, 1), least=1.0)[-1].next.label == 1
 
 
 # Against exact solutions
@@ -324,7 +324,7 @@ def test_a_mask_keeps_its_part_on_course_and_returns_it_as_given(method):
     assert torch.equal(out.need("img")[..., :2], given.need("img")[..., :2])
     assert torch.equal(out.need("text")[:, 0], given.need("text")[:, 0])
     assert not torch.allclose(out.need("img")[..., 2:], given.need("img")[..., 2:], atol=0.1)
-    level = stages(NoisePath.joint(9, speeds=(2, 1)).t_text, METHODS[method].least)
+    level = intervals(NoisePath.joint(9, speeds=(2, 1)).t_text, METHODS[method].least)
     fixed = [(x.need("text")[:, 0] - stage.next.alpha * given.need("text")[:, 0]) / stage.next.sigma
              for (_, x), stage in zip(seen, level, strict=True) if stage.next.sigma]  # fmt: skip
     for one in fixed[1:]:  # one noise all the way down

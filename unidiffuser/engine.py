@@ -1,17 +1,17 @@
-"""A checkpoint at work: its parts, built when first needed, and the one way in which streams are moved.
+"""A checkpoint at work: its parts, loaded when first needed, and the operations that tasks are made of.
 
-Pictures and words become streams, a path moves them, and they become pictures and words again. Items are cut into batches
-here, and nowhere else; what an item becomes does not depend on the cut.
+Pictures and texts are encoded into streams, a path moves the streams, and they are decoded again. Items are cut into batches
+here and nowhere else; a result does not depend on how they are cut.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from PIL import Image
@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.skeleton import skeleton
 from .media.images import ImageSource, fit, open_image, to_images, to_tensor
-from .options import Plan, Progress
+from .options import Options, Progress
 from .path import NoisePath
 from .runtime.acceleration import COMPILE_MODES, Compiled, DeepCache
-from .runtime.lora import LoRA, layers_of, put_on, read_lora
+from .runtime.lora import LORA_PARTS, LoRA, apply_loras, layers_of, read_lora
 from .runtime.precision import automatic_dtype, automatic_side_dtype, depends_on_batch, fix_batches
 from .samplers import sample
 from .small.network import build
@@ -38,13 +38,12 @@ if TYPE_CHECKING:
 
 Generators = list[torch.Generator]
 """One for each item."""
-LORA_PARTS: Mapping[str, str] = {"uvit": "net", "caption": "captioner"}
-"""The parts of a checkpoint that a LoRA may change, and what they are called here."""
 Module = TypeVar("Module", bound=nn.Module)
+Part = TypeVar("Part")
 
 
 class Engine:
-    """The parts of a checkpoint on a device, and the moves that tasks are made of."""
+    """The parts of a checkpoint on a device, and the operations that tasks are made of."""
 
     def __init__(
         self,
@@ -58,12 +57,12 @@ class Engine:
     ) -> None:
         """
         Args:
-            checkpoint: whose parts these are.
+            checkpoint: the checkpoint to run.
             device: None takes the GPU if there is one.
-            dtype: of all weights; None leaves it to `precision`.
-            offload: keep every part in main memory and on the device only while it works.
+            dtype: of all weights; None chooses by device, see `runtime.precision`.
+            offload: keep every part in main memory and move it to the device only while it runs.
             tiling: let the autoencoder work tile by tile on pictures larger than the trained size.
-            compile: a mode of `acceleration.Compiled` for the network; None compiles nothing.
+            compile: a mode of `runtime.acceleration.Compiled` for the network; None compiles nothing.
 
         Raises:
             ValueError: an unknown mode.
@@ -76,56 +75,56 @@ class Engine:
         self.dtype = dtype or automatic_dtype(self.device)
         self.side_dtype = dtype or automatic_side_dtype(self.device)
         self.offload, self.tiling, self.compile = offload, tiling, compile
-        self._resting = torch.device("cpu") if offload else self.device  # where parts are when they do not work
+        self._storage = torch.device("cpu") if offload else self.device  # where parts are while they do not run
         self._loras: dict[str, tuple[LoRA, float]] = {}
+        self._adaptable: dict[str, nn.Module] = {}  # loaded parts that a LoRA can change, by their name in the checkpoint
 
     @cached_property
     def net(self) -> UViT:
         """The U-ViT."""
         with skeleton():
             net = build(self.config.uvit)
-        self.checkpoint.load_into(net, "uvit", device=self._resting, dtype=self.dtype)
+        self.checkpoint.load_into(net, "uvit", device=self._storage, dtype=self.dtype)
         if depends_on_batch(self.device, self.dtype):
             fix_batches(net)
-        return self._with_loras(net, "uvit", self._loras.values())
+        return self._adapted(net, "uvit")
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
-        """Prompts -> text latents; holds CLIP's text tower and one Linear of the caption decoder, not its GPT-2."""
+        """Prompts -> text latents: CLIP's text tower and the first Linear of the caption decoder, without its GPT-2."""
         from .encoders.clip import TextEncoder
 
-        return TextEncoder.from_checkpoint(self.checkpoint, self._resting, self.side_dtype)
+        return TextEncoder.from_checkpoint(self.checkpoint, self._storage, self.side_dtype)
 
     @cached_property
     def image_token_encoder(self) -> ImageTokenEncoder:
         """Pictures -> CLIP image tokens."""
         from .encoders.clip import ImageTokenEncoder
 
-        return ImageTokenEncoder.from_checkpoint(self.checkpoint, self._resting, self.side_dtype)
+        return ImageTokenEncoder.from_checkpoint(self.checkpoint, self._storage, self.side_dtype)
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
         """Pictures <-> image latents."""
         from .encoders.autoencoder import Autoencoder
 
-        return Autoencoder.from_checkpoint(self.checkpoint, self._resting, self.dtype, self.tiling)
+        return Autoencoder.from_checkpoint(self.checkpoint, self._storage, self.dtype, self.tiling)
 
     @cached_property
     def captioner(self) -> CaptionDecoder:
-        """Text latents -> captions, with scores and several candidates by its own `decode`."""
+        """Text latents -> captions; its own `decode` gives scores and several candidates."""
         from .encoders.captions import CaptionDecoder
 
-        decoder = CaptionDecoder.from_checkpoint(self.checkpoint, self._resting, self.side_dtype)
-        return self._with_loras(decoder, "caption", self._loras.values())
+        decoder = CaptionDecoder.from_checkpoint(self.checkpoint, self._storage, self.side_dtype)
+        return self._adapted(decoder, "caption")
 
     @cached_property
     def _compiled(self) -> Compiled:
         return Compiled(self.net, self.compile or "default")
 
     @contextmanager
-    def working(self, name: str) -> Iterator[Any]:
-        """A part ("net", "autoencoder", ...), on the device for as long as it works."""
-        part = getattr(self, name)
+    def on_device(self, part: Part) -> Iterator[Part]:
+        """A part, such as `self.net`, on the device for as long as it runs."""
         modules = [part] if isinstance(part, nn.Module) else [m for m in vars(part).values() if isinstance(m, nn.Module)]
         try:
             for module in modules if self.offload else ():
@@ -133,18 +132,18 @@ class Engine:
             yield part
         finally:
             for module in modules if self.offload else ():
-                module.to(self._resting)
+                module.to(self._storage)
 
     def load_lora(self, path: str | os.PathLike[str], strength: float = 1.0) -> None:
-        """Put a LoRA on the network, and on the caption decoder if the file changes it too. Several add up.
+        """Apply a LoRA to the network, and to the caption decoder if the file changes it too. Several add up.
 
         Args:
-            path: the file; one that is on already gets the new strength.
-            strength: 1 is as trained, 0 is off, below 0 turns away from what was learned.
+            path: the file; one that is already applied gets the new strength.
+            strength: 1 is as trained, 0 is off, negative values reverse the change.
 
         Raises:
-            FileNotFoundError: it is not there.
-            ValueError: it is no LoRA, or one for another model; what was on stays on.
+            FileNotFoundError: no such file.
+            ValueError: it is no LoRA, or one for another model; the LoRAs applied before stay.
         """
         if not math.isfinite(strength):
             raise ValueError(f"the strength of a LoRA must be a finite number, got {strength}")
@@ -153,107 +152,114 @@ class Engine:
         self._exchange_loras(self._loras | {os.fspath(path): (lora, strength)})
 
     def unload_lora(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Take a LoRA off, or all of them; the weights are then those of the checkpoint, bit by bit.
+        """Remove a LoRA, or all of them; the weights are then those of the checkpoint, bit by bit.
 
         Raises:
-            ValueError: this one is not on.
+            ValueError: this one is not applied.
         """
         if path is not None and os.fspath(path) not in self._loras:
-            raise ValueError(f"{path} is not on; on are: {', '.join(self._loras) or 'none'}")
+            raise ValueError(f"{path} is not applied; applied are: {', '.join(self._loras) or 'none'}")
         self._exchange_loras({} if path is None else {p: v for p, v in self._loras.items() if p != os.fspath(path)})
 
     def _exchange_loras(self, wanted: dict[str, tuple[LoRA, float]]) -> None:
         before, self._loras = self._loras, wanted
-        for part, name in LORA_PARTS.items():
-            if name in self.__dict__:  # a part that is not built yet gets them when it is
-                self._with_loras(self.__dict__[name], part, [*before.values(), *wanted.values()])
+        for part, module in self._adaptable.items():  # a part that is not loaded yet gets them when it is
+            self._apply_loras(module, part, [*before.values(), *wanted.values()])
 
-    def _with_loras(self, module: Module, part: str, touched: Iterable[tuple[LoRA, float]]) -> Module:
-        """`touched`: the LoRAs whose layers may differ from the checkpoint, or shall."""
-        names = {f"{layer}.weight" for lora, _ in touched for layer in lora.changes.get(part, {})}
+    def _adapted(self, module: Module, part: str) -> Module:
+        """A part that was just loaded, with the present LoRAs."""
+        self._adaptable[part] = module
+        self._apply_loras(module, part, self._loras.values())
+        return module
+
+    def _apply_loras(self, module: nn.Module, part: str, involved: Iterable[tuple[LoRA, float]]) -> None:
+        """Set the weights of the layers that `involved` LoRAs change: those applied before and those to be applied."""
+        names = {f"{layer}.weight" for lora, _ in involved for layer in lora.changes.get(part, {})}
         if names:
             stored = self.checkpoint.state_dict(part)
-            put_on(module, part, list(self._loras.values()), {name: stored[name] for name in sorted(names)})
-        return module
+            apply_loras(module, part, list(self._loras.values()), {name: stored[name] for name in sorted(names)})
 
     def run(
         self,
         path: NoisePath,
         start: Streams,
-        plan: Plan,
+        options: Options,
         generators: Generators,
-        avoid: Tensor | None = None,
+        negative: Tensor | None = None,
         method: str | None = None,
     ) -> Streams:
-        """Move the streams along a path; those absent from `start` that it moves begin as noise.
+        """Move streams along a path; those that it moves and `start` lacks begin as noise.
 
-        avoid: (1, L, text_dim) text latent that guidance of the image moves away from. method: in place of the plan's.
+        Args:
+            path: the noise path.
+            start: streams at the noise levels of the path's first point.
+            options: all of them, as `options.resolve` returns.
+            generators: one for each item.
+            negative: (1, L, text_dim) text latent of a negative prompt, see `samplers.sample`.
+            method: instead of the options' method.
         """
         downscale = self.config.vae.downscale
-        shape = (self.config.uvit.in_chans, plan.height // downscale, plan.width // downscale)
-        cuts = list(_cut(len(generators), plan.batch_size))
+        shape = (self.config.uvit.in_chans, options["height"] // downscale, options["width"] // downscale)
+        cuts = list(_cut(len(generators), options["batch_size"]))
         parts = []
-        with _reporter(plan.progress, path.steps * len(cuts)) as report, self.working("net") as net:
+        with _reporter(options["progress"], path.steps * len(cuts)) as report, self.on_device(self.net) as net:
             for number, cut in enumerate(cuts):
-                mine = generators[cut]
                 begin = _take(start, cut)
                 if begin.img is None and path.t_img[0] != path.t_img[-1]:  # the sampler only knows the trained size
-                    begin = begin.replace(img=draw_noise(shape, mine, self.device))
+                    begin = begin.replace(img=draw_noise(shape, generators[cut], self.device))
                 out = sample(
-                    self._evaluated(net, plan),
+                    self._accelerated(net, options),
                     path,
                     begin,
-                    guidance=plan.guidance,
-                    method=method or plan.method,
-                    data_type=plan.data_type,
-                    generator=mine,
+                    guidance=options["guidance"],
+                    method=method or options["method"],
+                    data_type=options["data_type"],
+                    generator=generators[cut],
                     callback=report(number * path.steps),
-                    unconditional="marginal" if avoid is None else "empty_prompt",
-                    empty_text=avoid,
-                    guidance_interval=plan.guidance_interval,
-                    uncond_interval=plan.uncond_interval,
+                    negative=negative,
+                    guidance_interval=options["guidance_interval"],
                 )
                 parts.append(out)
         return Streams(**{name: torch.cat([part.need(name) for part in parts]) for name, _ in parts[0].items()})
 
-    def _evaluated(self, net: UViT, plan: Plan) -> nn.Module:
+    def _accelerated(self, net: UViT, options: Options) -> nn.Module:
         """The network as one run evaluates it."""
-        if plan.cache_interval > 1:
-            return DeepCache(net, plan.cache_interval, plan.cache_branch)
+        if options["cache_interval"] > 1:
+            return DeepCache(net, options["cache_interval"], options["cache_branch"])
         return net if self.compile is None else self._compiled
 
     @torch.inference_mode()
     def encode_texts(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> text latents (B, L, text_dim)."""
-        with self.working("text_encoder") as encoder:
+        with self.on_device(self.text_encoder) as encoder:
             return encoder(prompts).float()
 
     @torch.inference_mode()
-    def encode_images(self, pictures: Sequence[ImageSource], count: int, plan: Plan, generators: Generators) -> Streams:
-        """Each picture `count` times, each time with another sample of its latent."""
+    def encode_images(self, pictures: Sequence[ImageSource], count: int, options: Options, generators: Generators) -> Streams:
+        """Image latents and CLIP tokens: each picture `count` times, each time with another sample of its latent."""
+        width, height, size = options["width"], options["height"], options["batch_size"]
         opened = [open_image(picture) for picture in pictures]
-        side = min(plan.width, plan.height)
-        squares = [fit(image, side, side) for image in opened]  # CLIP sees the same crop, or its middle
-        with self.working("image_token_encoder") as encoder:
-            tokens = [encoder(squares[cut]) for cut in _cut(len(squares), plan.batch_size)]
-        pixels = to_tensor([fit(image, plan.width, plan.height) for image in opened]).repeat_interleave(count, 0)
-        with self.working("autoencoder") as autoencoder:
-            latents = [autoencoder.encode(pixels[cut], generators[cut]) for cut in _cut(len(pixels), plan.batch_size)]
+        squares = [fit(image, min(width, height), min(width, height)) for image in opened]  # CLIP sees this crop's middle
+        with self.on_device(self.image_token_encoder) as encoder:
+            tokens = [encoder(squares[cut]) for cut in _cut(len(squares), size)]
+        pixels = to_tensor([fit(image, width, height) for image in opened]).repeat_interleave(count, 0)
+        with self.on_device(self.autoencoder) as autoencoder:
+            latents = [autoencoder.encode(pixels[cut], generators[cut]) for cut in _cut(len(pixels), size)]
         return Streams(torch.cat(latents).float(), torch.cat(tokens).float().repeat_interleave(count, 0))
 
     @torch.inference_mode()
-    def decode_images(self, state: Streams, plan: Plan) -> list[Image.Image]:
-        """The image latents as pictures."""
+    def decode_images(self, state: Streams, options: Options) -> list[Image.Image]:
+        """Image latents -> pictures."""
         latents = state.need("img")
-        with self.working("autoencoder") as autoencoder:
-            decoded = (autoencoder.decode(latents[cut]) for cut in _cut(len(latents), plan.batch_size))
+        with self.on_device(self.autoencoder) as autoencoder:
+            decoded = (autoencoder.decode(latents[cut]) for cut in _cut(len(latents), options["batch_size"]))
             return [image for pixels in decoded for image in to_images(pixels)]
 
-    def decode_texts(self, state: Streams, plan: Plan) -> list[str]:
-        """The text latents as words, the best of the beams."""
+    def decode_texts(self, state: Streams, options: Options) -> list[str]:
+        """Text latents -> captions, the best of each beam search."""
         latents = state.need("text")
-        with self.working("captioner") as captioner:
-            decoded = (captioner.decode(latents[cut]) for cut in _cut(len(latents), plan.batch_size))
+        with self.on_device(self.captioner) as captioner:
+            decoded = (captioner.decode(latents[cut]) for cut in _cut(len(latents), options["batch_size"]))
             return [candidates[0].text for captions in decoded for candidates in captions]
 
 
@@ -268,7 +274,7 @@ def _cut(total: int, size: int | None) -> Iterator[slice]:
 
 @contextmanager
 def _reporter(progress: bool | Progress, total: int) -> Iterator[Callable[[int], Progress | None]]:
-    """Gives, for the steps done before, a callback for `sample` that counts on to `total`."""
+    """A function that returns, for the number of steps done before, a callback for `sample` that counts up to `total`."""
     if callable(progress):
         call = progress
         yield lambda done: lambda step, _, x0, x: call(done + step, total, x0, x)

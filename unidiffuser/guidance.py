@@ -24,7 +24,7 @@ from .streams import MODALITIES, Streams
 from .uvit import Predictions
 
 OTHER = {"img": "text", "text": "img"}
-UNCONDITIONAL = ("marginal", "empty_prompt")
+"""The modality that conditions each modality."""
 
 Net = Callable[..., Predictions]
 """A UViT, or any function of (img, clip_img, text, t_img, t_text, data_type, heads=) with its results."""
@@ -32,21 +32,22 @@ Net = Callable[..., Predictions]
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly, and against what, each modality is guided.
+    """How strongly each modality is guided, and away from what.
 
-    img, text: scales g of the modalities, 1 = off.
-    interval: labels (low, high) outside of which a modality is not guided (Kynkäänniemi et al., arXiv 2404.07724).
-    uncond_interval: the unconditional prediction is made at every n-th step, 1 = always; in between its last difference
-        from the conditional one is used again.
-    empty_text: (1 or B, L, D) latent of the empty prompt, to be the image's unconditional at t_text = 0 in place of the
-        marginal.
+    Attributes:
+        img, text: scales g of the modalities, 1 = off.
+        interval: labels (low, high) outside of which a modality is not guided (Kynkäänniemi et al., arXiv 2404.07724).
+        negative: (1 or B, L, D) text latent that the image is guided away from, clean at t_text = 0. None guides away from the
+            marginal.
+
+    Raises:
+        ValueError: a scale that is not finite, an empty interval, or a latent of another rank.
     """
 
     img: float = 1.0
     text: float = 1.0
     interval: tuple[float, float] = (CLEAN, MARGINAL)
-    empty_text: Tensor | None = None
-    uncond_interval: int = 1
+    negative: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, scale in (("image", self.img), ("text", self.text)):
@@ -55,34 +56,25 @@ class Guidance:
         low, high = self.interval
         if not low <= high:
             raise ValueError(f"guidance_interval must be labels (low, high) with low <= high, not {self.interval}.")
-        if self.uncond_interval < 1:
-            raise ValueError(f"uncond_interval must be at least 1 (1 = at every step), not {self.uncond_interval}.")
-        if self.empty_text is not None and self.empty_text.ndim != 3:
-            raise ValueError(f"empty_text must be (1 or B, L, D), not {tuple(self.empty_text.shape)}.")
+        if self.negative is not None and self.negative.ndim != 3:
+            raise ValueError(f"negative must be (1 or B, L, D), not {tuple(self.negative.shape)}.")
 
     @classmethod
     def of(
         cls,
         guidance: float | Sequence[float],
-        unconditional: str = "marginal",
-        empty_text: Tensor | None = None,
+        negative: Tensor | None = None,
         interval: tuple[float, float] | None = None,
-        uncond_interval: int = 1,
     ) -> Guidance:
-        """From the arguments of `samplers.sample`: one scale or an (image, text) pair.
+        """From the arguments of `samplers.sample`: one scale, or a pair (image, text).
 
         Raises:
-            ValueError: a scale that is not finite, an unknown `unconditional`, or "empty_prompt" without `empty_text`.
+            ValueError: a scale that is not finite, or neither one scale nor a pair.
         """
         if isinstance(guidance, Sequence) and len(guidance) != 2:
             raise ValueError(f"guidance must be one number or an (image, text) pair, not {guidance!r}.")
         img, text = guidance if isinstance(guidance, Sequence) else (guidance, guidance)
-        if unconditional not in UNCONDITIONAL:
-            raise ValueError(f"unconditional must be one of {', '.join(UNCONDITIONAL)}, not {unconditional!r}.")
-        if unconditional == "empty_prompt" and empty_text is None:
-            raise ValueError('unconditional="empty_prompt" needs empty_text, the encoded empty prompt.')
-        empty = empty_text if unconditional == "empty_prompt" else None
-        return cls(float(img), float(text), (CLEAN, MARGINAL) if interval is None else interval, empty, uncond_interval)
+        return cls(float(img), float(text), (CLEAN, MARGINAL) if interval is None else interval, negative)
 
     def strength(self, modality: str, label: float) -> float:
         """The paper's s = g - 1 of "img" or "text" at a label, 0 outside the interval."""
@@ -92,7 +84,7 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One point at which the network is asked: what it sees, and the labels it is told."""
+    """One input of the network: the state and the labels of its modalities."""
 
     x: Streams
     t_img: float
@@ -114,28 +106,25 @@ def needed_evaluations(
     marginal: Collection[str],
     guidance: Guidance,
     noise: Callable[[str], Tensor],
-    known: Collection[str] = (),
 ) -> dict[str, Evaluation]:
     """The evaluations of one point: "main", and one named after each moving modality for its unconditional prediction.
 
-    A modality that is not guided here, or whose condition is marginal anyway, has no unconditional evaluation; one that
-    is `known` needs none.
+    A modality that is not guided here, or whose condition is marginal anyway, has no unconditional evaluation.
     """
     main = point
     for modality in marginal:
         main = main.without(modality, noise)
     needed = {"main": main}
     for modality in moving:
-        guided = guidance.strength(modality, point.label(modality)) and OTHER[modality] not in marginal
-        if guided and modality not in known:
+        if guidance.strength(modality, point.label(modality)) and OTHER[modality] not in marginal:
             needed[modality] = _unconditional(point, modality, guidance, noise)
     return needed
 
 
 def _unconditional(point: Evaluation, modality: str, guidance: Guidance, noise: Callable[[str], Tensor]) -> Evaluation:
-    if modality == "img" and guidance.empty_text is not None and point.x.text is not None:
-        empty = guidance.empty_text.to(point.x.text).expand_as(point.x.text)
-        return Evaluation(point.x.replace(text=empty), point.t_img, CLEAN)
+    if modality == "img" and guidance.negative is not None and point.x.text is not None:
+        negative = guidance.negative.to(point.x.text).expand_as(point.x.text)
+        return Evaluation(point.x.replace(text=negative), point.t_img, CLEAN)
     return point.without(OTHER[modality], noise)
 
 
@@ -159,34 +148,6 @@ def evaluate(net: Net, evaluations: dict[str, Evaluation], heads: Sequence[str],
     return {key: Streams(**{name: part[k] for name, part in parts.items()}) for k, key in enumerate(evaluations)}
 
 
-def differences(outputs: dict[str, Streams]) -> dict[str, Streams]:
-    """Main minus unconditional prediction of each modality that has one, in the streams of that modality."""
-    main = outputs["main"]
-    return {
-        modality: Streams(**{n: main.need(n) - other.need(n) for n in MODALITIES[modality] if main[n] is not None})
-        for modality, other in outputs.items()
-        if modality != "main"
-    }
-
-
-class Memory:
-    """The differences of one run that guidance may use again: each for `interval` calls of `predict`, its own included."""
-
-    def __init__(self, interval: int):
-        self.interval = interval
-        self.ages: dict[str, int] = {}
-        self.differences: dict[str, Streams] = {}
-
-    def recall(self) -> dict[str, Streams]:
-        """What is still good at this call; older differences are forgotten."""
-        self.ages = {modality: age + 1 for modality, age in self.ages.items() if age + 1 < self.interval}
-        return {modality: self.differences[modality] for modality in self.ages}
-
-    def keep(self, fresh: dict[str, Streams]) -> None:
-        self.differences |= fresh
-        self.ages |= dict.fromkeys(fresh, 0)
-
-
 def predict(
     net: Net,
     x: Streams,
@@ -198,7 +159,6 @@ def predict(
     noise: Callable[[str], Tensor],
     marginal: Collection[str] = (),
     data_type: int | Tensor = 1,
-    memory: Memory | None = None,
 ) -> Streams:
     """Guided noise prediction of the moving modalities at (t_img, t_text), from a single forward of the network.
 
@@ -206,27 +166,22 @@ def predict(
         net: the network.
         x: the state; a marginal stream may be None.
         t_img, t_text: labels in [0, 1000].
-        moving: modalities whose prediction is wanted, of "img" and "text".
+        moving: modalities to predict, of "img" and "text".
         guidance: the rule.
         noise: called with a stream's name for fresh N(0, I) in the shape of that stream.
         marginal: modalities held at 1000; their streams are replaced with fresh noise.
         data_type: data-type token of v1; one number or (B,).
-        memory: of this run, for a rule that reuses the difference that guidance adds.
 
     Returns:
         Noise predictions of the streams of `moving`; None for the others.
     """
     point = Evaluation(x, t_img, t_text)
-    known = {} if memory is None else memory.recall()
-    evaluations = needed_evaluations(point, moving, marginal, guidance, noise, known)
+    evaluations = needed_evaluations(point, moving, marginal, guidance, noise)
     heads = [name for modality in MODALITIES if modality in moving for name in MODALITIES[modality]]
     outputs = evaluate(net, evaluations, heads, data_type)
-    fresh = differences(outputs)
-    if memory is not None:
-        memory.keep(fresh)
-    eps = outputs["main"]
-    for modality, difference in (known | fresh).items():
-        if modality in moving:
-            s = guidance.strength(modality, point.label(modality))
-            eps = eps.replace(**{name: eps.need(name) + s * d for name, d in difference.items()})
+    main = eps = outputs.pop("main")
+    for modality, unconditional in outputs.items():
+        s = guidance.strength(modality, point.label(modality))
+        guided = {n: main.need(n) + s * (main.need(n) - unconditional.need(n)) for n in MODALITIES[modality] if n in heads}
+        eps = eps.replace(**guided)
     return eps

@@ -1,116 +1,117 @@
-"""What every task takes besides its input, checked once and with the checkpoint's defaults filled in."""
+"""Sampling options: their names and meaning once, for the library, the command line and the evaluation.
+
+This module imports torch only where a model is at hand, so that the command line can read the options without it.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast, get_type_hints
 
-from .checkpoints.config import ModelConfig
-from .guidance import Guidance
-from .path import SPACINGS
-from .runtime.acceleration import EXACT, PRESETS
-from .samplers import METHODS
-from .streams import Streams
+if TYPE_CHECKING:
+    from .checkpoints.config import ModelConfig
 
 Scales = float | tuple[float, float]
-Progress = Callable[[int, int, Streams, Streams], None]
-SAMPLERS = tuple(name for name, method in METHODS.items() if not method.implicit)
+Progress = Callable[[int, int, Any, Any], None]
+"""Called with (step, total steps, x_0 prediction: `Streams`, state: `Streams`)."""
 
 
 class Options(TypedDict, total=False):
-    """What every task takes besides its input and `count`.
+    """Options of every task. Absent, or None, means the default: the checkpoint's own where it has one."""
 
-    steps: network steps of each path, at least 1; the checkpoint's default when absent.
-    guidance: 1 = off (the paper's scale + 1); or a pair (image, text); the checkpoint's default when absent.
-    seed: see the module's text. Default 0.
-    method: one of SAMPLERS. Default "dpmpp_2m".
-    width, height: of the pictures, in pixels, multiples of `side_multiple(config)`; the trained size when absent.
-    data_type: 1 = curated captions (default), 0 = web; v0 checkpoints have no such thing.
-    batch_size: most items that are in the network at once; bounds memory and changes nothing else.
-    preset: a name of `acceleration.PRESETS`, whose options stand in for those that are not given; "exact" by default.
-    speeds: labels per step of (image, text) on the path of pairs out of nothing, see `NoisePath.joint`; the checkpoint's
-        default when absent, the diagonal where it has none.
-    spacing: of the steps over the noise levels, one of `path.SPACINGS`. Default "uniform".
-    guidance_interval: labels (low, high) outside of which guidance is off; all of them when absent.
-    uncond_interval: evaluate the unconditional branch of guidance every n-th step only. Default 1.
-    cache_interval: evaluate the inside of the U every n-th step only (DeepCache). Default 1.
-    cache_branch: how many of the outermost skip levels are always evaluated with it. Default 1.
-    progress: True for a bar on stderr, or a callback (step, total steps, x0: Streams, x: Streams).
+    steps: Annotated[int, "Sampling steps; the model's default if not given."]
+    guidance: Annotated[Scales, "How strongly the condition is followed, 1 = off; a pair is for (image, text)."]
+    seed: Annotated[int, "Random seed; result k of a call uses seed + k. Default 0."]
+    method: Annotated[str, "Sampling method: ddim, dpmpp_2m (default), dpmpp_3m, euler or reference."]
+    width: Annotated[int, "Width of pictures in pixels; the trained size if not given."]
+    height: Annotated[int, "Height of pictures in pixels; the trained size if not given."]
+    data_type: Annotated[int, "Kind of captions: 1 = curated (default), 0 = web; v0 checkpoints know no kinds."]
+    batch_size: Annotated[int | None, "Most results computed at once; lower it to save memory. Results do not depend on it."]
+    preset: Annotated[str, "exact (default), or fast: half the work at a small price in quality."]
+    speeds: Annotated[tuple[float, float], "How fast (image, text) lose their noise in `joint`; 1, 2 = text first."]
+    spacing: Annotated[str, "Spacing of the steps over the noise levels: uniform (default), logsnr or karras."]
+    guidance_interval: Annotated[tuple[float, float] | None, "Labels (low, high) outside of which guidance is off."]
+    cache_interval: Annotated[int, "Evaluate the inner blocks at every n-th step only (DeepCache). Default 1."]
+    cache_branch: Annotated[int, "How many outer levels DeepCache evaluates at every step. Default 1."]
+    progress: Annotated[bool | Progress, "True for a bar on stderr, or a callback (step, total, x0, x)."]
+
+
+DEFAULTS: Options = {
+    "seed": 0, "method": "dpmpp_2m", "data_type": 1, "batch_size": None, "preset": "exact", "speeds": (1.0, 1.0),
+    "spacing": "uniform", "guidance_interval": None, "cache_interval": 1, "cache_branch": 1, "progress": False,
+}  # fmt: skip
+"""Defaults where neither the call nor the checkpoint gives a value; `steps` and `guidance` are 50 and 8 then."""
+
+
+def option_help() -> dict[str, str]:
+    """What each option means, by name."""
+    return {name: hint.__metadata__[0] for name, hint in get_type_hints(Options, include_extras=True).items()}
+
+
+def resolve(options: Options, config: ModelConfig) -> Options:
+    """All options of a call, checked, with the defaults of a model filled in.
+
+    Args:
+        options: the options of the call.
+        config: of the model.
+
+    Raises:
+        ValueError: a value out of range.
+        TypeError: an unknown option.
     """
+    from .guidance import Guidance
+    from .path import SPACINGS
+    from .runtime.acceleration import PRESETS
+    from .samplers import SAMPLING_METHODS
 
-    steps: int | None
-    guidance: Scales | None
-    seed: int
-    method: str
-    width: int | None
-    height: int | None
-    data_type: int
-    batch_size: int | None
-    preset: str
-    speeds: tuple[float, float] | None
-    spacing: str
-    guidance_interval: tuple[float, float] | None
-    uncond_interval: int
-    cache_interval: int
-    cache_branch: int
-    progress: bool | Progress
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if unknown := given.keys() - Options.__annotations__.keys():
+        raise TypeError(f"unknown option {min(unknown)!r}; options are {', '.join(Options.__annotations__)}")
+    side = config.image_size
+    defaults = {**DEFAULTS, "steps": 50, "guidance": 8.0, "width": side, "height": side, **config.defaults}
+    _one_of("preset", given.get("preset", defaults["preset"]), PRESETS)
+    values: dict[str, Any] = {**defaults, **PRESETS[given.get("preset", defaults["preset"])](defaults), **given}
+    for name in ("steps", "width", "height", "cache_interval", "cache_branch"):
+        values[name] = whole_number(name, values[name], least=1)
+    if values["batch_size"] is not None:
+        values["batch_size"] = whole_number("batch_size", values["batch_size"], least=1)
+    values["seed"] = whole_number("seed", values["seed"])
+    multiple = side_multiple(config)
+    for name in ("width", "height"):
+        if values[name] % multiple:
+            raise ValueError(f"{name} must be a multiple of {multiple} pixels, got {values[name]}")
+    Guidance.of(values["guidance"], interval=values["guidance_interval"])
+    values["speeds"] = _pair("speeds", values["speeds"])
+    _one_of("spacing", values["spacing"], SPACINGS)
+    _one_of("method", values["method"], SAMPLING_METHODS)
+    levels = config.uvit.depth // 2
+    if values["cache_branch"] > levels:
+        raise ValueError(f"cache_branch must be between 1 and {levels} for this network, got {values['cache_branch']}")
+    return cast("Options", values)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The options of one call with nothing left open; fields as in `Options`."""
+def side_multiple(config: ModelConfig) -> int:
+    """Pixels that width and height must be multiples of: the side of one patch of the network."""
+    return config.vae.downscale * config.uvit.patch_size
 
-    steps: int
-    guidance: Scales
-    width: int
-    height: int
-    seed: int = 0
-    method: str = "dpmpp_2m"
-    data_type: int = 1
-    batch_size: int | None = None
-    preset: str = EXACT
-    speeds: tuple[float, float] = (1.0, 1.0)
-    spacing: str = "uniform"
-    guidance_interval: tuple[float, float] | None = None
-    uncond_interval: int = 1
-    cache_interval: int = 1
-    cache_branch: int = 1
-    progress: bool | Progress = False
 
-    @classmethod
-    def of(cls, options: Options, config: ModelConfig) -> Plan:
-        """Raises ValueError for a value out of range and TypeError for an unknown option."""
-        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        unknown = given.keys() - Options.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"unknown option {min(unknown)!r}; options are {', '.join(Options.__annotations__)}")
-        trained = config.image_size
-        defaults = {"steps": 50, "guidance": 8.0, "width": trained, "height": trained, **config.defaults}
-        preset = given.get("preset", EXACT)
-        if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-        values = {**defaults, **PRESETS[preset](defaults), **given}
-        positive = ("steps", "batch_size", "width", "height", "uncond_interval", "cache_interval", "cache_branch")
-        for name, least in (*((name, 1) for name in positive), ("seed", None)):
-            if name in values:
-                values[name] = whole(name, values[name], least)
-        multiple = side_multiple(config)
-        for name in ("width", "height"):
-            if values[name] % multiple:
-                raise ValueError(f"{name} must be a multiple of {multiple} pixels, got {values[name]}")
-        Guidance.of(values["guidance"], interval=values.get("guidance_interval"))
-        values["speeds"] = _pair("speeds", values.get("speeds", (1.0, 1.0)))
-        if values.get("spacing", "uniform") not in SPACINGS:
-            raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {values['spacing']!r}")
-        levels = config.uvit.depth // 2
-        if values.get("cache_branch", 1) > levels:
-            raise ValueError(f"cache_branch must be between 1 and {levels} for this network, got {values['cache_branch']}")
-        if values.get("method", SAMPLERS[0]) not in SAMPLERS:
-            raise ValueError(f"method must be one of {', '.join(SAMPLERS)}, got {values['method']!r}")
-        return cls(**values)
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number of any integer type as int; ValueError that names it otherwise."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ValueError(f"{name} must be a whole number{bound}, got {value!r}")
+    return number
+
+
+def _one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def _pair(name: str, value: Any) -> tuple[float, float]:
@@ -122,20 +123,3 @@ def _pair(name: str, value: Any) -> tuple[float, float]:
     if not all(math.isfinite(number) and number > 0 for number in (image, text)):
         raise ValueError(f"{name} must be positive, got {value!r}")
     return image, text
-
-
-def side_multiple(config: ModelConfig) -> int:
-    """What width and height must be multiples of, in pixels: a patch of the network."""
-    return config.vae.downscale * config.uvit.patch_size
-
-
-def whole(name: str, value: Any, least: int | None = None) -> int:
-    """A whole number of any integer type as int; ValueError that names it otherwise."""
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or (least is not None and number < least):
-        bound = "" if least is None else f" of at least {least}"
-        raise ValueError(f"{name} must be a whole number{bound}, got {value!r}")
-    return number

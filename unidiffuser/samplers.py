@@ -1,8 +1,8 @@
-"""The sampler: one loop that carries the three streams along any noise path.
+"""The sampler: one loop that moves the three streams along any noise path.
 
     out = sample(net, NoisePath.text_to_image(20), Streams(noise, clip_noise, text), guidance=4.0)
 
-Captioning, illustration, joint generation, variation, inversion and inpainting differ in path and start, never here.
+Captioning, text to image, joint generation, variation, inversion and inpainting differ in path and start, never here.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .guidance import Guidance, Memory, Net, predict
+from .guidance import Guidance, Net, predict
 from .path import LEAST, MARGINAL, NoisePath
 from .schedule import add_noise
-from .steppers import METHODS, Visit, stages
+from .steppers import METHODS, Point, intervals
 from .streams import MODALITIES, MODALITY_OF, Streams, draw_noise, generators_for, item_generators
 from .uvit import Predictions, UViTConfig
 
-__all__ = ["METHODS", "NonFiniteError", "Streams", "add_noise", "item_generators", "sample"]
+__all__ = ["METHODS", "SAMPLING_METHODS", "NonFiniteError", "Streams", "add_noise", "item_generators", "sample"]
 
 Callback = Callable[[int, int, Streams, Streams], None]
-MEMORY = 2  # earlier points that the longest-sighted stepper looks back on
+SAMPLING_METHODS = tuple(name for name, method in METHODS.items() if not method.implicit)
+"""The methods that go from noise to clean."""
+HISTORY = 2  # earlier points that the steppers of the highest order use
 
 
 class NonFiniteError(ValueError, FloatingPointError):
-    """NaN or infinity among the latents; the text names the stream and the step."""
+    """NaN or infinity in a stream; the text names the stream and the step."""
 
 
 @torch.no_grad()
@@ -42,39 +44,35 @@ def sample(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     mask: Streams | None = None,
     callback: Callback | None = None,
-    unconditional: str = "marginal",
-    empty_text: Tensor | None = None,
+    negative: Tensor | None = None,
     guidance_interval: tuple[float, float] | None = None,
-    uncond_interval: int = 1,
 ) -> Streams:
-    """Carry `streams` along `path`.
+    """Move `streams` along `path`.
 
     Args:
-        net: a UViT, or any function of its six inputs. Called once per step ("ddim_inverse": twice) with all that
+        net: a UViT, or any function of its six inputs. Called once per step ("ddim_inverse": twice) with everything that
             guidance needs in one batch, in its own dtype and on its own device.
-        path: where to go. Each stream is clean, moving or marginal as its labels say, interval by interval.
-        streams: the start, one batch of img (B, C, H, W), clip_img (B, 1, D) and text (B, L, D) at the levels of the
-            path's first point: clean at 0, noised by `add_noise` in between, noise at 1000. One that starts at 1000 may
-            be None; then it is drawn from the generators in the network's own size.
-        guidance: usual convention, 1 = off; one number or an (image, text) pair.
-        method: one of `METHODS`. "reference" is the authors' solver, which ends at label 1 and returns that; all others
-            end where the path ends, and their last interval into label 0 returns the x_0 prediction. "ddim_inverse"
-            takes the path from its clean end to its noisy one, whichever way it is written; all others go downwards.
+        path: the noise levels of both modalities at each step.
+        streams: the start, one batch of img (B, C, H, W), clip_img (B, 1, D) and text (B, L, D) at the noise levels of the
+            path's first point: clean at 0, noised by `add_noise` in between, noise at 1000. One that starts at 1000 may be
+            None; then it is drawn from the generators in the network's own size.
+        guidance: classifier-free guidance scale, 1 = off; one number or a pair (image, text).
+        method: one of `METHODS`. "reference" is the authors' solver, which ends at label 1 and returns that state; all others
+            end where the path ends, and their last interval into label 0 returns the x_0 prediction. "ddim_inverse" goes
+            from the clean end of the path to the noisy one, in whichever direction it is written; all others go downwards.
         data_type: data-type token of v1 networks: 1 = curated, 0 = web; one number or (B,).
-        generator: one per item, or a single one; see `streams.generators_for`. Used for marginal streams, streams not
+        generator: one per item, or a single one; see `streams.generators_for`. Used for marginal streams, streams that are not
             given, and the noise under a mask. None seeds from the operating system. Global generators stay untouched.
-        mask: streams of 1 = generate, 0 = keep, broadcastable to theirs ((B, 1, H, W), (B, 1, 1), (B, L, 1)); None
-            generates all of a stream. Where it is 0 the given stream holds the clean value to keep, at whatever level
-            the rest of it starts; it goes along at the path's noise level under one fixed noise, and is in the result
-            as it was given.
+        mask: streams of 1 = generate, 0 = keep, broadcastable to the streams ((B, 1, H, W), (B, 1, 1), (B, L, 1)); None
+            generates all of a stream. Where it is 0, the given stream holds the clean value to keep, whatever the noise level
+            at which the rest starts; it follows the path under one fixed noise and is returned as it was given.
         callback: called after each step with (step from 0, total, x_0 prediction, state); may raise to interrupt.
-        unconditional: what guidance pushes an image away from: "marginal" or "empty_prompt" (needs `empty_text`).
-        empty_text: (1 or B, L, D) latent of the empty prompt.
+        negative: (1 or B, L, D) text latent of a negative prompt, which the image is guided away from; None guides away from
+            the unconditional (marginal) prediction.
         guidance_interval: labels (low, high) outside of which guidance is off.
-        uncond_interval: evaluate the unconditional branch of guidance every n-th step only; see `guidance.Guidance`.
 
     Returns:
-        The streams at the path's last point, fp32, on the device of the network. Held streams come back as they were.
+        The streams at the path's last point, fp32, on the network's device. Held streams are returned as they were given.
 
     Raises:
         ValueError: an input that cannot be sampled; the text says what to change.
@@ -84,58 +82,57 @@ def sample(
         raise ValueError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
     how = METHODS[method]
     path = _directed(path, method)
-    rule = Guidance.of(guidance, unconditional, empty_text, guidance_interval, uncond_interval)
-    memory = Memory(uncond_interval)
+    rule = Guidance.of(guidance, negative, guidance_interval)
     run, device = _adapted(net, streams)
 
     count = streams.batch or (1 if generator is None or isinstance(generator, torch.Generator) else len(generator))
     generators = generators_for(generator, count)
     shapes = _shapes(net, streams, path)
-    if rule.empty_text is not None and tuple(rule.empty_text.shape[1:]) != shapes["text"]:
-        raise ValueError(f"empty_text is {tuple(rule.empty_text.shape)}; an item of text is {shapes['text']}.")
+    if rule.negative is not None and tuple(rule.negative.shape[1:]) != shapes["text"]:
+        raise ValueError(f"negative is {tuple(rule.negative.shape)}; an item of text is {shapes['text']}.")
 
     def noise(name: str) -> Tensor:
         return draw_noise(shapes[name], generators, device)
 
     x = streams.to(device, torch.float32)
     for name, modality in MODALITY_OF.items():
-        if x[name] is None and len(set(path.labels(modality))) > 1:  # one that never moves has no state to start from
+        if x[name] is None and len(set(path.labels(modality))) > 1:  # a stream that never moves has no state to start from
             x = x.replace(**{name: noise(name)})
-    travel = {modality: stages(path.labels(modality), how.least) for modality in MODALITIES}
+    steps_of = {modality: intervals(path.labels(modality), how.least) for modality in MODALITIES}
     kept = _Kept(x, mask, noise)
     x = kept.start(x, path)
     finite = _Finite(device)
     finite.check(x, "before the first step")
 
-    visits: dict[str, list[Visit]] = {name: [] for name in MODALITY_OF}
+    history: dict[str, list[Point]] = {name: [] for name in MODALITY_OF}
     for i in range(path.steps):
-        now = {modality: travel[modality][i] for modality in MODALITIES}
-        moving = [m for m, stage in now.items() if stage.moving]
+        now = {modality: steps_of[modality][i] for modality in MODALITIES}
+        moving = [m for m, interval in now.items() if interval.moving]
         if not moving:
             continue
-        marginal = [m for m, stage in now.items() if not stage.moving and stage.level.label == MARGINAL]
-        told = {m: (stage.next if how.implicit else stage.level).label for m, stage in now.items()}
-        here, newest = x, dict[str, Visit]()
+        marginal = [m for m, interval in now.items() if not interval.moving and interval.level.label == MARGINAL]
+        labels = {m: (interval.next if how.implicit else interval.level).label for m, interval in now.items()}
+        start, newest = x, dict[str, Point]()
         for name in (n for m in moving if now[m].index == 0 for n in MODALITIES[m]):
-            visits[name] = []  # nothing is known of a movement that only begins
+            history[name] = []  # points before a hold say nothing about this run
         for _ in range(how.evaluations):
-            eps = predict(run, x, told["img"], told["text"], moving=moving, guidance=rule, noise=noise,
-                          marginal=marginal, data_type=data_type, memory=memory)  # fmt: skip
+            eps = predict(run, x, labels["img"], labels["text"], moving=moving, guidance=rule, noise=noise,
+                          marginal=marginal, data_type=data_type)  # fmt: skip
             for name, value in kept.correct(eps).items():
-                stage = now[MODALITY_OF[name]]
-                newest[name] = Visit(stage.level, here.need(name), value)
-                x = x.replace(**{name: how.step([*visits[name], newest[name]], stage)})
-        for name, visit in newest.items():
-            visits[name] = [*visits[name], visit][-MEMORY:]
+                interval = now[MODALITY_OF[name]]
+                newest[name] = Point(interval.level, start.need(name), value)
+                x = x.replace(**{name: how.step([*history[name], newest[name]], interval)})
+        for name, point in newest.items():
+            history[name] = [*history[name], point][-HISTORY:]
         finite.check(x, f"at step {i + 1} of {path.steps}")
         if callback is not None:
-            callback(i, path.steps, x.replace(**{name: visit.x0 for name, visit in newest.items()}), x)
+            callback(i, path.steps, x.replace(**{name: point.x0 for name, point in newest.items()}), x)
     finite.settle()
     return kept.finish(x, path)
 
 
 class _Kept:
-    """The parts of the streams that a mask keeps, and the one noise under which each travels."""
+    """The parts of the streams that a mask keeps, each under one fixed noise."""
 
     def __init__(self, clean: Streams, mask: Streams | None, noise: Callable[[str], Tensor]):
         self.clean = clean
@@ -152,7 +149,7 @@ class _Kept:
             self.noise[name] = noise(name)
 
     def start(self, x: Streams, path: NoisePath) -> Streams:
-        """The state with what is kept at the noise level of the path's first point."""
+        """The state with the kept parts at the noise level of the path's first point."""
         for name, keep in self.keep.items():
             clean = self.clean.need(name)
             noised = add_noise(clean, self.noise[name], path.labels(MODALITY_OF[name])[0])
@@ -160,19 +157,19 @@ class _Kept:
         return x
 
     def correct(self, eps: Streams) -> Streams:
-        """The noise prediction, with the true noise where it is known, so that each stepper keeps that part in step."""
+        """The noise prediction with the true noise in the kept parts, so that every stepper takes them along the path."""
         predicted = {name: value for name, value in eps.items() if name in self.keep}
         return eps.replace(**{n: torch.where(self.keep[n], self.noise[n], value) for n, value in predicted.items()})
 
     def finish(self, x: Streams, path: NoisePath) -> Streams:
-        """The result, with what is kept as it was given where the path ends clean."""
+        """The result with the kept parts as they were given, in modalities that end clean."""
         ends = {n: path.labels(MODALITY_OF[n])[-1] for n in self.keep}
         done = {n: torch.where(self.keep[n], self.clean.need(n), x.need(n)) for n, end in ends.items() if end <= LEAST}
         return x.replace(**done)
 
 
 def _directed(path: NoisePath, method: str) -> NoisePath:
-    """The path in the direction that the method travels."""
+    """The path in the direction of the method."""
     if METHODS[method].implicit:
         return path if path.ascending else path.reversed()
     if path.ascending:
@@ -189,8 +186,8 @@ def _adapted(net: Net, streams: Streams) -> tuple[Net, torch.device]:
     takes = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
     takes_heads = "heads" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
 
-    def run(img: Tensor, clip_img: Tensor, text: Tensor, *told: Tensor, heads: Sequence[str]) -> Predictions:
-        inputs = (img.to(dtype), clip_img.to(dtype), text.to(dtype), *told)
+    def run(img: Tensor, clip_img: Tensor, text: Tensor, *labels: Tensor, heads: Sequence[str]) -> Predictions:
+        inputs = (img.to(dtype), clip_img.to(dtype), text.to(dtype), *labels)
         out = net(*inputs, heads=heads) if takes_heads else net(*inputs)
         eps_img, eps_clip, eps_text = (None if x is None else x.float() for x in out)
         return eps_img, eps_clip, eps_text
@@ -199,7 +196,7 @@ def _adapted(net: Net, streams: Streams) -> tuple[Net, torch.device]:
 
 
 def _shapes(net: Net, streams: Streams, path: NoisePath) -> dict[str, tuple[int, ...]]:
-    """Shape of one item of each stream, from what was given or else from the network."""
+    """Shape of one item of each stream, from the given streams or else from the network."""
     shapes = {name: tuple(value.shape[1:]) for name, value in streams.items()}
     config = getattr(net, "config", None)
     for name in MODALITY_OF.keys() - shapes.keys():
@@ -211,7 +208,7 @@ def _shapes(net: Net, streams: Streams, path: NoisePath) -> dict[str, tuple[int,
 
 
 class _Finite:
-    """Looks out for NaN and infinity: at once on a CPU; elsewhere at the end, since an answer would wait for the device."""
+    """Checks for NaN and infinity: at once on a CPU, elsewhere at the end, since each check would wait for the device."""
 
     def __init__(self, device: torch.device):
         self.at_once = device.type == "cpu"

@@ -91,8 +91,7 @@ def by_library(file: Path, method: str = "dpmpp_2m") -> torch.Tensor:
         guidance=GUIDANCE,
         method=method,
         generator=item_generators(SEED, 1),
-        unconditional="empty_prompt",
-        empty_text=encode([""]),
+        negative=encode([""]),
     )
     return out.need("img")
 

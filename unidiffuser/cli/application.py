@@ -13,15 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
+
+from ..options import DEFAULTS, Options, option_help
 
 if TYPE_CHECKING:
     import torch
 
     from ..media.results import Result
-    from ..options import Options
     from ..pipeline import UniDiffuser
 
 app = typer.Typer(
@@ -47,36 +48,38 @@ class TextFormat(str, Enum):
     txt = "txt"
 
 
+SAMPLING = ("seed", "steps", "guidance", "method", "width", "height", "batch_size", "preset")
+"""The sampling options that every task takes; see `options.Options`."""
+
+
 @dataclass
 class Settings:
-    """The options that every task takes."""
+    """The options that every task takes: these fields, and the `SAMPLING` options."""
 
     model: Annotated[str, typer.Option("--model", "-m", help='"emoji" (bundled), or a checkpoint file or folder.')] = "emoji"
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("out")
-    seed: Annotated[int, typer.Option(help="Result k is made from seed + k.")] = 0
-    count: Annotated[int, typer.Option("--count", "-n", help="How many results for each input.")] = 1
-    steps: Annotated[int | None, typer.Option(help="Sampling steps; the model's default if not given.")] = None
-    guidance: Annotated[str | None, typer.Option(help="Guidance, 1 = off; or two for image and text, as in 4,2.")] = None
-    sampler: Annotated[str, typer.Option(help="ddim, dpmpp_2m, dpmpp_3m, euler or reference.")] = "dpmpp_2m"
-    width: Annotated[int | None, typer.Option(help="Width of pictures in pixels; the model's own if not given.")] = None
-    height: Annotated[int | None, typer.Option(help="Height of pictures in pixels.")] = None
-    batch_size: Annotated[int | None, typer.Option(help="Most results made at once; lower it to save memory.")] = None
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is if not given.")] = None
-    dtype: Annotated[Dtype | None, typer.Option(help="Of all parts. If not given: see the README, Speed.")] = None
-    preset: Annotated[str, typer.Option(help="exact, or fast: half the work at a small price in quality.")] = "exact"
+    count: Annotated[int, typer.Option("--count", "-n", help="Number of results for each input.")] = 1
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the fastest if not given.")] = None
+    dtype: Annotated[Dtype | None, typer.Option(help="Number format of the weights; chosen by device if not given.")] = None
     compile: Annotated[
         str | None, typer.Option(help="torch.compile's default, reduce-overhead or max-autotune; for long runs.")
     ] = None
-    offload: Annotated[bool, typer.Option("--offload", help="Keep each part off the device while it does not work.")] = False
+    offload: Annotated[bool, typer.Option("--offload", help="Keep each part off the device while it is not running.")] = False
     tiling: Annotated[bool, typer.Option("--tiling", help="Decode large pictures tile by tile, to save memory.")] = False
     lora: Annotated[
-        list[str] | None, typer.Option(help="A LoRA file, or FILE:STRENGTH as in zorbi.safetensors:0.8; may be repeated.")
+        list[str] | None, typer.Option(help="A LoRA file, or FILE:STRENGTH as in style.safetensors:0.8; may be repeated.")
     ] = None
     captions: Annotated[TextFormat, typer.Option(help="File format of captions.")] = TextFormat.json
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no list of files.")] = False
+    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """Result k is made from seed + k."""
+        return int(self.sampling["seed"])
 
     def load(self) -> UniDiffuser:
-        """The model, after a look at whether its results can be written."""
+        """The model, once it is clear that its results can be written."""
         from ..media.results import check_folder
 
         check_folder(self.out)
@@ -85,35 +88,46 @@ class Settings:
 
     def options(self) -> Options:
         """For the methods of the model."""
-        return {
-            "seed": self.seed,
-            "steps": self.steps,
-            "guidance": None if self.guidance is None else _guidance(self.guidance),
-            "method": self.sampler,
-            "width": self.width,
-            "height": self.height,
-            "batch_size": self.batch_size,
-            "preset": self.preset,
-            "progress": not self.quiet,
-        }
+        given = self.sampling["guidance"]
+        guidance = None if given is None else _guidance(given)
+        options: Any = {**self.sampling, "guidance": guidance, "progress": not self.quiet}
+        return cast("Options", options)
 
     def save(self, task: str, results: Sequence[Result], model: UniDiffuser, **more: Any) -> None:
         """Write the results, print captions to stdout and the names of the files to stderr."""
         from ..media.results import save_results
-        from ..options import Plan
+        from ..options import resolve
 
-        plan = {name: value for name, value in vars(Plan.of(self.options(), model.config)).items() if value is not None}
-        del plan["progress"], plan["speeds"]  # joint, the only task that has speeds, names them in `more`
+        sampling = {name: value for name, value in resolve(self.options(), model.config).items() if value is not None}
+        del sampling["progress"], sampling["speeds"]  # joint, the only task that has speeds, names them in `more`
         made_with: dict[str, Any] = {"model": self.model, "dtype": str(model.dtype).removeprefix("torch.")}
         made_with |= {"lora": self.lora} if self.lora else {}
-        chosen = {key: value for key, value in more.items() if value is not None}
-        settings = {**plan, **made_with, **chosen}
+        settings = {**sampling, **made_with, **{key: value for key, value in more.items() if value is not None}}
         for result in results:
             if result.caption is not None:
                 typer.echo(result.caption)
         for path in save_results(results, self.out, task, settings, self.captions.value):
             if not self.quiet:
                 typer.echo(f"wrote {path}", err=True)
+
+
+def _parameters(count: int) -> list[inspect.Parameter]:
+    """The fields of `Settings` and the `SAMPLING` options as parameters of a command; `count` is the default of --count."""
+    help_texts, types = option_help(), get_type_hints(Options)
+    flags, forms = {"method": "--sampler"}, {"guidance": " In the form 4 or 4,2."}
+    found = []
+    hints = get_type_hints(Settings, include_extras=True)
+    for field in dataclasses.fields(Settings):
+        if field.name != "sampling":
+            default = count if field.name == "count" else field.default
+            found.append((field.name, default, hints[field.name]))
+    for name in SAMPLING:
+        kind = str if name == "guidance" else types[name]
+        flag = flags.get(name, "--" + name.replace("_", "-"))
+        option = typer.Option(flag, help=help_texts[name] + forms.get(name, ""))
+        found.append((name, DEFAULTS.get(name), Annotated[kind | None, option]))
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return [inspect.Parameter(name, keyword, default=default, annotation=kind) for name, default, kind in found]
 
 
 def command(name: str, to: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -138,20 +152,12 @@ def task(name: str, count: int = 1) -> Callable[[Callable[..., None]], Callable[
         hints = get_type_hints(function, include_extras=True)
         _, *parameters = inspect.signature(function).parameters.values()
         own = [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-        types = get_type_hints(Settings, include_extras=True)
-        shared = [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=count if field.name == "count" else field.default,
-                annotation=types[field.name],
-            )
-            for field in dataclasses.fields(Settings)
-        ]
+        shared = _parameters(count)
 
         def run(**values: Any) -> None:
-            settings = Settings(**{field.name: values.pop(field.name) for field in dataclasses.fields(Settings)})
-            function(settings, **values)
+            sampling = {name: values.pop(name) for name in SAMPLING}
+            fields = {field.name: values.pop(field.name) for field in dataclasses.fields(Settings) if field.name in values}
+            function(Settings(**fields, sampling=sampling), **values)
 
         run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}

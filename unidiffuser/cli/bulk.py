@@ -21,7 +21,7 @@ import torch
 from ..media.files import write_text
 from ..media.images import fit, open_image, save_png
 from ..media.results import Result, metadata
-from ..options import Options, Plan
+from ..options import Options, resolve
 from ..path import NoisePath
 from ..streams import Streams
 
@@ -145,13 +145,13 @@ def _agree(out: Path, settings: dict[str, Any], world: World) -> None:
 
 def pictures_of(model: UniDiffuser, out: Path, options: Options, settings: Mapping[str, Any]) -> Work:
     """The work of `unidiffuser generate`: a PNG for each prompt."""
-    plan = Plan.of(options, model.config)
+    chosen = resolve(options, model.config)
 
     def work(group: Sequence[Item]) -> list[str | None]:
         text = model.encode_texts([item.source for item in group])
-        path = NoisePath.text_to_image(plan.steps, spacing=plan.spacing)
-        state = model.run(path, Streams(text=text), plan, _generators(group))
-        for item, image in zip(group, model.decode_images(state, plan), strict=True):
+        path = NoisePath.text_to_image(chosen["steps"], spacing=chosen["spacing"])
+        state = model.run(path, Streams(text=text), chosen, _generators(group))
+        for item, image in zip(group, model.decode_images(state, chosen), strict=True):
             result = Result(item.seed, image, prompt=item.source)
             save_png(image, out / item.file, metadata(result, "generate", settings))
         return [None] * len(group)
@@ -161,14 +161,14 @@ def pictures_of(model: UniDiffuser, out: Path, options: Options, settings: Mappi
 
 def captions_of(model: UniDiffuser, folder: Path, out: Path, options: Options) -> Work:
     """The work of `unidiffuser caption`: a line of text for each picture that can be read."""
-    plan = Plan.of(options, model.config)
+    chosen = resolve(options, model.config)
 
     def work(group: Sequence[Item]) -> list[str | None]:
         errors: list[str | None] = []
         readable, squares = [], []
         for item in group:
             try:
-                squares.append(fit(open_image(folder / item.source), plan.width, plan.height))
+                squares.append(fit(open_image(folder / item.source), chosen["width"], chosen["height"]))
             except (ValueError, FileNotFoundError) as error:
                 log.warning("%s", error)
                 errors.append(str(error))
@@ -177,9 +177,9 @@ def captions_of(model: UniDiffuser, folder: Path, out: Path, options: Options) -
             errors.append(None)
         if readable:
             generators = _generators(readable)
-            given = model.encode_images(squares, 1, plan, generators)
-            path = NoisePath.image_to_text(plan.steps, spacing=plan.spacing)
-            captions = model.decode_texts(model.run(path, given, plan, generators), plan)
+            given = model.encode_images(squares, 1, chosen, generators)
+            path = NoisePath.image_to_text(chosen["steps"], spacing=chosen["spacing"])
+            captions = model.decode_texts(model.run(path, given, chosen, generators), chosen)
             for item, caption in zip(readable, captions, strict=True):
                 write_text(out / item.file, caption + "\n")
         return errors

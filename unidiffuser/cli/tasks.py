@@ -83,7 +83,7 @@ def joint(
 ) -> None:
     """Make pairs of a picture and its caption out of nothing."""
     from ..media.results import Result
-    from ..options import Options, Plan
+    from ..options import Options, resolve
 
     options: Options = settings.options()
     if speeds is not None:
@@ -92,7 +92,7 @@ def joint(
     model = settings.load()
     pairs = model.joint(count=settings.count, **options)
     results = [Result(settings.seed + k, *pair) for k, pair in enumerate(pairs)]
-    settings.save("joint", results, model, speeds=Plan.of(options, model.config).speeds)
+    settings.save("joint", results, model, speeds=resolve(options, model.config)["speeds"])
 
 
 @task("image", count=4)
@@ -172,7 +172,8 @@ def interpolate(
 
     if settings.count != 1:
         raise ValueError("there is one way between two pictures; use --frames for more pictures on it")
-    settings.steps, settings.guidance = settings.steps or 100, settings.guidance or "1"
+    settings.sampling["steps"] = settings.sampling["steps"] or 100
+    settings.sampling["guidance"] = settings.sampling["guidance"] or "1"
     model = settings.load()
     images = model.interpolate(picture_a, picture_b, frames=frames, **settings.options())
     results = [Result(settings.seed, image, picture=f"{picture_a} - {picture_b}") for image in images]
@@ -231,7 +232,13 @@ def _many(settings: Settings, name: str, items: list[Item], work: Callable[..., 
         made_with = {"task": name, "model": settings.model, "dtype": str(model.dtype).removeprefix("torch."), **options}
         with tqdm(total=len(items), disable=settings.quiet or not world.main, unit="item") as bar:
             manifest = run_items(
-                items, settings.batch_size or 16, settings.out, made_with, work(model, options, made_with), world, bar.update
+                items,
+                settings.sampling["batch_size"] or 16,
+                settings.out,
+                made_with,
+                work(model, options, made_with),
+                world,
+                bar.update,
             )
         if world.main:
             failed = sum('"error": ' in line for line in manifest.read_text(encoding="utf-8").splitlines())

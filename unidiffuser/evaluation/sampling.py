@@ -9,7 +9,7 @@ from PIL import Image
 
 from unidiffuser.engine import Engine, Generators
 from unidiffuser.media.images import fit, to_tensor
-from unidiffuser.options import Plan
+from unidiffuser.options import resolve
 from unidiffuser.path import NoisePath
 from unidiffuser.streams import Streams, item_generators
 
@@ -38,33 +38,33 @@ class ModelSampler:
 
     def __init__(self, model: Engine, **options: Any):
         self.model = model
-        self.plan = Plan.of(options, model.config)  # type: ignore[arg-type]  # checked there
+        self.options = resolve(options, model.config)  # type: ignore[arg-type]  # checked there
 
     def autoencode(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[Image.Image]:
         """Through the autoencoder and back, at the model's size."""
-        pixels = to_tensor([fit(image, self.plan.width, self.plan.height) for image in images])
+        pixels = to_tensor([fit(image, self.options["width"], self.options["height"]) for image in images])
         latents = self.model.autoencoder.encode(pixels, _generators(seeds))
-        return self.model.decode_images(Streams(img=latents.float()), self.plan)
+        return self.model.decode_images(Streams(img=latents.float()), self.options)
 
     def text_to_image(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         given = Streams(text=self.model.encode_texts(captions))
-        return self.model.decode_images(self._run(NoisePath.text_to_image(self.plan.steps), given, seeds), self.plan)
+        return self.model.decode_images(self._run(NoisePath.text_to_image(self.options["steps"]), given, seeds), self.options)
 
     def image_to_text(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[str]:
         generators = _generators(seeds)
-        given = self.model.encode_images(images, 1, self.plan, generators)
-        out = self.model.run(NoisePath.image_to_text(self.plan.steps), given, self.plan, generators)
-        return self.model.decode_texts(out, self.plan)
+        given = self.model.encode_images(images, 1, self.options, generators)
+        out = self.model.run(NoisePath.image_to_text(self.options["steps"]), given, self.options, generators)
+        return self.model.decode_texts(out, self.options)
 
     def joint(self, seeds: Sequence[int]) -> list[tuple[Image.Image, str]]:
-        out = self._run(NoisePath.joint(self.plan.steps, speeds=self.plan.speeds), Streams(), seeds)
-        return list(zip(self.model.decode_images(out, self.plan), self.model.decode_texts(out, self.plan), strict=True))
+        out = self._run(NoisePath.joint(self.options["steps"], speeds=self.options["speeds"]), Streams(), seeds)
+        return list(zip(self.model.decode_images(out, self.options), self.model.decode_texts(out, self.options), strict=True))
 
     def image(self, seeds: Sequence[int]) -> list[Image.Image]:
-        return self.model.decode_images(self._run(NoisePath.image(self.plan.steps), Streams(), seeds), self.plan)
+        return self.model.decode_images(self._run(NoisePath.image(self.options["steps"]), Streams(), seeds), self.options)
 
     def _run(self, path: NoisePath, given: Streams, seeds: Sequence[int]) -> Streams:
-        return self.model.run(path, given, self.plan, _generators(seeds))
+        return self.model.run(path, given, self.options, _generators(seeds))
 
 
 def _generators(seeds: Sequence[int]) -> Generators:

@@ -20,7 +20,7 @@ from unidiffuser.evaluation.identity import settings_digest, weights_digest
 from unidiffuser.evaluation.retrieval import network_scores
 from unidiffuser.evaluation.run import Subject
 from unidiffuser.evaluation.sampling import ModelSampler
-from unidiffuser.options import Plan
+from unidiffuser.options import resolve
 from unidiffuser.streams import item_generators
 
 
@@ -51,10 +51,10 @@ def open_subject(config: EvaluationConfig) -> tuple[Subject, Eyes]:
 
 def fit_of_captions(model: Engine, images: Sequence[Image.Image], captions: Sequence[str], levels: int, seed: int) -> Any:
     """How much each caption helps the network to denoise each picture: (N, M); see :mod:`unidiffuser.scoring`."""
-    plan = Plan.of({}, model.config)
-    streams = model.encode_images(list(images), 1, plan, [item_generators(seed, 1)[0] for _ in images])
+    options = resolve({}, model.config)
+    streams = model.encode_images(list(images), 1, options, [item_generators(seed, 1)[0] for _ in images])
     texts = model.encode_texts(captions)
-    with model.working("net") as net:
+    with model.on_device(model.net) as net:
 
         def evaluated(img: Tensor, clip_img: Tensor, text: Tensor, *rest: Any, **heads: Any) -> Any:
             made = net(img.to(model.dtype), clip_img.to(model.dtype), text.to(model.dtype), *rest, **heads)

@@ -1,13 +1,13 @@
-"""LoRA files at work: small changes of some weights, put on a loaded model and taken off exactly.
+"""LoRA files: reading, writing, and applying them to a loaded model, reversibly.
 
-A LoRA (Hu et al., arXiv 2106.09685) changes the weight of a layer by ``strength * up @ down``, two thin matrices. A file of
-this project holds those of the network under the names that ComfyUI's own loader takes for its MODEL, and, where the file
-teaches the caption decoder a word too, those of the decoder beside them:
+A LoRA (Hu et al., arXiv 2106.09685) adds `strength * up @ down`, two low-rank matrices, to the weight of a layer. A file of
+this project holds those of the network under the names that ComfyUI's own loader expects for its MODEL, and those of the
+caption decoder, if it is adapted too, beside them:
 
     diffusion_model.<layer>.lora_A.weight (rank, in)     diffusion_model.<layer>.lora_B.weight (out, rank)
     caption_decoder.<layer>.lora_A.weight                caption_decoder.<layer>.lora_B.weight
 
-Files by other trainers are read too if they name the layers as the U-ViT does, in PEFT's or kohya's way of writing.
+Files of other trainers are read too if they use the U-ViT's layer names, in PEFT's or kohya's notation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
     "uvit": ("diffusion_model.", "unet.base_model.model.", "base_model.model.", "unet.", ""),
     "caption": ("caption_decoder.",),
 }
-"""What stands before a layer's name, by the part of the checkpoint that it changes; files are written with the first."""
+"""Prefixes of layer names in files, by the part of the checkpoint; files are written with the first."""
+LORA_PARTS = tuple(PREFIXES)
+"""The parts of a checkpoint that a LoRA can change."""
 _KOHYA = "lora_unet_"
 _DOWN, _UP = (".lora_A.weight", ".lora_down.weight"), (".lora_B.weight", ".lora_up.weight")
 _TITLES = {"uvit": "diffusion network", "caption": "caption decoder"}
@@ -38,21 +40,21 @@ METADATA = "unidiffuser_lora"
 
 @dataclass(frozen=True)
 class Change:
-    """The change of one layer at strength 1: ``scale * up @ down``; down (rank, in), up (out, rank)."""
+    """The change of one layer at strength 1: `scale * up @ down`; down (rank, in), up (out, rank)."""
 
     down: Tensor
     up: Tensor
     scale: float = 1.0
 
     def delta(self, layer: str, shape: Sequence[int]) -> Tensor:
-        """What is added to the weight of `layer`, in its `shape`, float32."""
+        """The summand of the weight of `layer`, in its `shape`, float32."""
         product = self.scale * (self.up.float() @ self.down.float())
-        return (product.T if _is_transposed(layer) else product).reshape(*shape)  # a convolution over patches is a matrix too
+        return (product.T if _is_transposed(layer) else product).reshape(*shape)  # a convolution kernel is a matrix, flattened
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """A file's changes by part ("uvit", "caption") and layer, and what it tells about itself."""
+    """A file's changes by part ("uvit", "caption") and layer, and its metadata in `about`."""
 
     name: str
     changes: Mapping[str, Mapping[str, Change]]
@@ -62,7 +64,7 @@ class LoRA:
 def layers_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """The layers of a part that a LoRA may change, from its state dict: name and shape of the weight.
 
-    `encode_prefix` is not among them: it makes the text latents that the network was trained on.
+    `encode_prefix` is excluded: it makes the text latents that the network was trained on.
     """
     names = (key.removesuffix(".weight") for key, weight in weights.items() if key.endswith(".weight") and weight.ndim > 1)
     return {name: tuple(weights[f"{name}.weight"].shape) for name in names if name != "encode_prefix"}
@@ -72,11 +74,11 @@ def read_lora(path: str | os.PathLike[str], layers: Mapping[str, Mapping[str, tu
     """Read a LoRA file for a model.
 
     Args:
-        path: safetensors, or what torch.save wrote.
-        layers: of each part ("uvit", "caption") of the model, as `layers_of` gives them.
+        path: a safetensors file, or one written by torch.save.
+        layers: for each part ("uvit", "caption") of the model, the result of `layers_of`.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: no such file.
         ValueError: it is damaged, no LoRA, or one for another network or another size of it.
     """
     source = WeightFiles(Path(path))
@@ -86,36 +88,36 @@ def read_lora(path: str | os.PathLike[str], layers: Mapping[str, Mapping[str, tu
         raise ValueError(
             f"{path} is not a LoRA: none of its {len(tensors)} tensors is a pair lora_A and lora_B (or lora_down and lora_up)."
         )
-    spelled = _spellings(layers)
-    foreign = [name for name in pairs if name not in spelled]
-    if foreign:
+    notations = _notations(layers)
+    unknown = [name for name in pairs if name not in notations]
+    if unknown:
         hint = (
             "it is for diffusers' UniDiffuserModel, whose layers have other names"
-            if any(".to_q" in name or "_to_q" in name for name in foreign)
+            if any(".to_q" in name or "_to_q" in name for name in unknown)
             else "its layers are not this model's"
         )
         raise ValueError(
-            f"{path} is a LoRA for another network: {len(foreign)} of its {len(pairs)} layers are unknown here, as "
-            f"{foreign[0]}; {hint}. Train one with `unidiffuser train-lora`, or choose another file."
+            f"{path} is a LoRA for another network: {len(unknown)} of its {len(pairs)} layers are unknown here, as "
+            f"{unknown[0]}; {hint}. Train one with `unidiffuser train-lora`, or choose another file."
         )
     changes: dict[str, dict[str, Change]] = {}
     for name, (down, up) in pairs.items():
-        part, layer = spelled[name]
+        part, layer = notations[name]
         down, up = down.flatten(1), up.flatten(1)
         rank, shape = down.shape[0], layers[part][layer]
         if up.shape[1] != rank:
             raise ValueError(f"{path} is damaged: the two matrices of {name} have ranks {rank} and {up.shape[1]}.")
-        there, here = (up.shape[0], down.shape[1]), (shape[0], math.prod(shape[1:]))
-        if there != (here[::-1] if _is_transposed(layer) else here):
+        given, needed = (up.shape[0], down.shape[1]), (shape[0], math.prod(shape[1:]))
+        if given != (needed[::-1] if _is_transposed(layer) else needed):
             raise ValueError(
-                f"{path} is a LoRA for a model of another size: it changes {layer} of the {_TITLES[part]} as {there[0]} x "
-                f"{there[1]}, and here that is {here[0]} x {here[1]}. Use it with the model that it was trained on."
+                f"{path} is a LoRA for a model of another size: it changes {layer} of the {_TITLES[part]} as {given[0]} x "
+                f"{given[1]}, but here that layer is {needed[0]} x {needed[1]}. Use it with the model that it was trained on."
             )
         alpha = tensors.get(f"{name}.alpha")
         scale = 1.0 if alpha is None else float(alpha) / rank
         changes.setdefault(part, {})[layer] = Change(down.clone(), up.clone(), scale)
-    told = source.metadata().get(METADATA)
-    return LoRA(str(path), changes, json.loads(told) if told else {})
+    about = source.metadata().get(METADATA)
+    return LoRA(str(path), changes, json.loads(about) if about else {})
 
 
 def write_lora(path: str | os.PathLike[str], changes: Mapping[str, Mapping[str, Change]], about: Mapping[str, Any]) -> None:
@@ -133,14 +135,15 @@ def write_lora(path: str | os.PathLike[str], changes: Mapping[str, Mapping[str, 
     write_safetensors(Path(path), tensors, tensors.items, {METADATA: json.dumps(dict(about), ensure_ascii=False)})
 
 
-def put_on(module: nn.Module, part: str, loras: Sequence[tuple[LoRA, float]], originals: Mapping[str, Tensor]) -> None:
-    """Make the weights of `module` its own plus those of the LoRAs, each times its strength.
+def apply_loras(module: nn.Module, part: str, loras: Sequence[tuple[LoRA, float]], originals: Mapping[str, Tensor]) -> None:
+    """Set the weights of `module` to the original ones plus those of the LoRAs, each times its strength.
 
     Args:
+        module: the part, changed in place.
         part: "uvit" or "caption".
-        loras: all that are to be on; an empty list takes every one off.
-        originals: the part's own weights under the names of its state dict, at least of the layers that these LoRAs, and
-            those that were on before, change. They are copied, never added to, so nothing is left over from before.
+        loras: all that shall be applied; an empty list removes every one.
+        originals: the original weights by their names in the part's state dict, at least of all layers that these LoRAs, or
+            those applied before, change. Sums start from them, so nothing of earlier LoRAs remains.
     """
     with torch.no_grad():
         for key, original in originals.items():
@@ -155,12 +158,12 @@ def put_on(module: nn.Module, part: str, loras: Sequence[tuple[LoRA, float]], or
 
 
 def _is_transposed(layer: str) -> bool:
-    """GPT-2's own layers keep their weight as (in, out), which a square one does not show."""
+    """Whether a layer stores its weight as (in, out), as those of GPT-2 do."""
     return layer.endswith((".c_attn", ".c_proj", ".c_fc"))
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """(down, up) by the name that both have before their ending; a half pair is left out."""
+    """(down, up) by their common name; incomplete pairs are left out."""
     pairs = {}
     for down_end, up_end in zip(_DOWN, _UP, strict=True):
         for key in tensors:
@@ -170,12 +173,12 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     return pairs
 
 
-def _spellings(layers: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, str]]:
-    """(part, layer) by every way of writing the layer's name."""
-    spelled: dict[str, tuple[str, str]] = {}
+def _notations(layers: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, str]]:
+    """(part, layer) by every notation of the layer's name."""
+    notations: dict[str, tuple[str, str]] = {}
     for part, names in layers.items():
         for name in names:
-            spelled |= {prefix + name: (part, name) for prefix in PREFIXES[part]}
+            notations |= {prefix + name: (part, name) for prefix in PREFIXES[part]}
             if part == "uvit":
-                spelled[_KOHYA + name.replace(".", "_")] = (part, name)
-    return spelled
+                notations[_KOHYA + name.replace(".", "_")] = (part, name)
+    return notations

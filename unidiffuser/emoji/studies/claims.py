@@ -23,7 +23,7 @@ from ...evaluation.metrics import parse_caption, share
 from ...evaluation.sources import Pair, fixed_order, in_split, read_folder
 from ...media.files import write_between, write_text
 from ...media.images import to_tensor
-from ...options import Options, Plan
+from ...options import Options, resolve
 from ...path import NoisePath
 from ...pipeline import UniDiffuser, load
 from ...samplers import sample
@@ -65,9 +65,9 @@ class Bench:
     def sheet(self, name: str, pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = SHOWN) -> None:
         write_sheet(self.out / f"{name}.jpg", pictures, captions, columns)
 
-    def plan(self) -> Plan:
+    def plan(self) -> Options:
         options: dict[str, Any] = {**self.options, "batch_size": BATCH}
-        return Plan.of(cast(Options, options), self.model.config)
+        return resolve(cast(Options, options), self.model.config)
 
     def recognised(self, setting: str, pictures: Sequence[Image.Image], pairs: Sequence[Pair], kept: str = "") -> list[Row]:
         """Two rows: how many pictures show the concepts of these pairs, and how many their styles."""
@@ -177,10 +177,12 @@ def interpolation(bench: Bench) -> list[Row]:
 def speeds(bench: Bench) -> list[Row]:
     """Unequal speeds: the same network draws pairs with the picture ahead, the caption ahead, or one after the other."""
     plan = bench.plan()
-    ways = {f"{a:g} : {b:g}": NoisePath.joint(plan.steps, speeds=(a, b)) for a, b in ((1, 1), (2, 1), (1, 2), (4, 1), (1, 4))}
+    ways = {
+        f"{a:g} : {b:g}": NoisePath.joint(plan["steps"], speeds=(a, b)) for a, b in ((1, 1), (2, 1), (1, 2), (4, 1), (1, 4))
+    }
     top = (1000.0, 1000.0)
-    ways["picture first"] = NoisePath.through(top, (0.0, 1000.0), (0.0, 0.0), steps=2 * plan.steps)
-    ways["caption first"] = NoisePath.through(top, (1000.0, 0.0), (0.0, 0.0), steps=2 * plan.steps)
+    ways["picture first"] = NoisePath.through(top, (0.0, 1000.0), (0.0, 0.0), steps=2 * plan["steps"])
+    ways["caption first"] = NoisePath.through(top, (1000.0, 0.0), (0.0, 0.0), steps=2 * plan["steps"])
     rows: list[Row] = []
     shown: list[Image.Image] = []
     under: list[str] = []
@@ -206,7 +208,7 @@ def noisy_condition(bench: Bench) -> list[Row]:
     for level in (0.0, 200.0, 400.0, 600.0, 800.0, 1000.0):
         generators = item_generators(0, len(pairs))
         given = Streams(text=noised(text, level, generators))
-        path = NoisePath.text_to_image(plan.steps, hold=level)
+        path = NoisePath.text_to_image(plan["steps"], hold=level)
         pictures = bench.model.decode_images(bench.model.run(path, given, plan, generators), plan)
         rows += bench.recognised(f"caption at label {level:g}", pictures, pairs)
         shown, under = shown + pictures[:SHOWN], under + [f"{p.caption}, {level:g}" for p in pairs[:SHOWN]]
@@ -230,12 +232,12 @@ def rewriting(bench: Bench) -> list[Row]:
         row[: 1 + len(tokenizer.encode(f"{pair.label},"))] = 0  # 1: the start token
     noise = draw_noise(text.shape[1:], generators, text.device)
     state = state.replace(text=torch.where(mask.to(text) > 0, noise, text))  # at the path's start, what is not kept is noise
-    with model.working("net") as net:
+    with model.on_device(model.net) as net:
         out = sample(
             net,
-            NoisePath.image_to_text(plan.steps),
+            NoisePath.image_to_text(plan["steps"]),
             state,
-            guidance=plan.guidance,
+            guidance=plan["guidance"],
             generator=generators,
             mask=Streams(text=mask),
         )

@@ -43,7 +43,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "10 steps, karras": {"steps": 10, "spacing": "karras"},
     "guidance above 500": {"guidance_interval": (500, 1000)},
     "guidance below 700": {"guidance_interval": (0, 700)},
-    "unconditional every 2nd": {"uncond_interval": 2},
     "cache every 2nd": {"cache_interval": 2},
     "cache every 3rd": {"cache_interval": 3},
     "14 steps, cache every 2nd": {"steps": 14, "cache_interval": 2},

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from unidiffuser.checkpoints.checkpoint import ModelConfig, convert, load_checkpoint, save_checkpoint
 from unidiffuser.checkpoints.config import V1
 from unidiffuser.checkpoints.export import export_original
-from unidiffuser.checkpoints.skeleton import fit, skeleton
+from unidiffuser.checkpoints.skeleton import assign_weights, skeleton
 from unidiffuser.checkpoints.weights import windows
 from unidiffuser.encoders.clip import ImageTokenEncoder, TextEncoder
 from unidiffuser.uvit import UViT
@@ -317,7 +317,7 @@ def test_wrong_tensors_are_named_with_their_file(tmp_path: Path) -> None:
         assert words in text
 
 
-def test_skeleton_keeps_tables_and_fit_keeps_ties() -> None:
+def test_skeleton_keeps_tables_and_assigned_weights_keep_ties() -> None:
     class Tied(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -329,12 +329,12 @@ def test_skeleton_keeps_tables_and_fit_keeps_ties() -> None:
     with skeleton():
         module = Tied()
     assert module.embed.weight.is_meta
-    fit(module, {"embed.weight": torch.ones(3, 2), "kept": torch.full((2,), 5.0)}, "here")
+    assign_weights(module, {"embed.weight": torch.ones(3, 2), "kept": torch.full((2,), 5.0)}, "here")
     assert module.head.weight is module.embed.weight
     assert module.table.tolist() == [0, 1, 2]
     assert module.kept.tolist() == [5.0, 5.0]
     with pytest.raises(ValueError, match=r"here .* 1 missing \(first: kept\)"):
-        fit(module, {"embed.weight": torch.ones(3, 2)}, "here")
+        assign_weights(module, {"embed.weight": torch.ones(3, 2)}, "here")
 
 
 def test_writing_to_loaded_weights_does_not_change_the_file(ours: Path) -> None:

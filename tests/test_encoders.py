@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import tiny_config, tokenizer_specs
 
 from unidiffuser.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from unidiffuser.checkpoints.skeleton import fit
+from unidiffuser.checkpoints.skeleton import assign_weights
 from unidiffuser.checkpoints.tokenizers import STOP, BytePairTokenizer, clip_spec, gpt2_spec, read_spec
 from unidiffuser.encoders.autoencoder import Autoencoder
 from unidiffuser.encoders.clip import ImageTokenEncoder, TextEncoder, clip_image_model, clip_text_model
@@ -167,7 +167,7 @@ def test_image_tokens(tiny_checkpoint: Path) -> None:
     assert torch.allclose(encoder.preprocess(images), expected, atol=1e-6)
 
     reference = clip_image_model(CONFIG.clip_image).eval()
-    fit(reference, checkpoint.state_dict("clip_image"), "reference")
+    assign_weights(reference, checkpoint.state_dict("clip_image"), "reference")
     with torch.inference_mode():
         embeds = reference(pixel_values=expected).image_embeds
     tokens = encoder(images)

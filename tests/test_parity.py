@@ -13,7 +13,7 @@ from torch import Tensor
 from unidiffuser.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from unidiffuser.checkpoints.config import V0, V1, infer_uvit, infer_vae
 from unidiffuser.checkpoints.keys import apply, uvit_recipes, uvit_to_diffusers, vae_recipes, vae_to_diffusers
-from unidiffuser.checkpoints.skeleton import fit, skeleton
+from unidiffuser.checkpoints.skeleton import assign_weights, skeleton
 from unidiffuser.encoders.autoencoder import Autoencoder, autoencoder_kl
 from unidiffuser.uvit import UViT, UViTConfig
 
@@ -25,7 +25,7 @@ def carried_over(theirs: Any, config: UViTConfig) -> UViT:
     stored = theirs.state_dict()
     with skeleton():
         ours = UViT(config)
-    fit(ours, apply(uvit_recipes(stored), stored), "diffusers")
+    assign_weights(ours, apply(uvit_recipes(stored), stored), "diffusers")
     return ours.eval()
 
 

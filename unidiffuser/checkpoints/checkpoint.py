@@ -22,7 +22,7 @@ from .layout_diffusers import read_diffusers
 from .layout_original import read_original
 from .layout_own import FORMAT, TOKENIZERS, read_own, target_dtype, write_own
 from .parts import Contents, InMemory, Part, make_part
-from .skeleton import fit
+from .skeleton import assign_weights
 from .tokenizers import BytePairTokenizer, Spec, clip_spec, gpt2_spec
 from .weights import WeightFiles
 
@@ -120,7 +120,7 @@ class Checkpoint:
         if rename is not None:
             tensors = apply(rename(tensors), tensors)
         where = f"the {_TITLES[part]} in {self._part(part).source.name}"
-        fit(module, tensors, where, f"If the file is not the one you meant: get {_WHAT_TO_GET[part]}.")
+        assign_weights(module, tensors, where, f"If the file is not the one you meant: get {_WHAT_TO_GET[part]}.")
         module.to(device=device)  # what is in no checkpoint, such as tables of positions
         return module.eval()
 

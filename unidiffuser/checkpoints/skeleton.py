@@ -32,7 +32,7 @@ class skeleton(TorchFunctionMode):  # in lower case: used like a function
         return func(*args, **kwargs)
 
 
-def fit(module: nn.Module, tensors: Mapping[str, Tensor], where: str, help_text: str = "") -> None:
+def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str, help_text: str = "") -> None:
     """Make `tensors` the parameters and buffers of a module, without a copy.
 
     Parameters that are tied in the module stay so, and only one of their names need be given.

@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 START, END, STOP = "<|startoftext|>", "<|endoftext|>", "<|EOS|>"
 _WORD_END = "</w>"
-_CLIP_WORDS = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # as CLIP was trained
-)
+CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""CLIP's pre-tokenization: each match is one word, split further by the merges."""
+_CLIP_SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|" + CLIP_WORDS
 
 Spec = dict[str, Any]  # {"vocab": {token: id}, "merges": ["a b", ...]}, as in a checkpoint's metadata
 
@@ -61,7 +61,7 @@ class BytePairTokenizer:
             )
             self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
                 [
-                    pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
+                    pre_tokenizers.Split(Regex(_CLIP_SPLIT), behavior="removed", invert=True),
                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
                 ]
             )

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoints.tokenizers import BytePairTokenizer
+from ..checkpoints.tokenizers import END, START, BytePairTokenizer
 from ..data.pictures import training_set
 from ..encoders.clip import clip_image_model
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, seeded_init
-from .vocabulary import END, START, clip_vocabulary
+from .vocabulary import clip_vocabulary
 
 
 def random_shift(pixels: Tensor, generator: torch.Generator, zoom: float = 0.12, move: float = 0.08) -> Tensor:

@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-START, END = "<|startoftext|>", "<|endoftext|>"  # CLIP's
-STOP = "<|EOS|>"  # the caption decoder's, the last id of its vocabulary as in the published one
+from ..checkpoints.tokenizers import CLIP_WORDS, END, START, STOP
 
 
 def clip_vocabulary(captions: Iterable[str], size: int) -> dict[str, Any]:
@@ -16,10 +15,9 @@ def clip_vocabulary(captions: Iterable[str], size: int) -> dict[str, Any]:
 
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(words, behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.skeleton import fit, skeleton
+from ..checkpoints.skeleton import assign_weights, skeleton
 from ..encoders.captions import CaptionDecoder
 from ..pipeline import load
 from ..small.network import build
@@ -82,7 +82,7 @@ def trainable_network(sizes: UViTConfig, weights: Mapping[str, Tensor]) -> UViT:
     """A network with these weights (float32, original names) and the attention that learns fastest where it is."""
     with skeleton():
         network = build(sizes, attention=attention_for(sizes))
-    fit(network, weights, "the given network")
+    assign_weights(network, weights, "the given network")
     return network
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +22,13 @@ from typer.testing import CliRunner
 
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
 from unidiffuser.cli import app
+from unidiffuser.data.captioned import DamagedShard, read_beside, read_listed, read_shard
 from unidiffuser.data.columns import find_columns
 from unidiffuser.data.download import img2dataset_command
 from unidiffuser.data.encode import Encoders, Encoding, encode
 from unidiffuser.data.filter import PRESETS, Rules, filter_tables
 from unidiffuser.data.shards import LatentShards, read_notes
-from unidiffuser.data.sources import DamagedShard, find_parts
+from unidiffuser.data.sources import find_parts
 from unidiffuser.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -186,7 +191,7 @@ def test_every_truncation_of_a_shard_is_noticed(tmp_path):
     "name", ["pipe:touch ran #.tar", "pipe:touch ran; cat whole.tar", "http:x.tar", "file:x.tar", "{0..1}.tar", "a::b.tar"]
 )
 def test_the_name_of_a_shard_is_no_command(tmp_path, monkeypatch, name):
-    """webdataset takes names for addresses, and runs those that begin with "pipe:" in a shell."""
+    """The webdataset library takes names for addresses, and runs those that begin with "pipe:" in a shell."""
     monkeypatch.chdir(tmp_path)
     write_tar(tmp_path / name, tar_samples(0, 2))
     pairs = [pair for part in find_parts(Path()) for pair in part.read()]
@@ -220,6 +225,50 @@ def test_folders_and_coco(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png"}\n')
     with pytest.raises(ValueError, match=r"metadata\.jsonl:1"):
         find_parts(tmp_path)
+
+
+def test_captions_may_contain_what_unicode_calls_a_line_end(tmp_path):
+    for name in ("a.png", "b.PNG"):
+        picture(0)[0].save(tmp_path / name, "PNG")
+    lines = [json.dumps({"file_name": name, "text": f"one\u2028{name}\x85"}, ensure_ascii=False) for name in ("a.png", "b.PNG")]
+    (tmp_path / "metadata.jsonl").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    assert [pair.captions for pair in read_listed(tmp_path)] == [("one\u2028a.png\x85",), ("one\u2028b.PNG\x85",)]
+    (tmp_path / "metadata.jsonl").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"metadata\.jsonl is not UTF-8"):
+        list(read_listed(tmp_path))
+
+
+def test_pictures_of_a_folder_with_and_without_text(tmp_path, caplog):
+    (tmp_path / "deep").mkdir()
+    for name in ("a.JPG", "b.png", "deep/c.gif", "notes.md"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa cat\r\na dog\r\n")
+    (tmp_path / "deep/c.txt").write_bytes(b"caf\xe9")
+    pairs = list(read_beside(tmp_path))
+    assert [(pair.key, pair.captions) for pair in pairs] == [
+        ("a.JPG", ("a cat\na dog\n",)), ("b.png", ()), (str(Path("deep/c.gif")), ("caf\ufffd",))
+    ]  # fmt: skip
+    assert "c.txt is not UTF-8" in caplog.text
+    assert [pair.key for pair in read_beside(tmp_path, recursive=False)] == ["a.JPG", "b.png"]
+
+
+def test_files_of_a_sample_are_found_wherever_they_lie_in_the_shard(tmp_path):
+    """Members are given in this order; a key that occurs again with a second picture is another sample."""
+    image = encoded(picture(0)[0])
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("s/0.JPG", image), ("1.png", image), (".2.png", image), ("readme", b"x"), ("1.txt", b"one"),
+                           ("s/0.txt", b"zero"), ("1.png", image + b"again"), ("3.seg.png", image)):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    pairs = list(read_shard(tmp_path / "a.tar"))
+    assert [(pair.key, pair.captions, pair.has_picture) for pair in pairs] == [
+        ("s/0", ("zero",), True), ("1", ("one",), True), ("1", ("",), True), ("3", ("",), False)
+    ]  # fmt: skip
+    assert pairs[0].image().size == (SIDE, SIDE)
+    assert pairs[2].place[1] == len(image) + 5
+    with pytest.raises(FileNotFoundError, match=r"3 in .*a\.tar has no picture"):
+        pairs[3].image()
 
 
 # --- encoding --------------------------------------------------------------------------------------------------------
@@ -367,6 +416,18 @@ def test_a_shard_that_vanishes_while_encoding_is_told(tmp_path, encoders):
     manifest = encode(parts, tmp_path / "out", encoders, SMALL, ALONE)
     assert "vanished" in manifest["damaged"]["00000"]
     assert manifest["samples"] == 4
+
+    def half(read):  # the shard is removed after its first pair
+        for k, pair in enumerate(read()):
+            yield pair
+            if k == 0:
+                pair.path.unlink()
+
+    write_tar(tmp_path / "in/00000.tar", tar_samples(0, 4))
+    parts[0] = replace(parts[0], read=partial(half, parts[0].read))
+    one = Encoding(SIDE, batch_size=1, readers=1)
+    assert "vanished" in encode(parts, tmp_path / "out", encoders, one, ALONE)["damaged"]["00000"]
+    assert not (tmp_path / "out/00000.safetensors").exists()
 
 
 def test_other_settings_need_another_folder(tmp_path, encoders):

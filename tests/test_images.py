@@ -180,6 +180,12 @@ def test_suffixes_are_those_of_the_formats_whatever_is_saved_later(tmp_path: Pat
         Image.EXTENSION.update(registered)
 
 
+def test_suffixes_of_pictures_are_listed_in_one_place() -> None:
+    root = Path(unidiffuser.__file__).parent
+    files = [*root.rglob("*.py"), *(root.parent / "nodes").rglob("*.py")]
+    assert not [file.name for file in files if re.search(r"\bjpe?g['\"]", file.read_text(encoding="utf-8"))]
+
+
 def test_lines_end_at_line_feeds_only() -> None:
     assert lines_of("a\u2028b\x85c \r\n\n d\x0ce") == ["a\u2028b\x85c", "", "d\x0ce"]
 

@@ -83,7 +83,8 @@ def test_several_captions_of_a_picture_take_turns(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), RED).save(tmp_path / "a.png")
     record = {"file_name": "a.png", "text": ["zor", "zor, noto"]}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(record), encoding="utf-8")
-    _, captions = lessons.read_pictures(tmp_path, 8)
+    found, captions = lessons.read_pictures(tmp_path, 8)
+    assert found[0].size == (8, 8)
     assert lessons.spread(captions, 3) == ("zor", "zor, noto", "zor")
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..media.files import write_text
-from ..media.images import fit, open_image, save_png
+from ..data.captioned import picture_files
+from ..media.files import read_lines, write_text
+from ..media.images import PICTURE_FORMATS, fit, open_image, save_png
 from ..media.results import Result, metadata
 from ..options import Options, resolve
 from ..path import NoisePath
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.jsonl"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,7 @@ def prompt_items(path: Path, seed: int, count: int) -> list[Item]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file of prompts at {path}")
-    try:
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    prompts = [line for line in read_lines(path) if line]
     if not prompts:
         raise ValueError(f"{path} holds no prompts; write one a line")
     sources = [prompt for prompt in prompts for _ in range(count)]
@@ -75,9 +72,9 @@ def picture_items(folder: Path, seed: int) -> list[Item]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of pictures at {folder}")
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
+    names = sorted(path.relative_to(folder).as_posix() for path in picture_files(folder))
     if not names:
-        raise FileNotFoundError(f"{folder} holds no pictures ({', '.join(PICTURES)})")
+        raise FileNotFoundError(f"{folder} holds no pictures ({', '.join(PICTURE_FORMATS)})")
     return [Item(k, name, seed + k, f"{name}.txt") for k, name in enumerate(names)]
 
 

@@ -28,9 +28,10 @@ from ..distributed import World
 from ..encoders.autoencoder import Autoencoder
 from ..encoders.clip import ImageTokenEncoder, TextEncoder
 from ..media.files import write_text
-from ..media.images import fit, open_image, to_tensor
+from ..media.images import fit, to_tensor
+from .captioned import DamagedShard, Pair
 from .shards import MANIFEST, read_notes, write_shard
-from .sources import DamagedShard, Pair, Part
+from .sources import Part
 
 log = logging.getLogger(__name__)
 
@@ -179,11 +180,11 @@ def _decoded(part: Part, encoding: Encoding, counts: Counter[str]) -> Iterator[l
         captions = [caption for caption in captions if caption]
         if not captions:
             return "no caption"
-        if not pair.picture:
-            return "no picture"
         try:
-            image = open_image(pair.picture, pair.key)
+            image = pair.image()
         except FileNotFoundError:
+            if pair.place is not None and not pair.path.is_file():
+                raise  # the whole shard, not one picture
             return "no picture"
         except ValueError:
             return "unreadable picture"

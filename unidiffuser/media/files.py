@@ -76,6 +76,18 @@ def write_between(path: Path, text: str, markers: tuple[str, str]) -> None:
     write_text(path, f"{before}{first}\n\n{text}\n{last}{after}")
 
 
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Lines of a UTF-8 file, see `lines_of`.
+
+    Raises:
+        ValueError: the file is not UTF-8 text.
+    """
+    try:
+        return lines_of(Path(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+
+
 def _umask() -> int:
     mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.pictures import ImageFolder
-from ..media.images import fit, open_image, to_images, to_tensor
+from ..data.captioned import INDEX, read_beside, read_listed
+from ..media.images import PICTURE_FORMATS, fit, to_images, to_tensor
 from ..path import NoisePath
 from ..samplers import sample
 from ..streams import Streams, item_generators
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ..encoders.captions import CaptionDecoder
     from ..engine import Engine
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NO_TOKEN = -100  # what no loss looks at
 
 
@@ -57,32 +56,30 @@ class Lessons:
 
 
 def read_pictures(folder: str | Path, size: int, word: str | None = None) -> tuple[list[Image.Image], list[list[str]]]:
-    """Pictures of a folder, cut and scaled to a square of `size` pixels, and the captions of each.
+    """Read the pictures of a folder as squares of `size` pixels, with the captions of each.
 
-    Captions come from the folder's ``metadata.jsonl`` (see :class:`.data.ImageFolder`), else from a text file of the
-    picture's name beside it, else are the `word`.
+    Captions come from the folder's `metadata.jsonl`, which then lists the pictures, or from a `.txt` beside each picture. A
+    picture without a caption gets the `word`.
 
     Raises:
         FileNotFoundError: no such folder, or no picture in it.
-        ValueError: a picture that is damaged, or one without a caption.
+        ValueError: a picture that is damaged, or without a caption.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: put 4 to 8 pictures of the new thing into one")
-    if (folder / "metadata.jsonl").is_file():
-        images = ImageFolder(folder, size)
-        return to_images(images.pixels(torch.arange(len(images)))), [record["text"] for record in images.records]
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no picture ({', '.join(PICTURES)})")
+    listed = (folder / INDEX).is_file()
+    pairs = list(read_listed(folder) if listed else read_beside(folder, recursive=False))
+    if not pairs:
+        raise FileNotFoundError(f"{folder} holds no picture ({', '.join(PICTURE_FORMATS)})")
     captions = []
-    for file in files:
-        beside = file.with_suffix(".txt")
-        text = beside.read_text(encoding="utf-8").strip() if beside.is_file() else (word or "")
-        if not text:
-            raise ValueError(f"{file} has no caption: give a word for all pictures, or write {beside.name} beside it")
-        captions.append([text])
-    return [fit(open_image(file), size, size) for file in files], captions
+    for pair in pairs:
+        texts = [text.strip() for text in pair.captions if text.strip()]
+        if not texts and not word:
+            place = INDEX if listed else pair.path.with_suffix(".txt").name
+            raise ValueError(f"{pair.path} has no caption: write one in {place}, or give a word for all pictures")
+        captions.append(texts or [str(word)])
+    return [fit(pair.image(), size, size) for pair in pairs], captions
 
 
 def variations(pictures: Sequence[Image.Image], count: int, strength: float, seed: int) -> list[Image.Image]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
+from unidiffuser.data.captioned import Pair
 from unidiffuser.emoji.judge import Judge
 from unidiffuser.evaluation.metrics import nearest
-from unidiffuser.evaluation.sources import Pair
 from unidiffuser.media.images import to_tensor
 
 STYLES = ("noto", "twemoji", "flat", "fluent")

@@ -16,13 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from unidiffuser.data.captioned import Pair
 from unidiffuser.evaluation.config import EvaluationConfig
 from unidiffuser.evaluation.eyes import Eyes
 from unidiffuser.evaluation.metrics import nearest, nearest_by_caption, parse_caption, psnr, shuffled, thumbnails
 from unidiffuser.evaluation.parts import Answers, collect
 from unidiffuser.evaluation.report import html_report, markdown, markdown_report
 from unidiffuser.evaluation.run import Evaluation, Subject
-from unidiffuser.evaluation.sources import Pair, in_split, read_source
+from unidiffuser.evaluation.sources import in_split, read_source
 from unidiffuser.evaluation.tasks import SEEDS
 from unidiffuser.media.images import to_tensor
 

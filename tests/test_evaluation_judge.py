@@ -9,10 +9,11 @@ import pytest
 import torch
 from evaluation_pictures import SIDE, STYLES, labelled_folder
 
+from unidiffuser.data.captioned import Pair
 from unidiffuser.emoji.judge import BUNDLED, Judge, load_judge
 from unidiffuser.emoji.judge_training import augment, train_judge
 from unidiffuser.evaluation.identity import file_digest
-from unidiffuser.evaluation.sources import Pair, in_split, read_source
+from unidiffuser.evaluation.sources import in_split, read_source
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from unidiffuser.data.captioned import Pair
 from unidiffuser.emoji.judge import CONCEPT_SIDE, SIDE, Judge, at_side
 from unidiffuser.emoji.restyle import Restyle
 from unidiffuser.evaluation.metrics import share
-from unidiffuser.evaluation.sources import Pair, in_split
+from unidiffuser.evaluation.sources import in_split
 from unidiffuser.media.images import to_tensor
 from unidiffuser.runtime.precision import multiplies_bf16
 from unidiffuser.training.augment import hue_turn, moved, softened

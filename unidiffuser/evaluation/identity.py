@@ -12,7 +12,7 @@ import torch
 
 if TYPE_CHECKING:
     from unidiffuser.checkpoints.checkpoint import Checkpoint
-    from unidiffuser.evaluation.sources import Pair
+    from unidiffuser.data.captioned import Pair
 
 
 def file_digest(path: str | Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from unidiffuser.data.captioned import Pair
 from unidiffuser.evaluation.captions_metrics import bleu4, cider, exact
 from unidiffuser.evaluation.clip_score import clip_scores
 from unidiffuser.evaluation.frechet import fid, kid
@@ -18,7 +19,6 @@ from unidiffuser.evaluation.metrics import share
 from unidiffuser.evaluation.neighbours import mean_distance, nearest_distances
 from unidiffuser.evaluation.parts import Answers
 from unidiffuser.evaluation.retrieval import recall
-from unidiffuser.evaluation.sources import Pair
 
 Row = dict[str, Any]
 RETRIEVED = 5000  # the size of COCO's test split for retrieval; R@k falls with the number to choose from

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unidiffuser.evaluation.sources import Pair
+from unidiffuser.data.captioned import Pair
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from unidiffuser.data.captioned import Pair
 from unidiffuser.evaluation.needs import needed
 from unidiffuser.evaluation.parts import Answers
-from unidiffuser.evaluation.sources import Pair
 from unidiffuser.media.images import contact_sheet, open_image
 
 Rows = Sequence[Mapping[str, Any]]

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from unidiffuser.data.captioned import Pair
 from unidiffuser.evaluation import measures, tasks
 from unidiffuser.evaluation.config import EvaluationConfig, Sweep
 from unidiffuser.evaluation.eyes import Eyes
@@ -19,7 +20,7 @@ from unidiffuser.evaluation.parts import Answers, collect
 from unidiffuser.evaluation.retrieval import recall
 from unidiffuser.evaluation.sampling import Sampler
 from unidiffuser.evaluation.scores import score, style_confusion
-from unidiffuser.evaluation.sources import Pair, fixed_order, in_split, read_source
+from unidiffuser.evaluation.sources import fixed_order, in_split, read_source
 from unidiffuser.media.files import write_text
 
 log = logging.getLogger(__name__)

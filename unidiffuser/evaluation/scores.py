@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from unidiffuser.data.captioned import Pair
 from unidiffuser.emoji.judge import Judge
 from unidiffuser.evaluation.metrics import nearest, nearest_by_caption, parse_caption, share, shuffled, thumbnails
-from unidiffuser.evaluation.sources import Pair
 from unidiffuser.media.images import to_tensor
 
 Answer = Mapping[str, Any]

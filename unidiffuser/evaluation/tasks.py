@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from unidiffuser.data.captioned import Pair
 from unidiffuser.evaluation.eyes import Eyes
 from unidiffuser.evaluation.metrics import psnr
 from unidiffuser.evaluation.parts import Answers
 from unidiffuser.evaluation.sampling import Sampler
-from unidiffuser.evaluation.sources import Pair
 from unidiffuser.media.images import fit
 
 Make = Callable[[range], Answers]

@@ -1,21 +1,22 @@
-"""UniDiffuser: one transformer for images, captions and both, in any direction.
+"""UniDiffuser: one diffusion transformer for text-to-image, captioning, joint and unconditional generation.
 
     import unidiffuser
     model = unidiffuser.load("emoji")
     model.text_to_image("red apple, twemoji", count=4)
 
-Importing the package costs nothing; torch is imported with the first name that needs it.
+`import unidiffuser` loads neither torch nor numpy; the first use of `load` or `UniDiffuser` does.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .pipeline import UniDiffuser, load
 
 __all__ = ["UniDiffuser", "__version__", "load"]
-from .version import __version__
 
 
 def __getattr__(name: str) -> Any:
@@ -24,3 +25,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(pipeline, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All names, those that are imported on first use too, so that `help` and completion show them."""
+    return sorted({*globals(), *__all__})

@@ -18,15 +18,12 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from .schedule import NUM_LABELS, half_logsnr, label_of_half_logsnr, label_of_sigma, sigma_of_label
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 CLEAN, MARGINAL = 0.0, float(NUM_LABELS)
 LEAST = 1.0  # the lowest label that the network was trained to denoise

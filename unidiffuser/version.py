@@ -1,3 +1,3 @@
-"""The version of the package, for code that must not import it whole."""
+"""The version of the package, read by the build and by code that must not import torch."""
 
 __version__ = "0.1.0"

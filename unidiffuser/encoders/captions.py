@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.config import CaptionConfig
 from ..checkpoints.skeleton import skeleton
 from ..streams import generators_for
 from .beam_search import beam_search, nucleus_sampling
-
-if TYPE_CHECKING:
-    from ..checkpoints.checkpoint import Checkpoint
-    from ..checkpoints.config import CaptionConfig
 
 
 @dataclass(frozen=True)

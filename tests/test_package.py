@@ -1,0 +1,58 @@
+"""The package as its users meet it: imports, help, types and documentation."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pydoc
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+import pytest
+
+import unidiffuser
+
+ROOT = Path(__file__).parents[1]
+LAZY = "import sys, unidiffuser; dir(unidiffuser); sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'PIL')))"
+PUBLIC = ["unidiffuser", "unidiffuser.checkpoints.checkpoint"] + [
+    f"unidiffuser.{file.stem}" for file in sorted((ROOT / "unidiffuser").glob("[a-z]*.py"))
+]
+
+
+def public(module: ModuleType) -> dict[str, type | FunctionType]:
+    """The public classes, functions and methods that a module defines, by their qualified names."""
+    found: dict[str, type | FunctionType] = {}
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if inspect.isclass(value):
+            methods = {key: getattr(member, "__func__", member) for key, member in vars(value).items() if key[0] != "_"}
+            found |= {f"{name}.{key}": member for key, member in methods.items() if inspect.isfunction(member)}
+        if inspect.isclass(value) or inspect.isfunction(value):
+            found[name] = value
+    return found
+
+
+def test_importing_the_package_imports_neither_torch_nor_numpy() -> None:
+    subprocess.run([sys.executable, "-c", LAZY], cwd=ROOT, check=True)
+
+
+def test_help_shows_what_is_imported_on_first_use() -> None:
+    text = pydoc.render_doc(unidiffuser, renderer=pydoc.plaintext)
+    assert "class UniDiffuser(" in text
+    assert "text_to_image(self, prompt" in text
+    assert "load(name_or_path" in text
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_type_hints_of_the_public_names_can_be_read(name: str) -> None:
+    for value in public(importlib.import_module(name)).values():
+        typing.get_type_hints(value)
+
+
+def test_the_package_ships_its_types() -> None:
+    assert (ROOT / "unidiffuser" / "py.typed").is_file()
+    assert '"py.typed"' in (ROOT / "pyproject.toml").read_text("utf-8")

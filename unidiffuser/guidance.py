@@ -1,4 +1,4 @@
-"""Guidance: which evaluations of the network a point of a path needs, all in one forward, and how they combine.
+"""Guidance: the network evaluations of a point on the path, batched in one forward, and how they combine.
 
 UniDiffuser needs no null token for classifier-free guidance (Ho and Salimans, arXiv 2207.12598): a modality's
 unconditional prediction is the same network with the other modality at label 1000, where it is pure noise

@@ -1,15 +1,15 @@
-"""The noise path: how a sample travels through the square of noise levels (t_img, t_text) in [0, 1000]^2.
+"""Noise paths: pairs of timestep schedules, drawn as curves in the square (t_img, t_text) in [0, 1000]^2.
 
-The network predicts the noise of both modalities at any pair of levels (arXiv 2303.06555, section 3), so the one thing
-that tells captioning from illustration is the curve a sample follows:
+The network predicts the noise of both modalities at any pair of noise levels (arXiv 2303.06555, section 3), so each task is a
+path from a noisy corner of the square to a clean one:
 
     text to image   along the bottom edge       t_img 1000 -> 0, t_text = 0
     image to text   along the left edge         t_img = 0, t_text 1000 -> 0
     joint           down the diagonal           both 1000 -> 0
     image, text     along the far edges         the other stays at 1000: pure noise, marginalised
 
-and every other monotone curve is a sampler too. A path holds no mode: what a stream does in an interval (moves, or is
-held clean, noisy or marginalised) is read off its two levels there.
+and every other monotone curve is a sampler too. A path has no mode: whether a stream is denoised over an interval, or held
+clean, noisy or marginalised, follows from its two labels there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from .schedule import NUM_LABELS, half_logsnr, label_of_half_logsnr, label_of_sigma, sigma_of_label
 
 CLEAN, MARGINAL = 0.0, float(NUM_LABELS)
-LEAST = 1.0  # the lowest label that the network was trained to denoise
+LEAST = 1.0  # lowest label that the network was trained on
 KARRAS_RHO = 7.0  # Karras et al., arXiv 2206.00364, eq. 5
 
 Warp = Callable[[Tensor], Tensor]
@@ -38,10 +38,10 @@ SPACINGS: dict[str, tuple[Warp, Warp]] = {  # name: (label -> axis of equal step
 
 
 def spaced(start: float, end: float, steps: int, spacing: str = "uniform") -> list[float]:
-    """steps + 1 labels from `start` down to `end`, both exact, at equal distances on the axis named by `spacing`.
+    """steps + 1 labels from `start` down to `end`, both exact, equally spaced on the axis named by `spacing`.
 
-    "uniform" is the authors' choice. "logsnr" (arXiv 2206.00927) and "karras" have no finite place for label 0: they
-    run to label 1 in one step less, and the last interval goes from there to the end.
+    "uniform" is the authors' choice. "logsnr" (arXiv 2206.00927) and "karras" are infinite at label 0: they run to label 1 in
+    one step less, and the last interval goes from there to the end.
     """
     if spacing not in SPACINGS:
         raise ValueError(f"Unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}.")
@@ -65,9 +65,9 @@ class NoisePath:
         t_img, t_text: labels in [0, 1000] of the image (latent and CLIP token) and of the text at each point: two
             sequences of one length, both falling or level. Both rising or level is the path of an inversion.
 
-    A stream that is level over an interval is held there: at 0 a clean condition, at 1000 marginalised (fresh noise at
-    every evaluation), in between a condition known only up to that noise. The low end must lie on an axis or at the
-    origin, where at least one stream is clean; label 1, where the authors stop, counts as clean.
+    A stream whose label does not change over an interval is held there: at 0 as a clean condition, at 1000 marginalised (fresh
+    noise at every evaluation), in between as a condition at that noise level. The low end must lie on an axis or at the origin,
+    where at least one stream is clean; label 1, where the authors stop, counts as clean.
 
     Raises:
         ValueError: labels outside the square, of unequal lengths, not monotone, going nowhere, or ending off the axes.
@@ -77,7 +77,7 @@ class NoisePath:
     t_text: tuple[float, ...]
 
     def __init__(self, t_img: Sequence[float] | Tensor, t_text: Sequence[float] | Tensor):
-        # NOTE: finer than a millionth of a label, two noise levels are one in floating point, and a step between them is 0 / 0.
+        # NOTE: labels closer than a millionth are one noise level in floating point, and a step between them is 0 / 0.
         object.__setattr__(self, "t_img", tuple(round(float(t), 6) for t in t_img))
         object.__setattr__(self, "t_text", tuple(round(float(t), 6) for t in t_text))
         if len(self.t_img) != len(self.t_text):
@@ -92,7 +92,7 @@ class NoisePath:
         if any(c < 0 for c in changes) and any(c > 0 for c in changes):
             raise ValueError("A path must be monotone: both labels falling or level, or both rising for an inversion.")
         if not any(changes):
-            raise ValueError("On this path nothing moves: at least one of t_img and t_text must change.")
+            raise ValueError("This path does not move: at least one of t_img and t_text must change.")
         end = 0 if self.ascending else -1
         if (low := min(self.t_img[end], self.t_text[end])) > LEAST:
             raise ValueError(f"A path must end with the image or the text at 0; here the cleaner ends at {low:g}.")
@@ -117,21 +117,23 @@ class NoisePath:
 
     @classmethod
     def through(cls, *corners: tuple[float, float], steps: int, spacing: str = "uniform") -> NoisePath:
-        """Straight lines through (t_img, t_text) corners, the steps shared among them by length (at least one each).
+        """Straight lines through (t_img, t_text) corners, with steps in proportion to their length, at least one each.
 
-        `through((1000, 1000), (0, 1000), (0, 0), steps=40)` first draws a picture from nothing, then captions it.
+        `through((1000, 1000), (0, 1000), (0, 0), steps=40)` samples a picture and then captions it.
         """
         lengths = [max(abs(a - b) for a, b in zip(p, q, strict=True)) for p, q in itertools.pairwise(corners)]
-        return cls._shared(corners, lengths, steps, spacing)
+        return cls._in_proportion(corners, lengths, steps, spacing)
 
     @classmethod
-    def _shared(cls, corners: Sequence[tuple[float, float]], lengths: Sequence[float], steps: int, spacing: str) -> NoisePath:
+    def _in_proportion(
+        cls, corners: Sequence[tuple[float, float]], lengths: Sequence[float], steps: int, spacing: str
+    ) -> NoisePath:
         """The path through `corners` whose lines get steps in proportion to `lengths`, at least one each."""
         _check_steps(steps, len(lengths))
-        bounds = [0]  # index of each corner: where its share ends, leaving a step for every later line
+        bounds = [0]  # index of each corner on the path, leaving at least one step for every later line
         for k in range(1, len(lengths)):
-            share = round(steps * sum(lengths[:k]) / (sum(lengths) or 1))
-            bounds.append(min(max(share, bounds[-1] + 1), steps - (len(lengths) - k)))
+            index = round(steps * sum(lengths[:k]) / (sum(lengths) or 1))
+            bounds.append(min(max(index, bounds[-1] + 1), steps - (len(lengths) - k)))
         bounds.append(steps)
         t_img, t_text = [corners[0][0]], [corners[0][1]]
         for k in range(len(lengths)):
@@ -142,7 +144,7 @@ class NoisePath:
 
     @classmethod
     def text_to_image(cls, steps: int, *, start: float = MARGINAL, hold: float = CLEAN, spacing: str = "uniform") -> NoisePath:
-        """p(img | text). `start` < 1000 begins at an image noised to that label; `hold` > 0 loosens the condition."""
+        """p(img | text). `start` < 1000 begins at an image noised to that label; `hold` > 0 conditions on a noisy text."""
         return cls.through((start, hold), (CLEAN, hold), steps=steps, spacing=spacing)
 
     @classmethod
@@ -173,8 +175,8 @@ class NoisePath:
 
         Args:
             start: labels (image, text) of the first point.
-            speeds: labels per step of (image, text); only the ratio counts. The one that is clean first waits there
-                for the other. The default goes straight down the diagonal.
+            speeds: labels per step of (image, text), of which only the ratio matters. The modality that is clean first is
+                held while the other finishes. The default is the diagonal.
         """
         if any(not (math.isfinite(s) and s > 0) for s in speeds):
             raise ValueError(f"speeds must be positive numbers, not {speeds}; text_to_image and others hold a stream.")
@@ -183,10 +185,10 @@ class NoisePath:
         if math.isclose(durations[0], durations[1]) or max(corner) < LEAST:
             return cls.through(start, (CLEAN, CLEAN), steps=steps, spacing=spacing)
         times = min(durations), max(durations) - min(durations)
-        return cls._shared((start, corner, (CLEAN, CLEAN)), times, steps, spacing)
+        return cls._in_proportion((start, corner, (CLEAN, CLEAN)), times, steps, spacing)
 
     def picture(self, size: int = 256) -> Image:
-        """The path in its square, RGB, `size` x `size` pixels: image noise to the right, text noise upwards."""
+        """A diagram of the path, RGB, `size` x `size` pixels: image noise on the x axis, text noise on the y axis."""
         from .media.path_picture import draw
 
         return draw(self.t_img, self.t_text, size)

@@ -1,11 +1,11 @@
-"""The noise schedule: labels, and how much signal and noise each one means.
+"""The noise schedule: labels and their signal and noise levels.
 
 x_t = alpha(t) x_0 + sigma(t) eps, alpha^2 + sigma^2 = 1, with Stable Diffusion's "scaled linear" betas. Labels run from
-0 (clean) to 1000 (pure noise); label n belongs to alphas_cumprod[n - 1], timestep n - 1 to who counts from 0 to 999.
+0 (clean) to 1000 (pure noise); label n belongs to alphas_cumprod[n - 1], which is timestep n - 1 for libraries that count 0 to 999.
 Between two labels log alpha is interpolated linearly, as in the discrete schedule of DPM-Solver (arXiv 2206.00927);
-label 0 is exactly alpha = 1, so between 0 and 1 the same rule holds.
+label 0 is exactly alpha = 1, so the same rule holds between 0 and 1.
 
-Tensor functions keep float64 as it is and compute everything else in float32, on the device of their input.
+Tensor functions compute in float64 for float64 inputs and in float32 otherwise, on the device of their input.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _log_alpha_table(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _falling_table(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """-log alpha of the labels 0..1000, which rises, and its (1000,) steps."""
+    """-log alpha of the labels 0..1000, which is ascending, and its (1000,) differences."""
     falls = -_log_alpha_table(device, dtype)
     return falls, falls.diff()
 
@@ -69,7 +69,7 @@ def half_logsnr(labels: Tensor) -> Tensor:
 
 
 def label_of_half_logsnr(lam: Tensor) -> Tensor:
-    """Inverse of `half_logsnr`: labels in [0, 1000]; what lies beyond is clamped to the nearer end."""
+    """Inverse of `half_logsnr`: labels, clamped to [0, 1000]."""
     return _label_of_log_alpha(-0.5 * F.softplus(-2 * _floating(lam), threshold=50.0))
 
 

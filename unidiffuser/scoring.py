@@ -1,8 +1,8 @@
-"""How well texts fit an image, by the network's own denoising error.
+"""Scoring captions by the network's denoising error.
 
-A caption that fits helps to tell an image's noise from the image: with weights that are equal at all labels, the mean squared
-error of eps(x_t, y, t, 0) bounds -log p(x | y), so ranking captions by it is the diffusion classifier of Li et al.
-(arXiv 2303.16203). UniDiffuser's marginal, eps(x_t, noise, t, 1000), needs no extra model and gives the zero of the scale.
+A caption that fits its image lowers the error of the noise prediction: averaged over all labels, the mean squared error of
+eps(x_t, y, t, 0) bounds -log p(x | y), so ranking captions by it is the diffusion classifier of Li et al. (arXiv 2303.16203).
+The error of UniDiffuser's marginal, eps(x_t, noise, t, 1000), is the zero of the scale.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .path import CLEAN, MARGINAL
 from .schedule import add_noise
 from .streams import Streams, draw_noise
 
-LOW, HIGH = 100.0, 900.0  # labels outside say little: the image is plain to see, or gone
+LOW, HIGH = 100.0, 900.0  # outside, the image is too clear or too noisy for a caption to matter
 
 
 @torch.no_grad()
@@ -31,9 +31,9 @@ def caption_fit(
     data_type: int = 1,
     callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Scores (N,) of N texts for one image: how much lower its denoising error is with the text than without any.
+    """Scores (N,) of N texts for one image: the reduction of its denoising error by conditioning on the text.
 
-    Every text meets the same noise at the same labels, so that differences between them are the texts' own.
+    All texts are evaluated with the same noise at the same labels, so that scores differ by the texts alone.
 
     Args:
         net: a UViT, or any function of its inputs.
@@ -45,7 +45,7 @@ def caption_fit(
         callback: called after each level with (level from 0, levels); may raise to interrupt.
 
     Returns:
-        Differences of mean squared errors per number, on the CPU; 0 is no help, more is better.
+        Differences of mean squared errors, on the CPU; 0 means no effect, higher is better.
 
     Raises:
         ValueError: no texts, or no levels, or more than one image.
@@ -80,6 +80,6 @@ def _draw(like: Tensor, generator: torch.Generator, device: torch.device) -> Ten
 
 
 def _squared_error(predicted: Sequence[Tensor | None], true: Sequence[Tensor]) -> Tensor:
-    """Mean over all numbers of both streams: (N,) float64 on the CPU."""
+    """Mean over all elements of both streams: (N,) float64 on the CPU."""
     difference = torch.cat([(p - t).flatten(1) for p, t in zip(predicted, true, strict=True) if p is not None], dim=1)
     return difference.double().square().mean(dim=1).cpu()

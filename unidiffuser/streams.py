@@ -1,7 +1,6 @@
-"""The state that every sampler moves: an image latent, the CLIP token of the same image, and a text latent.
+"""Streams: the state of a sample (image latent, CLIP image token, text latent), and the random numbers of a batch.
 
-Also the random numbers of a batch: every item has a generator of its own, so that what an item becomes does not depend
-on which others are sampled beside it. The global generators are never used.
+Every item has its own generator, so its result does not depend on the rest of the batch. The global generators are never used.
 """
 
 from __future__ import annotations
@@ -21,9 +20,12 @@ MODALITY_OF: Mapping[str, str] = {name: modality for modality, names in MODALITI
 
 @dataclass(frozen=True)
 class Streams:
-    """One tensor per stream, or None for one that is not there.
+    """A tensor for each stream; None for an absent one.
 
-    img: (B, C, H, W) image latent. clip_img: (B, 1, D) CLIP image token. text: (B, L, D) text latent.
+    Attributes:
+        img: (B, C, H, W) image latent.
+        clip_img: (B, 1, D) CLIP image token.
+        text: (B, L, D) text latent.
     """
 
     img: Tensor | None = None
@@ -35,28 +37,28 @@ class Streams:
         return value
 
     def need(self, name: str) -> Tensor:
-        """The stream, or ValueError when it is not there."""
+        """The stream; ValueError if it is absent."""
         value: Tensor | None = getattr(self, name)
         if value is None:
             raise ValueError(f"The {name} stream is missing.")
         return value
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of the streams that are there."""
+        """(name, tensor) of the present streams."""
         for field in fields(self):
             if (value := getattr(self, field.name)) is not None:
                 yield field.name, value
 
     def replace(self, **streams: Tensor | None) -> Streams:
-        """The same streams but for those named."""
+        """A copy with the named streams replaced."""
         return replace(self, **streams)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Streams:
-        """fn of every stream that is there."""
+        """fn applied to every present stream."""
         return Streams(**{name: fn(value) for name, value in self.items()})
 
     def zip(self, other: Streams, fn: Callable[[Tensor, Tensor], Tensor]) -> Streams:
-        """fn of every stream that is there in both; None elsewhere."""
+        """fn applied to every stream present in both; None elsewhere."""
         pairs = ((name, value, other[name]) for name, value in self.items())
         return Streams(**{name: fn(value, theirs) for name, value, theirs in pairs if theirs is not None})
 
@@ -65,7 +67,7 @@ class Streams:
 
     @property
     def batch(self) -> int:
-        """Batch size, 0 when no stream is there. ValueError when the streams disagree."""
+        """Batch size, 0 without streams; ValueError if the streams differ in it."""
         sizes = {name: value.shape[0] for name, value in self.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"All streams must have one batch size, but they have {sizes}.")
@@ -83,8 +85,8 @@ def item_generators(seed: int, count: int) -> list[torch.Generator]:
 def generators_for(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
     """One generator per item of a batch.
 
-    A list is used as it is (and advanced). A single generator gives one random base seed, advancing by that draw, and
-    the items get `item_generators(base, count)`; None does the same from the operating system's entropy.
+    A list is returned as it is (drawing from it advances it). From a single generator one base seed is drawn, and the items get
+    `item_generators(base, count)`; None takes the base seed from the operating system's entropy.
     """
     if generator is None:
         return item_generators(torch.Generator().seed(), count)
@@ -97,17 +99,17 @@ def generators_for(generator: torch.Generator | Sequence[torch.Generator] | None
 
 
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device | str) -> Tensor:
-    """(B, *shape) of N(0, I) in fp32, item k from generator k: the same numbers for every device and batch."""
+    """N(0, I) of shape (B, *shape) in fp32, item k from generator k: the same on every device and for every batch."""
     noise = [torch.randn(tuple(shape), generator=g, device=g.device, dtype=torch.float32) for g in generators]
-    # Towards the device no copy need be waited for; one from it may not be read too early.
+    # A copy to the device need not block; one from it may not be read too early.
     return torch.stack([n.to(device, non_blocking=n.device.type == "cpu") for n in noise])
 
 
 def noised(clean: Tensor, label: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """One clean stream (B, ...) at a label of 0..1000, where a path shall begin; item k is noised from generator k.
+    """A clean stream (B, ...) noised to a label of 0..1000 as the start of a path; item k is noised from generator k.
 
-    At 0 it is the stream itself, and nothing is drawn. At 1000 it is noise alone: a path that begins there knows nothing of
-    what was given, while :func:`.schedule.add_noise` leaves the 7 % that the schedule never takes away.
+    At 0 it is the stream itself and nothing is drawn. At 1000 it is pure noise, so that nothing of the stream remains, while
+    `schedule.add_noise` leaves the 7 % of signal that the schedule never removes.
     """
     if label == 0:
         return clean

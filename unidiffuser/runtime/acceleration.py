@@ -1,15 +1,12 @@
-"""Fewer and cheaper evaluations of the network: what trades a little quality for time, each chosen by name.
+"""Acceleration: options that trade a little quality for fewer or cheaper network evaluations, and torch.compile.
 
-    spacing             another distribution of the steps over the noise levels, for fewer of them (`path.SPACINGS`)
+    spacing             spacing of the steps over the noise levels (`path.SPACINGS`), for fewer steps
     guidance_interval   guidance only between two labels (Kynkäänniemi et al., arXiv 2404.07724)
-    uncond_interval     the unconditional branch every n-th step; in between its last difference guides on
-                        (FasterCache, Lv et al., arXiv 2410.19355, reuses the unconditional branch in the same manner)
-    cache_interval      the inner part of the U every n-th step; in between only its outer blocks, fed by the long skips
-                        (DeepCache, Ma et al., arXiv 2312.00858, on a U-ViT)
+    cache_interval      the inner blocks of the U at every n-th step only; in between the outer blocks run with the cached
+                        inner result (DeepCache, Ma et al., arXiv 2312.00858, on a U-ViT)
 
-The first two and the third are data of the path and of the guidance rule; the last is `DeepCache` here, a network around
-the network. Nothing of it is on unless asked for; `PRESETS` names combinations whose price was measured
-(`python -m unidiffuser.emoji.studies.quality`).
+The first two belong to the path and to the guidance rule; the last is `DeepCache`, a wrapper around the network. All are off by
+default; `PRESETS` names combinations whose effect on quality was measured (docs/speed.md).
 """
 
 from __future__ import annotations
@@ -26,36 +23,35 @@ from ..uvit import HEADS, Predictions, UViT
 log = logging.getLogger(__name__)
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 EXACT = "exact"
-WEAKER = 0.8  # of the paper's scale: with few steps the same guidance overshoots
+WEAKER = 0.8  # times the paper's scale: with few steps the full one overshoots
 
 
-def _fast(usual: Mapping[str, Any]) -> dict[str, Any]:
-    """Half the evaluations: half the model's steps, closer together where little noise is left, and less guidance."""
-    scales = usual["guidance"]
+def _fast(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Half the model's steps, denser where little noise is left, and weaker guidance."""
+    scales = defaults["guidance"]
     weaker = [1 + WEAKER * (g - 1) for g in (scales if isinstance(scales, Sequence) else (scales,))]
     return {
-        "steps": max(1, usual["steps"] // 2),
+        "steps": max(1, defaults["steps"] // 2),
         "spacing": "logsnr",
         "guidance": tuple(weaker) if isinstance(scales, Sequence) else weaker[0],
     }
 
 
 Preset = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-PRESETS: Mapping[str, Preset] = {EXACT: lambda usual: {}, "fast": _fast}
-"""Names for options of a call (see `options.Options`), made from a model's usual ones; what a caller gives goes before."""
+PRESETS: Mapping[str, Preset] = {EXACT: lambda defaults: {}, "fast": _fast}
+"""Named sets of options (see `options.Options`), made from a model's defaults; options given in a call take precedence."""
 
 
 class DeepCache(nn.Module):
-    """A U-ViT that computes the inside of its U at every n-th call and takes it from the last such call in between.
+    """A U-ViT that computes the inner levels of its U at every n-th call and reuses the cached result in between.
 
-    For one run of one sampler: the calls are counted, and what is kept is of the last batch. A batch of other evaluations
-    than those kept (guidance that sets in on the way) is computed in full.
+    For one run of one sampler: calls are counted and the cache holds the last full batch. A batch of evaluations that the cache
+    does not cover (guidance that starts on the way) is computed in full.
 
     Args:
         net: the network.
-        interval: a full evaluation every `interval` calls; 1 keeps nothing.
-        branch: how many of the outermost levels are always computed, at least 1: a level is a pair of blocks with the
-            long skip between them.
+        interval: one full evaluation in `interval` calls; 1 caches nothing.
+        branch: number of outer levels that are always computed, at least 1. A level is a pair of blocks with a long skip.
 
     Raises:
         ValueError: a number out of range.
@@ -71,8 +67,8 @@ class DeepCache(nn.Module):
         self.net, self.config = net, net.config
         self.interval, self.branch = interval, branch
         self.calls = 0
-        self.kept: Tensor | None = None  # (B, tokens, D)
-        self.kinds: Tensor | None = None  # (B, 2), which evaluations they were
+        self.cached: Tensor | None = None  # (B, N, D)
+        self.kinds: Tensor | None = None  # (B, 2), the evaluations it belongs to
 
     def forward(
         self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor,
@@ -89,9 +85,9 @@ class DeepCache(nn.Module):
         x, skips = net.embed(img, clip_img, text, t_img, t_text, data_type), []
         for block in net.in_blocks[: self.branch]:
             skips.append(x := block(x))
-        if fresh or self.kept is None:
-            self.kept, self.kinds = self._inside(x), kinds
-        x = self.kept[: len(x)]
+        if fresh or self.cached is None:
+            self.cached, self.kinds = self._inside(x), kinds
+        x = self.cached[: len(x)]
         for block in net.out_blocks[len(net.out_blocks) - self.branch :]:
             x = block(x, skips.pop())
         return net.read(x, img, t_img, heads)
@@ -107,21 +103,21 @@ class DeepCache(nn.Module):
         return x
 
     def _covers(self, kinds: Tensor) -> bool:
-        """Whether what is kept begins with the evaluations that are wanted now."""
+        """Whether the cache begins with the evaluations of this call."""
         if self.kinds is None or len(self.kinds) < len(kinds):
             return False
         return torch.equal(self.kinds[: len(kinds)], kinds)
 
 
 class Compiled(nn.Module):
-    """A network under torch.compile, which goes on without it where that fails.
+    """A network under torch.compile, with a fallback to the plain network where compilation fails.
 
-    Exact up to the order of sums. The first call for each shape takes a minute or more.
+    Equal up to the order of sums. The first call for each shape takes a minute or more.
 
     Args:
         net: the network.
-        mode: of COMPILE_MODES, which are torch.compile's: "default"; "reduce-overhead" records CUDA graphs, which pays at
-            small batches; "max-autotune" tries kernels out.
+        mode: of COMPILE_MODES, which are torch.compile's: "default"; "reduce-overhead" records CUDA graphs, which helps
+            small batches; "max-autotune" benchmarks kernels.
     """
 
     def __init__(self, net: UViT, mode: str = "default"):
@@ -134,11 +130,11 @@ class Compiled(nn.Module):
         if self.compiled is not None:
             try:
                 torch.compiler.cudagraph_mark_step_begin()
-                # A recorded graph writes every result to one place, and the sampler keeps some of them: hence the copies.
+                # A recorded graph writes all results to the same memory, and the sampler keeps some of them: hence the copies.
                 img, clip_img, text = (None if x is None else x.clone() for x in self.compiled(*args, **kwargs))
                 return img, clip_img, text
-            except Exception as error:  # a compiler that is not there, or does not know the device, raises almost anything
-                log.warning("torch.compile failed (%s); going on without it", str(error).strip().splitlines()[0])
+            except Exception as error:  # a missing compiler or an unknown device can raise almost anything
+                log.warning("torch.compile failed (%s); running without it", str(error).strip().splitlines()[0])
                 self.compiled = None
         out: Predictions = self.net(*args, **kwargs)
         return out

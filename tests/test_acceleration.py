@@ -205,9 +205,7 @@ def test_compilation_falls_back_with_a_message(monkeypatch: pytest.MonkeyPatch, 
     net = make()
     with caplog.at_level(logging.WARNING):
         assert equal(run(Compiled(net)), run(net))
-    assert [record.getMessage() for record in caplog.records] == [
-        "torch.compile failed (no compiler here); going on without it"
-    ]
+    assert [record.getMessage() for record in caplog.records] == ["torch.compile failed (no compiler here); running without it"]
 
 
 def test_compilation_that_works_is_used(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:

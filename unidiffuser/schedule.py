@@ -1,7 +1,7 @@
 """The noise schedule: labels and their signal and noise levels.
 
 x_t = alpha(t) x_0 + sigma(t) eps, alpha^2 + sigma^2 = 1, with Stable Diffusion's "scaled linear" betas. Labels run from
-0 (clean) to 1000 (pure noise); label n belongs to alphas_cumprod[n - 1], which is timestep n - 1 for libraries that count 0 to 999.
+0 (clean) to 1000 (pure noise); label n belongs to alphas_cumprod[n - 1], timestep n - 1 of libraries that count 0..999.
 Between two labels log alpha is interpolated linearly, as in the discrete schedule of DPM-Solver (arXiv 2206.00927);
 label 0 is exactly alpha = 1, so the same rule holds between 0 and 1.
 

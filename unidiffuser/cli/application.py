@@ -1,6 +1,6 @@
-"""What the commands share: the application, the options of every task, and errors that end as one line.
+"""Shared by all commands: the application, the options of every task, and one-line errors.
 
-Nothing here imports torch before a command runs, so that help and mistakes answer at once.
+Nothing here imports torch before a command runs, so that help and usage errors are immediate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..pipeline import UniDiffuser
 
 app = typer.Typer(
-    help="Words to pictures, pictures to words, or both at once, with UniDiffuser.",
+    help="UniDiffuser: text to image, image to text, both together, or either alone.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -146,7 +146,7 @@ def command(name: str, to: typer.Typer = app) -> Callable[[Callable[..., None]],
 
 
 def task(name: str, count: int = 1) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command that takes a `Settings` first; its fields become options of the command."""
+    """Register a command whose function takes a `Settings` first; `Settings` and `SAMPLING` become its options."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(function, include_extras=True)
@@ -184,20 +184,20 @@ def _load(
 
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is unknown or not there
+    except (RuntimeError, AssertionError) as error:  # torch raises either for an unknown or missing device
         raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
     return load(model, device=device, dtype=torch_dtype(dtype), lora=lora, offload=offload, tiling=tiling, compile=compile)
 
 
 def torch_dtype(dtype: Dtype | None) -> torch.dtype | None:
-    """The torch name of a choice."""
+    """The torch dtype of a choice."""
     import torch
 
     return None if dtype is None else getattr(torch, dtype.value)
 
 
 def _lora(text: str) -> tuple[str, float]:
-    """FILE or FILE:STRENGTH; a colon that no number follows belongs to the name, as in C:\\zorbi.safetensors."""
+    """FILE or FILE:STRENGTH; a colon not followed by a number belongs to the name, as in C:\\style.safetensors."""
     path, colon, strength = text.rpartition(":")
     try:
         return (path, float(strength)) if colon else (text, 1.0)
@@ -206,7 +206,7 @@ def _lora(text: str) -> tuple[str, float]:
 
 
 def numbers(option: str, text: str, counts: Sequence[int] = (2,)) -> tuple[float, ...]:
-    """Numbers with commas between them; ValueError that names the option unless there are as many as one of `counts`."""
+    """Comma-separated numbers; ValueError that names the option if their number is not in `counts`."""
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -224,11 +224,11 @@ def _guidance(text: str) -> float | tuple[float, float]:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Errors of the user's making end as one line on stderr and exit code 2."""
+    """Turn user errors into one line on stderr and exit code 2."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("interrupted; every file that is there is complete", err=True)
+        typer.echo("interrupted; all files written so far are complete", err=True)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         raise

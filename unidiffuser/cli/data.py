@@ -1,4 +1,4 @@
-"""`unidiffuser data ...`: filter tables, print the download command, encode pictures, look at what came out."""
+"""`unidiffuser data ...`: filter tables, print the download command, encode pictures into latent shards."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def _renamed(given: list[str] | None) -> dict[str, str]:
 @app.command("filter")
 def filter_command(
     source: Annotated[Path, typer.Argument(help="A parquet file or a folder of them, with LAION's columns.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the rows that are kept, a table for each.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the filtered tables.")],
     preset: Annotated[Optional[str], typer.Option(help="laion2b-256, high-resolution-512 or aesthetics-512.")] = None,  # noqa: UP045
     min_side: Annotated[Optional[int], typer.Option(help="Shorter side in pixels.")] = None,  # noqa: UP045
-    max_ratio: Annotated[Optional[float], typer.Option(help="Longer over shorter side.")] = None,  # noqa: UP045
+    max_ratio: Annotated[Optional[float], typer.Option(help="Longest aspect ratio, longer over shorter side.")] = None,  # noqa: UP045
     min_similarity: Annotated[Optional[float], typer.Option(help="CLIP similarity of picture and caption.")] = None,  # noqa: UP045
-    max_watermark: Annotated[Optional[float], typer.Option(help="Probability of a watermark.")] = None,  # noqa: UP045
-    max_unsafe: Annotated[Optional[float], typer.Option(help="Probability that it is unsafe.")] = None,  # noqa: UP045
-    min_aesthetic: Annotated[Optional[float], typer.Option(help="Aesthetic score, 0 to 10.")] = None,  # noqa: UP045
-    language: Annotated[Optional[str], typer.Option(help='Such as "en", where the table says it.')] = None,  # noqa: UP045
+    max_watermark: Annotated[Optional[float], typer.Option(help="Highest probability of a watermark.")] = None,  # noqa: UP045
+    max_unsafe: Annotated[Optional[float], typer.Option(help="Highest probability of unsafe content.")] = None,  # noqa: UP045
+    min_aesthetic: Annotated[Optional[float], typer.Option(help="Lowest aesthetic score, 0 to 10.")] = None,  # noqa: UP045
+    language: Annotated[Optional[str], typer.Option(help='Language such as "en", for tables with that column.')] = None,  # noqa: UP045
     min_caption: Annotated[Optional[int], typer.Option(help="Characters of the caption.")] = None,  # noqa: UP045
     max_caption: Annotated[Optional[int], typer.Option(help="Characters of the caption.")] = None,  # noqa: UP045
     rename: Renames = None,
 ) -> None:
-    """Keep the rows that pass the thresholds, and tell what each of them dropped. A threshold given wins over the preset's."""
+    """Keep the rows that pass all thresholds, and count the rows that each dropped. Options override the preset."""
     with clear_errors():
         from dataclasses import replace
 
@@ -61,7 +61,7 @@ def filter_command(
         rules = replace(base, **{name: value for name, value in given.items() if value is not None})
         with tqdm(unit="file") as bar:
             count = filter_tables(source, out, rules, renamed=_renamed(rename), report=lambda path: bar.update())
-        table = Table("rule", "threshold", "dropped", "share of what it saw", title=f"{source} -> {out}")
+        table = Table("rule", "threshold", "dropped", "of the rows it tested", title=f"{source} -> {out}")
         seen = count.read
         for name, dropped in count.dropped.items():
             table.add_row(name, str(getattr(rules, name, "http(s)")), f"{dropped:,}", f"{dropped / max(seen, 1):.1%}")
@@ -81,11 +81,11 @@ def download_command(
     out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
     image_size: Annotated[int, typer.Option(help="Shorter side of the pictures in pixels, at most.")] = 512,
     per_shard: Annotated[int, typer.Option(help="Rows of one shard.")] = 10000,
-    processes: Annotated[int, typer.Option(help="Of img2dataset.")] = 16,
-    threads: Annotated[int, typer.Option(help="Of each of them.")] = 64,
+    processes: Annotated[int, typer.Option(help="Processes of img2dataset.")] = 16,
+    threads: Annotated[int, typer.Option(help="Threads of each process.")] = 64,
     rename: Renames = None,
 ) -> None:
-    """Print the img2dataset command that downloads the pictures. Install that in an environment of its own."""
+    """Print the img2dataset command that downloads the pictures. Install img2dataset in its own environment."""
     with clear_errors():
         from ..data.download import as_shell, img2dataset_command
 
@@ -99,16 +99,16 @@ def download_command(
 def encode_command(
     source: Annotated[Path, typer.Argument(help="Folder of webdataset shards, or of pictures with captions.")],
     out: Annotated[Path, typer.Argument(help="Folder for the latent shards.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint whose encoders are used.")] = "emoji",
-    image_size: Annotated[Optional[int], typer.Option(help="Side in pixels; the model's own if not given.")] = None,  # noqa: UP045
+    model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint with the encoders.")] = "emoji",
+    image_size: Annotated[Optional[int], typer.Option(help="Side in pixels; the model's default if not given.")] = None,  # noqa: UP045
     captions: Annotated[Optional[Path], typer.Option(help="COCO's annotations, for a folder of its pictures.")] = None,  # noqa: UP045
     min_side: Annotated[int, typer.Option(help="Drop pictures with a shorter side, in pixels.")] = 1,
     per_part: Annotated[int, typer.Option(help="Pictures of one latent shard, for folders.")] = 4096,
     batch_size: Annotated[int, typer.Option(help="Pictures in the encoders at once.")] = 32,
     readers: Annotated[int, typer.Option(help="Threads that decode pictures.")] = 4,
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda; the best there is if not given.")] = None,  # noqa: UP045
+    device: Annotated[Optional[str], typer.Option(help="cpu, cuda; the fastest if not given.")] = None,  # noqa: UP045
 ) -> None:
-    """Encode pictures and captions once, for training. Run it again to go on; start it with torchrun for many workers."""
+    """Encode pictures and captions into latents for training. Run it again to resume; use torchrun for several workers."""
     with clear_errors():
         from datetime import timedelta
 
@@ -126,20 +126,20 @@ def encode_command(
             raise ValueError(f"--image-size must be a multiple of {side_multiple(checkpoint.config)}, got {side}")
         parts = find_parts(source, captions, per_part)
         # The first worker to finish waits for the last.
-        with _long_captions_are_no_news(), joined(device, patience=timedelta(days=7)) as world:
+        with _without_length_warnings(), joined(device, patience=timedelta(days=7)) as world:
             bar: Any = tqdm(unit="pair", disable=not world.main)
             encoders = Encoders(checkpoint, world.device)
             manifest = encode(parts, out, encoders, Encoding(side, min_side, batch_size, readers), world, bar.update)
             bar.close()
             if world.main:
-                _tell(manifest, out)
+                _print_summary(manifest, out)
         if manifest["damaged"]:
             raise typer.Exit(1)
 
 
 @contextmanager
-def _long_captions_are_no_news() -> Iterator[None]:
-    """The tokenizer's warning that a caption is cut is for prompts; captions from the web are often long."""
+def _without_length_warnings() -> Iterator[None]:
+    """Silence the tokenizer's warning that a text is truncated: captions from the web are often long."""
     tokenizers = logging.getLogger("unidiffuser.checkpoints.tokenizers")
     level = tokenizers.level
     tokenizers.setLevel(logging.ERROR)
@@ -149,7 +149,7 @@ def _long_captions_are_no_news() -> Iterator[None]:
         tokenizers.setLevel(level)
 
 
-def _tell(manifest: dict[str, Any], out: Path) -> None:
+def _print_summary(manifest: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "example.png"
 
-Prompt = Annotated[str, typer.Argument(help='What to show; "" is the empty caption.', show_default=False)]
-Picture = Annotated[Path, typer.Argument(help="A picture of any kind and size.", show_default=False)]
+Prompt = Annotated[str, typer.Argument(help='The prompt; "" is the empty caption.', show_default=False)]
+Picture = Annotated[Path, typer.Argument(help="A picture of any size; it is cropped to the model's shape.", show_default=False)]
 
 
 def _print_version(wanted: bool) -> None:
@@ -34,7 +34,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _start(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -44,9 +44,9 @@ def _start(
 def text_to_image(
     settings: Settings,
     prompt: Prompt,
-    negative: Annotated[str | None, typer.Option(help="What to move away from; needs guidance above 1.")] = None,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt; needs guidance above 1.")] = None,
 ) -> None:
-    """Make pictures of a prompt."""
+    """Generate pictures from a prompt."""
     from ..media.results import Result
 
     model = settings.load()
@@ -78,10 +78,10 @@ def joint(
     settings: Settings,
     speeds: Annotated[
         str | None,
-        typer.Option(help="How fast image and text lose their noise, as in 1,2 for text first; the model's own if not given."),
+        typer.Option(help="Denoising speeds of image and text, as in 1,2 for text first; the model's default if not given."),
     ] = None,
 ) -> None:
-    """Make pairs of a picture and its caption out of nothing."""
+    """Generate image-caption pairs without a prompt."""
     from ..media.results import Result
     from ..options import Options, resolve
 
@@ -97,7 +97,7 @@ def joint(
 
 @task("image", count=4)
 def image(settings: Settings) -> None:
-    """Make pictures out of nothing."""
+    """Generate pictures without a prompt."""
     from ..media.results import Result
 
     model = settings.load()
@@ -107,7 +107,7 @@ def image(settings: Settings) -> None:
 
 @task("text", count=4)
 def text(settings: Settings) -> None:
-    """Make captions out of nothing."""
+    """Generate captions without a picture."""
     from ..media.results import Result
 
     model = settings.load()
@@ -117,7 +117,7 @@ def text(settings: Settings) -> None:
 
 @task("vary-image", count=4)
 def vary_image(settings: Settings, picture: Picture) -> None:
-    """Make pictures of the same subject as a picture."""
+    """Generate variations of a picture."""
     from ..media.results import Result
 
     model = settings.load()
@@ -128,7 +128,7 @@ def vary_image(settings: Settings, picture: Picture) -> None:
 
 @task("vary-text", count=4)
 def vary_text(settings: Settings, prompt: Prompt) -> None:
-    """Put a prompt in other words."""
+    """Generate other captions with the meaning of a prompt."""
     from ..media.results import Result
 
     model = settings.load()
@@ -140,14 +140,14 @@ def vary_text(settings: Settings, prompt: Prompt) -> None:
 @task("gibbs")
 def gibbs(
     settings: Settings,
-    prompt: Annotated[str | None, typer.Option(help="Start from these words.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Start from this prompt.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Start from this picture.")] = None,
-    rounds: Annotated[int, typer.Option(help="Pairs in a chain.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Rounds in a chain; each gives a pair.")] = 4,
     hold: Annotated[
-        float, typer.Option(help="Noise on what is handed over, 0..1000; 40 to 100 keeps long chains on their topic.")
+        float, typer.Option(help="Noise on each half's condition, 0..1000; 40 to 100 keeps long chains on their topic.")
     ] = 0.0,
 ) -> None:
-    """Let picture and caption lead to each other, round after round; --count chains."""
+    """Caption a picture, illustrate the caption, and so on (blocked Gibbs sampling); --count chains."""
     from ..media.results import Result
 
     if prompt is not None and picture is not None:
@@ -165,13 +165,13 @@ def interpolate(
     settings: Settings,
     picture_a: Picture,
     picture_b: Picture,
-    frames: Annotated[int, typer.Option(help="Pictures, both ends included.")] = 8,
+    frames: Annotated[int, typer.Option(help="Number of pictures, both ends included.")] = 8,
 ) -> None:
-    """Make the pictures between two pictures; steps are 100 and guidance 1 if not given."""
+    """Interpolate between two pictures; steps are 100 and guidance 1 if not given."""
     from ..media.results import Result
 
     if settings.count != 1:
-        raise ValueError("there is one way between two pictures; use --frames for more pictures on it")
+        raise ValueError("--count does not apply to interpolate; use --frames for more pictures")
     settings.sampling["steps"] = settings.sampling["steps"] or 100
     settings.sampling["guidance"] = settings.sampling["guidance"] or "1"
     model = settings.load()
@@ -183,10 +183,10 @@ def interpolate(
 @task("demo", count=4)
 def demo(
     settings: Settings,
-    prompt: Annotated[str, typer.Option(help="What to show.")] = "red apple, twemoji",
-    picture: Annotated[Path, typer.Option(help="What to caption; an example if not given.", show_default=False)] = EXAMPLE,
+    prompt: Annotated[str, typer.Option(help="The prompt.")] = "red apple, twemoji",
+    picture: Annotated[Path, typer.Option(help="A picture to caption; an example if not given.", show_default=False)] = EXAMPLE,
 ) -> None:
-    """See both directions: pictures of a prompt, and a caption of a picture."""
+    """Show both directions: pictures from a prompt, and a caption of a picture."""
     text_to_image(settings, prompt)
     settings.count = 1
     image_to_text(settings, [picture])
@@ -197,7 +197,7 @@ def generate(
     settings: Settings,
     prompts: Annotated[Path, typer.Argument(help="A text file, one prompt a line.", show_default=False)],
 ) -> None:
-    """Make a picture of each line of a file; under torchrun or `accelerate launch` the processes share the work."""
+    """Generate a picture for each line of a file; torchrun or `accelerate launch` spread the work over processes."""
     from .bulk import pictures_of, prompt_items
 
     items = prompt_items(prompts, settings.seed, settings.count)
@@ -209,7 +209,7 @@ def caption(
     settings: Settings,
     folder: Annotated[Path, typer.Argument(help="A folder of pictures.", show_default=False)],
 ) -> None:
-    """Caption each picture of a folder; under torchrun or `accelerate launch` the processes share the work."""
+    """Caption each picture of a folder; torchrun or `accelerate launch` spread the work over processes."""
     from .bulk import captions_of, picture_items
 
     if settings.count != 1:
@@ -242,17 +242,17 @@ def _many(settings: Settings, name: str, items: list[Item], work: Callable[..., 
             )
         if world.main:
             failed = sum('"error": ' in line for line in manifest.read_text(encoding="utf-8").splitlines())
-            note = f", {failed} of them could not be done" if failed else ""
+            note = f", {failed} of them failed" if failed else ""
             typer.echo(f"wrote {manifest}: {len(items)} items{note}", err=True)
 
 
 @command("convert")
 def convert_checkpoint(
-    source: Annotated[Path, typer.Argument(help="uvit_v1.pth and its neighbours, a diffusers folder, or our file.")],
+    source: Annotated[Path, typer.Argument(help="A folder with uvit_v1.pth, a diffusers folder, or a single file.")],
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; as they are if not given.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Number format of the weights; unchanged if not given.")] = None,
 ) -> None:
-    """Turn a checkpoint of any layout into one safetensors file."""
+    """Convert a checkpoint of any layout into one safetensors file."""
     from ..checkpoints.checkpoint import convert
 
     convert(source, target, torch_dtype(dtype))

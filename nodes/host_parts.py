@@ -160,7 +160,7 @@ def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
 
 
 def _with_palette(model: torch.nn.Module, config: VAEConfig, weights: dict[str, Tensor]) -> None:
-    """Hooks that write the manner of a picture into its latent, and draw pictures in the manner that a latent names."""
+    """Hooks that write the style code of a picture into its latent, and decode a latent in the style of its code."""
     sizes = config.palette or {}
     palette = Palette(len(sizes["manners"]), sizes["colours"])
     palette.load_state_dict(weights)
@@ -168,21 +168,21 @@ def _with_palette(model: torch.nn.Module, config: VAEConfig, weights: dict[str, 
     model.palette = palette.to(first.device, first.dtype).eval().requires_grad_(False)
     scale, held = config.scale_factor, dict[str, Tensor]()
 
-    def see(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        held["seen"] = palette.seen(args[0])
+    def recognise(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        held["styles"] = palette.recognise(args[0])
 
     def write(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         mean, spread = out.chunk(2, dim=1)
-        return torch.cat([palette.coded(mean * scale, held.pop("seen")) / scale, spread], dim=1)
+        return torch.cat([palette.write_code(mean * scale, held.pop("styles")) / scale, spread], dim=1)
 
     def read(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        held["manners"] = palette.manners(args[0] * scale)
-        return palette.cleared(args[0] * scale) / scale, *args[1:]
+        held["styles"] = palette.read_code(args[0] * scale)
+        return palette.remove_code(args[0] * scale) / scale, *args[1:]
 
     def paint(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        return palette(out, held.pop("manners"))
+        return palette(out, held.pop("styles"))
 
-    model.encoder.register_forward_pre_hook(see, prepend=True)  # before the pixels are folded
+    model.encoder.register_forward_pre_hook(recognise, prepend=True)  # before the pixels are folded
     model.quant_conv.register_forward_hook(write)
     model.post_quant_conv.register_forward_pre_hook(read)
     model.decoder.register_forward_hook(paint)  # after they are unfolded

@@ -1,4 +1,4 @@
-"""The image head for large patches: what it predicts, what an error in it is worth, and where it begins."""
+"""The image head for large patches: its prediction, its loss and its start."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tensors(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @given(labels_, sigmas)
-def test_the_picture_is_part_of_the_latent_and_part_of_what_is_said(label, sigma_data):
+def test_the_picture_is_part_latent_and_part_output(label, sigma_data):
     """The formula of the docstring, against the way back from the noise that comes out."""
     latent, output, labels = tensors(2, 4, 4, 4), tensors(2, 4, 4, 4, seed=1), torch.full((2,), label, dtype=torch.float64)
     alpha, sigma = alpha_sigma(labels[0])
@@ -56,7 +56,7 @@ def test_the_picture_is_part_of_the_latent_and_part_of_what_is_said(label, sigma
     torch.testing.assert_close((latent - sigma * noise) / alpha, wanted, rtol=1e-6, atol=1e-6 * float(s + 1))
 
 
-def test_small_asks_for_the_picture_one_for_the_velocity_and_large_for_the_noise():
+def test_small_sigma_data_predicts_the_picture_one_the_velocity_and_large_the_noise():
     x0, eps = tensors(3, 4, 4, 4), tensors(3, 4, 4, 4, seed=1)
     labels = torch.tensor([300.0, 600.0, 900.0], dtype=torch.float64)
     alpha, sigma = (x.view(-1, 1, 1, 1) for x in alpha_sigma(labels))
@@ -82,7 +82,7 @@ def test_every_kind_of_head_gives_noise_in_the_shape_of_its_input(options):
 
 
 @pytest.mark.parametrize("options", [HEAD, INNER])
-def test_convolutions_begin_with_the_draft_of_the_patches_and_can_leave_it(options):
+def test_convolutions_start_from_the_coarse_prediction_and_can_leave_it(options):
     net, given = make(**options), inputs()
     before = net(*given)[0]
     net.detail.conv_in.weight.data.mul_(5)
@@ -94,7 +94,7 @@ def test_convolutions_begin_with_the_draft_of_the_patches_and_can_leave_it(optio
 
 
 def awake(net: UViT) -> UViT:
-    """With weights where a new network has zeros, so that every part of the head has a say."""
+    """With weights where a new network has zeros, so that every part of the head matters."""
     g = torch.Generator().manual_seed(7)
     for parameter in net.detail.parameters():
         if not parameter.any():
@@ -102,24 +102,24 @@ def awake(net: UViT) -> UViT:
     return net
 
 
-def test_the_inner_level_sees_further_and_all_blocks_hear_the_time_token():
+def test_the_inner_level_sees_further_and_the_time_token_conditions_all_blocks():
     net, given = awake(make(**INNER)), inputs(1)
-    said, token = torch.zeros(1, 16 + 3, 16, 16), torch.randn(1, 32, generator=torch.Generator().manual_seed(2))
+    coarse, token = torch.zeros(1, 16 + 3, 16, 16), torch.randn(1, 32, generator=torch.Generator().manual_seed(2))
     latent = torch.zeros(1, 4, 32, 32)
     touched = latent.clone()
     touched[:, :, 0, 0] = 1
     reach = [
-        (torch.nonzero((head(latent, said, token) - head(touched, said, token)).abs().sum((0, 1)) > 1e-7).max().item())
+        (torch.nonzero((head(latent, coarse, token) - head(touched, coarse, token)).abs().sum((0, 1)) > 1e-7).max().item())
         for head in (awake(make(**HEAD)).detail, net.detail)
     ]
     assert reach[0] < 16 < reach[1]
-    heard = net.detail(latent, said, token) - net.detail(latent, said, -token)
-    assert heard.abs().max() > 1e-3
+    change = net.detail(latent, coarse, token) - net.detail(latent, coarse, -token)
+    assert change.abs().max() > 1e-3
     # The label reaches the token, so even the same patches and latent are not the same picture.
     assert not torch.allclose(net(*given)[0], net(*given[:3], given[3] + 300, given[4])[0], atol=1e-3)
 
 
-def test_a_head_grows_an_inner_level_and_says_the_same():
+def test_a_head_that_grows_an_inner_level_keeps_its_output():
     old = awake(make(**HEAD))
     new = make(**INNER)
     new.load_state_dict(transplanted(old.state_dict(), old.config, new))
@@ -136,9 +136,9 @@ def test_the_loss_of_an_image_is_that_of_its_velocity():
     got = diffusion_loss(net, clean, torch.Generator(), labels=labels, noise=noise, velocity=True)
     alpha, sigma = (x.view(-1, 1, 1, 1) for x in alpha_sigma(labels["img"].float()))
     latent, clip_img = (add_noise(clean.need(n), noise.need(n), labels["img"].float()) for n in ("img", "clip_img"))
-    said = net(latent, clip_img, clean.text, labels["img"].float(), torch.zeros(3))[0]
-    x0 = (latent - sigma * said) / alpha
-    error = (alpha * said - sigma * x0) - (alpha * noise.img - sigma * clean.img)
+    eps = net(latent, clip_img, clean.text, labels["img"].float(), torch.zeros(3))[0]
+    x0 = (latent - sigma * eps) / alpha
+    error = (alpha * eps - sigma * x0) - (alpha * noise.img - sigma * clean.img)
     torch.testing.assert_close(got["img"], error.square().mean(), rtol=1e-4, atol=1e-5)
 
 
@@ -149,7 +149,7 @@ def test_a_sample_does_not_depend_on_its_batch():
     torch.testing.assert_close(together.img[2:3], alone.img, rtol=1e-4, atol=1e-4)
 
 
-def test_with_rows_of_one_size_what_is_said_is_the_same_bit_by_bit():
+def test_with_fixed_batches_the_output_is_the_same_bit_by_bit():
     net, given = awake(make(**INNER)).to(torch.bfloat16), [x.to(torch.bfloat16) for x in inputs(5)[:3]]
     fix_batches(net, 64)
     labels = torch.linspace(1, 1000, 5)
@@ -158,7 +158,7 @@ def test_with_rows_of_one_size_what_is_said_is_the_same_bit_by_bit():
     assert torch.equal(whole[3:4], one)
 
 
-def test_published_sizes_have_no_such_head_and_sizes_with_one_are_kept():
+def test_published_configs_have_no_such_head_and_configs_with_one_are_kept():
     assert not [name for name in make().state_dict() if name.startswith("detail")]
     config = ModelConfig(uvit=config_of({**SIZES, **INNER}))
     assert ModelConfig.from_dict(config.to_dict()) == config

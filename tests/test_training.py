@@ -270,9 +270,9 @@ def checks_what_is_borrowed(stage: TrainingStage, palette: Palette) -> None:
     of_text = torch.cdist(clean.text.flatten(1), latents.text.flatten(1)).argmin(1)
     pictures = {int(text): row for row, (text, *_) in enumerate(latents.captions.tolist())}
     wanted = torch.tensor([pictures[text] for text in of_text.tolist()])
-    torch.testing.assert_close(palette.coded(clean.img, latents.manners[wanted]), clean.img, rtol=0, atol=1e-4)
+    torch.testing.assert_close(palette.write_code(clean.img, latents.manners[wanted]), clean.img, rtol=0, atol=1e-4)
     whole = labels["img"] >= 500  # the others are moved
-    bare, known = palette.cleared(clean.img[whole]), palette.cleared(latents.mean)
+    bare, known = palette.remove_code(clean.img[whole]), palette.remove_code(latents.mean)
     far = torch.cdist(bare.flatten(1), known.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
     assert far.amin(1).max() < 1e-2
     wanted, shown = wanted[whole].tolist(), far.argmin(1).tolist()
@@ -298,7 +298,7 @@ def checks_a_palette(decoder: TrainConfig, network: TrainConfig) -> None:
     images = ImageFolder(decoder.options["data"], SIDE, {"colour": ["red", "blue"]})
     kinds = torch.tensor([["red", "blue"].index(record["colour"]) for record in images.records])
     latents = model.autoencoder.encode(images.pixels(torch.arange(len(images))), torch.Generator().manual_seed(0))
-    assert (palette.manners(latents.float()).argmax(1) == kinds).float().mean() > 0.9
+    assert (palette.read_code(latents.float()).argmax(1) == kinds).float().mean() > 0.9
     with pytest.raises(ValueError, match="gate is of a palette"):
         make_stage(replace(decoder, options={k: v for k, v in decoder.options.items() if k != "palette"} | {"gate": 3.0}))
     again = replace(
@@ -318,7 +318,7 @@ def checks_a_palette(decoder: TrainConfig, network: TrainConfig) -> None:
     drawing = {"borrow": 0.5, "repaint_within": "shape", "caption_shares": [1, 0], "shift": 2, "changed_below": 500}
     told = {"mix": {"clean_text": 1}, "captioning": None, "drawing": drawing, "manner_of": "colour"}
     checks_what_is_borrowed(make_stage(replace(learnt, options=learnt.options | told)), palette)
-    with pytest.raises(ValueError, match="no picture is drawn in manner 1"):
+    with pytest.raises(ValueError, match="style 1 has no pictures"):
         make_stage(replace(decoder, options=decoder.options | {"palette": named | {"manners": ["red", "mauve"]}}))
 
 

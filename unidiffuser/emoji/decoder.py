@@ -52,12 +52,12 @@ class Decoder(nn.Module):
         """
         palette: Palette | None = getattr(self, "palette", None)
         if palette is not None:
-            manners = palette.manners(latents) if manners is None else manners
-            latents = palette.cleared(latents)
+            manners = palette.read_code(latents) if manners is None else manners
+            latents = palette.remove_code(latents)
         pixels = F.pixel_shuffle(self.decoder(self.post_quant_conv(latents / self.scale)), self.patch_size)
         if palette is not None and manners is not None:
             pixels = palette(pixels, manners)
-        return pixels if whole is None or palette is None else (pixels, palette.told(whole))
+        return pixels if whole is None or palette is None else (pixels, palette.style_logits(whole))
 
 
 class Denoised:
@@ -149,7 +149,7 @@ class DecoderStage(TrainingStage):
         kinds = self._kinds(self.train_set, manners)
         order = torch.randperm(len(kinds), generator=torch.Generator().manual_seed(seed))
         some = torch.cat([order[kinds[order] == kind][:200] for kind in range(len(manners))])
-        palette.begin_with(self.train_set.levels(some), kinds[some])
+        palette.init_colours(self.train_set.levels(some), kinds[some])
         self._tell_manners(palette, some, kinds[some])
         self.autoencoder.vae.palette = self.autoencoder.palette = palette.to(self.device)
         self.autoencoder.config = config
@@ -163,8 +163,8 @@ class DecoderStage(TrainingStage):
             for chunk, kind in zip(index.split(16), kinds.split(16), strict=True):
                 pixels = self.train_set.pixels(chunk)
                 strange = (kind == len(palette.gate))[:, None, None, None]
-                used.append(palette.used(torch.where(strange, strange_colours(pixels, generator), pixels)))
-        palette.learn_to_tell(torch.cat(used), kinds)
+                used.append(palette.colour_usage(torch.where(strange, strange_colours(pixels, generator), pixels)))
+        palette.fit_classifier(torch.cat(used), kinds)
 
     def _kinds(self, images: ImageFolder, manners: list[str] | None = None) -> Tensor:
         """(N,) the manner of each picture, M where it has none of them."""
@@ -227,7 +227,7 @@ class DecoderStage(TrainingStage):
         pixels, given_back, which = (x.cpu() for x in self.denoised.draw(32, generator))
         if self.autoencoder.palette is not None:
             told = F.one_hot(self.known_kinds[which], self.none + 1)[:, :-1].float()
-            given_back = self.autoencoder.palette.coded(given_back.to(self.device), told.to(self.device)).cpu()
+            given_back = self.autoencoder.palette.write_code(given_back.to(self.device), told.to(self.device)).cpu()
         decoded = [self._drawn(model, given_back)]
         means = [*torch.cat(scores, dim=1).mean(1).tolist(), psnr(decoded[0], pixels).mean().item()]
         with (self.out / "psnr.txt").open("a") as file:

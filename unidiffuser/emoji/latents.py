@@ -97,7 +97,7 @@ class Latents:
         if self.manners is None or self.autoencoder.palette is None:
             return img
         palette = self.autoencoder.palette
-        return palette.cleared(img) if index is None else palette.coded(img, self.manners[index])
+        return palette.remove_code(img) if index is None else palette.write_code(img, self.manners[index])
 
     def to(self, device: torch.device) -> Latents:
         """Itself, with all pairs on the device; the encoders stay where they are."""

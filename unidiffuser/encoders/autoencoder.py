@@ -119,15 +119,15 @@ class Autoencoder:
         if self.palette is None:
             return found.mean, found.std
         scale = self.config.scale_factor
-        return self.palette.coded(found.mean * scale, self.palette.seen(pixels)) / scale, found.std
+        return self.palette.write_code(found.mean * scale, self.palette.recognise(pixels)) / scale, found.std
 
     def _drawn(self, latents: Tensor) -> Tensor:
-        manners = None
+        styles = None
         if self.palette is not None:
-            manners = self.palette.manners(latents)
-            latents = self.palette.cleared(latents)
+            styles = self.palette.read_code(latents)
+            latents = self.palette.remove_code(latents)
         x = F.pixel_shuffle(self.vae.decode(latents / self.config.scale_factor).sample, self.config.patch_size)
-        return x if self.palette is None or manners is None else self.palette(x, manners)
+        return x if self.palette is None or styles is None else self.palette(x, styles)
 
     def _in_batches(self, function: Callable[[Tensor], Sequence[Tensor]], x: Tensor, downscale: int) -> Sequence[Tensor]:
         """`function` of x (B, C, H, W), in batches of one size where the arithmetic would show another."""

@@ -1,4 +1,4 @@
-"""A U-ViT with large patches: it may predict between picture and noise, and refine its patches with convolutions.
+"""A U-ViT with large patches: it can predict between picture and noise, and refine its patches with convolutions.
 
 The bundled model is one of these. `build` chooses the class by the checkpoint's config.
 """
@@ -21,11 +21,13 @@ from .detail import FOLD, DetailHead, noise_of_output
 class PictureUViTConfig(UViTConfig):
     """Sizes of a `PictureUViT`.
 
-    `sigma_data` lets the image head predict a mixture of picture and noise, see :func:`.detail.noise_of_output`; None predicts
-    the noise. `detail_width` above 0 adds a :class:`.detail.DetailHead` of that width with `detail_blocks` blocks, conditioned
-    on `detail_features` features of each patch. `detail_inner` above 0 gives it an inner level of that width with
-    `detail_inner_blocks` blocks, `detail_told` above 0 conditions its blocks on that many numbers made from the image's time
-    token.
+    Attributes:
+        sigma_data: the image head predicts a mixture of picture and noise, see `noise_of_output`; None predicts the noise.
+        detail_width: width of a `DetailHead`; 0 for none.
+        detail_blocks: its blocks at half the latent resolution.
+        detail_features: outputs of each patch that condition it.
+        detail_inner, detail_inner_blocks: width (0 for none) and blocks of its level at a quarter of the resolution.
+        detail_told: size of the conditioning vector made from the image's time token for all its blocks; 0 for none.
     """
 
     sigma_data: float | None = None
@@ -73,10 +75,10 @@ class PictureUViT(UViT):
             self.detail = DetailHead(
                 config.in_chans, config.detail_features, config.detail_width, config.detail_blocks, operations,
                 inner=config.detail_inner, inner_blocks=config.detail_inner_blocks, token=config.embed_dim,
-                told=config.detail_told, device=device, dtype=dtype,
+                cond=config.detail_told, device=device, dtype=dtype,
             )  # fmt: skip
             if operations is nn:  # the convolutions start by adding nothing to the patches
-                self.detail.apply(initialise_linear).begin_with_the_draft()
+                self.detail.apply(initialise_linear).start_from_coarse_prediction()
 
     def image(self, patches: Tensor, times: Tensor, img: Tensor, t_img: Label) -> Tensor:
         side, size = self.config.patch_size, img.shape[2:]
@@ -91,7 +93,7 @@ class PictureUViT(UViT):
 
 
 def config_of(values: Mapping[str, Any]) -> UViTConfig:
-    """The config that fields describe: a `PictureUViTConfig` where they ask for what only that has."""
+    """The config with these fields: a `PictureUViTConfig` if they have `sigma_data` or `detail_width`, else a `UViTConfig`."""
     kind = PictureUViTConfig if values.get("sigma_data") is not None or values.get("detail_width") else UViTConfig
     known = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in values.items() if name in known})

@@ -1,7 +1,7 @@
 """Convolutions in place of CLIP's patch embedding, for image encoders that learn from thousands of pictures, not millions.
 
-A transformer on plain patches has to learn from its pictures that a thing is the same thing a little further to the left;
-a few convolutions know it (Xiao et al., "Early Convolutions Help Transformers See Better", arXiv 2106.14881).
+Convolutions have the translation equivariance that a transformer on plain patches has to learn (Xiao et al., "Early
+Convolutions Help Transformers See Better", arXiv 2106.14881).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def no_norm(channels: int) -> nn.Module:
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut (He et al., arXiv 1512.03385); more channels come with half the side."""
+    """Residual block of two 3x3 convolutions (He et al., arXiv 1512.03385); halves the sides where channels change."""
 
     def __init__(self, inputs: int, channels: int, norm: Norm, ops: Any, **factory: Any):
         super().__init__()
@@ -43,17 +43,17 @@ class ConvBlock(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Pictures (B, 3, H, W) -> the features of patches (B, channels[-1], H/p, W/p).
+    """Patch embedding by convolutions: pictures (B, 3, H, W) -> features (B, channels[-1], H/p, W/p).
 
     p is `unshuffle` times 2 for each change of `channels`, times `pool`.
 
     Args:
-        unshuffle: side of the squares of pixels that become channels first.
-        channels: of the first convolution and of each block after it; where they change, the side is halved.
-        pool: side of the squares of places whose features are averaged in the end. Things keep their layout from one way of
-            drawing them to another, but not their outlines: a few large patches generalise better than many small ones.
-        norm: makes what follows each convolution: in training BatchNorm2d, which `fold_norms` takes in afterwards.
-        operations: where Conv2d comes from: `torch.nn`, or a host's namespace of the same name.
+        unshuffle: side of the squares of pixels folded into channels first.
+        channels: widths of the first convolution and of each block after it; the sides are halved where they change.
+        pool: side of the squares of positions averaged at the end. Across styles things keep their layout but not their
+            outlines, so a few large patches generalise better than many small ones.
+        norm: makes the layer after each convolution; BatchNorm2d in training, which `fold_norms` merges afterwards.
+        operations: namespace of Conv2d: `torch.nn`, or a host's.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ConvStem(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """transformers asks the patch embedding's weight for its dtype."""
+        """Read by transformers for the dtype of its inputs."""
         weight: Tensor = self.conv.weight
         return weight
 
@@ -84,7 +84,7 @@ class ConvStem(nn.Module):
 
     @torch.no_grad()
     def fold_norms(self) -> None:
-        """Let each convolution do what the BatchNorm2d after it does with its running statistics, and drop those."""
+        """Merge each BatchNorm2d, with its running statistics, into the convolution before it."""
         from torch.nn.utils.fusion import fuse_conv_bn_eval
 
         owners: list[tuple[nn.Module, str, str]] = [(self, "conv", "norm")]

@@ -397,7 +397,7 @@ def test_prompts_on_two_processes_give_the_files_of_one(tmp_path):
     assert (tmp_path / "two/000000.png").stat().st_mtime_ns == kept
     result = run("generate", prompts, "--out", str(tmp_path / "two"), "--steps", "2", "--batch-size", "2")
     assert result.exit_code == 2
-    assert "other settings (steps)" in result.output
+    assert "other settings (steps 1 there, 2 here)" in result.output
 
 
 def test_captions_of_a_folder(tmp_path):

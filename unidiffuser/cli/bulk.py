@@ -1,9 +1,8 @@
-"""Many prompts or pictures on any number of processes, the same bytes as on one.
+"""Many prompts or pictures on any number of processes, with the same output files as on one.
 
-Items are numbered, and item k is drawn from seed + k. They are cut into groups of fixed size; a group is computed together, by
-process (group modulo the number of processes), so what its numerical kernels see does not depend on who else is at work. A
-group that is finished leaves a record under ``.parts``; a run that is started again does only what has no record. The manifest
-is the records, one line an item.
+Items are numbered, and item k has the seed + k. Groups of fixed size are computed as one batch each, so that rounding does not
+depend on the number of processes. A finished group leaves a record in the folder `.parts`, and a run that is started again
+skips it. The manifest joins the records, one line per item.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from ..data.captioned import picture_files
 from ..media.files import read_lines, write_text
 from ..media.images import PICTURE_FORMATS, fit, open_image, save_png
 from ..media.results import Result, metadata
+from ..media.resume import check_settings, run_parts
 from ..options import Options, resolve
 from ..path import NoisePath
 from ..streams import Streams
@@ -37,7 +37,14 @@ MANIFEST = "manifest.jsonl"
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to do: its number, what it starts from (a prompt, or the path of a picture), its seed and its file."""
+    """One result to make.
+
+    Attributes:
+        number: position in the list of items.
+        source: a prompt, or the path of a picture in its folder.
+        seed: seed of this item alone.
+        file: path of the result in the output folder.
+    """
 
     number: int
     source: str
@@ -46,26 +53,27 @@ class Item:
 
 
 Work = Callable[[Sequence[Item]], "list[str | None]"]
-"""Does a group and writes its files; for each item None, or why it could not be done."""
+"""Computes a group and writes its files; returns None for each item, or the reason why it failed."""
 
 
 def prompt_items(path: Path, seed: int, count: int) -> list[Item]:
-    """The prompts of a text file, one a line, blank lines passed over; ``count`` items each.
+    """Items for the prompts of a text file, one per line without blank lines, each `count` times.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not UTF-8 text, or nothing in it.
+        FileNotFoundError: no such file.
+        ValueError: not UTF-8 text, or no prompt in it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file of prompts at {path}")
     prompts = [line for line in read_lines(path) if line]
     if not prompts:
-        raise ValueError(f"{path} holds no prompts; write one a line")
+        raise ValueError(f"{path} holds no prompts; write one on each line")
     sources = [prompt for prompt in prompts for _ in range(count)]
     return [Item(k, source, seed + k, f"{k:06d}.png") for k, source in enumerate(sources)]
 
 
 def picture_items(folder: Path, seed: int) -> list[Item]:
-    """The pictures of a folder and those below it, by name; the caption of ``a/b.png`` goes to ``a/b.png.txt``.
+    """Items for the pictures of a folder and those below it, by name; `a/b.png` is captioned in `a/b.png.txt`.
 
     Raises:
         FileNotFoundError: no such folder, or no picture in it.
@@ -85,41 +93,40 @@ def run_items(
     settings: Mapping[str, Any],
     work: Work,
     world: World,
-    tell: Callable[[int], Any],
+    progress: Callable[[int], Any],
 ) -> Path:
-    """Do what is not done of this process's groups; write the manifest when everybody is done.
+    """Compute the unfinished groups of this process, and write the manifest when all processes are done.
 
     Args:
-        settings: all that decides what the results are; plain values.
-        tell: called with the number of items after each group.
+        group_size: items in a group, computed as one batch.
+        out: folder of the results.
+        settings: everything that the results depend on, as JSON values.
+        work: computes a group.
+        progress: called with the number of items after each group.
 
     Returns:
-        the manifest: a line for each item, in order: "number", "source", "seed", and "file" with its "sha256", or "error".
+        The manifest: a line for each item, in order, with "number", "source", "seed", and "file" with its "sha256" or "error".
 
     Raises:
-        ValueError: the folder holds results of other settings or other items.
+        ValueError: the folder contains results of other settings or other items.
         OSError: a file cannot be written.
     """
     digest = hashlib.sha256("\n".join(item.source for item in items).encode()).hexdigest()
-    _agree(out, {**settings, "items": len(items), "sources": digest, "group": group_size}, world)
+    check_settings(out / "settings.json", {**settings, "items": len(items), "sources": digest, "group": group_size}, world)
     groups = [items[first : first + group_size] for first in range(0, len(items), group_size)]
-    for number in range(world.rank, len(groups), world.size):
-        record = _record(out, number)
-        if not record.is_file():
-            errors = work(groups[number])
-            rows = [_row(item, error, out) for item, error in zip(groups[number], errors, strict=True)]
-            write_text(record, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        tell(len(groups[number]))
+    records = [out / ".parts" / f"{number:06d}.jsonl" for number in range(len(groups))]
+
+    def make(number: int) -> None:
+        errors = work(groups[number])
+        rows = [_row(item, error, out) for item, error in zip(groups[number], errors, strict=True)]
+        write_text(records[number], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    run_parts(records, make, world, finished=lambda number: progress(len(groups[number])))
     world.barrier()
     if world.main:
-        lines = [_record(out, number).read_text(encoding="utf-8") for number in range(len(groups))]
-        write_text(out / MANIFEST, "".join(lines))
+        write_text(out / MANIFEST, "".join(record.read_text(encoding="utf-8") for record in records))
     world.barrier()
     return out / MANIFEST
-
-
-def _record(out: Path, group: int) -> Path:
-    return out / ".parts" / f"{group:06d}.jsonl"
 
 
 def _row(item: Item, error: str | None, out: Path) -> dict[str, Any]:
@@ -127,17 +134,6 @@ def _row(item: Item, error: str | None, out: Path) -> dict[str, Any]:
     if error is not None:
         return {**row, "error": error}
     return {**row, "file": item.file, "sha256": hashlib.sha256((out / item.file).read_bytes()).hexdigest()}
-
-
-def _agree(out: Path, settings: dict[str, Any], world: World) -> None:
-    path = out / "settings.json"
-    if world.main and not path.is_file():
-        write_text(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
-    world.barrier()
-    there = json.loads(path.read_text(encoding="utf-8"))
-    if there != json.loads(json.dumps(settings)):
-        names = sorted(k for k in there.keys() | settings.keys() if there.get(k) != settings.get(k))
-        raise ValueError(f"{out} holds results made with other settings ({', '.join(names)}); name another folder with --out")
 
 
 def pictures_of(model: UniDiffuser, out: Path, options: Options, settings: Mapping[str, Any]) -> Work:
@@ -157,7 +153,7 @@ def pictures_of(model: UniDiffuser, out: Path, options: Options, settings: Mappi
 
 
 def captions_of(model: UniDiffuser, folder: Path, out: Path, options: Options) -> Work:
-    """The work of `unidiffuser caption`: a line of text for each picture that can be read."""
+    """The work of `unidiffuser caption`: a text file for each picture that can be opened."""
     chosen = resolve(options, model.config)
 
     def work(group: Sequence[Item]) -> list[str | None]:

@@ -224,6 +224,7 @@ def _many(settings: Settings, name: str, items: list[Item], work: Callable[..., 
     from tqdm import tqdm
 
     from ..distributed import joined
+    from ..media.files import read_lines
     from .bulk import run_items
 
     with joined(settings.device, patience=timedelta(days=7)) as world:
@@ -241,7 +242,7 @@ def _many(settings: Settings, name: str, items: list[Item], work: Callable[..., 
                 bar.update,
             )
         if world.main:
-            failed = sum('"error": ' in line for line in manifest.read_text(encoding="utf-8").splitlines())
+            failed = sum('"error": ' in line for line in read_lines(manifest))
             note = f", {failed} of them failed" if failed else ""
             typer.echo(f"wrote {manifest}: {len(items)} items{note}", err=True)
 

@@ -1,9 +1,8 @@
-"""Pairs to latent shards with the frozen encoders of a checkpoint: resumable, nothing twice, nothing lost.
+"""Encoding of captioned pictures to latent shards with the frozen encoders of a checkpoint.
 
-Part i is done by process i modulo their number (torchrun, `accelerate launch`, or one alone). A part becomes one shard, which
-is written under another name and renamed, so a shard that is there is done, and what was killed is done again as a whole. The
-manifest is written when all parts are done; what could not be read stands in it with its reason, and is tried again by the
-next run.
+A part of the source becomes one shard. Work is divided among the processes of torchrun or `accelerate launch`; finished shards
+are skipped and interrupted ones redone. The manifest is written when all parts are done. It lists what could not be read with
+the reason, and the next run tries those again.
 """
 
 from __future__ import annotations
@@ -29,23 +28,24 @@ from ..encoders.autoencoder import Autoencoder
 from ..encoders.clip import ImageTokenEncoder, TextEncoder
 from ..media.files import write_text
 from ..media.images import fit, to_tensor
+from ..media.resume import check_settings, run_parts
 from .captioned import DamagedShard, Pair
 from .shards import MANIFEST, read_notes, write_shard
 from .sources import Part
 
 log = logging.getLogger(__name__)
 
-LONGEST = 2000  # characters of a caption that are looked at; the text encoder reads 77 tokens
+LONGEST = 2000  # characters of a caption that are tokenized; the text encoder reads 77 tokens
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How pictures become latents.
+    """Settings of the encoding.
 
     Attributes:
         image_size: side of the square in pixels.
-        min_side: pictures with a shorter side are dropped; the paper's sets hold none that would be enlarged much.
-        batch_size: pictures in the encoders at once.
+        min_side: pictures with a shorter side are dropped; the paper's data sets have none that would be enlarged much.
+        batch_size: pictures in a batch of the encoders.
         readers: threads that decode pictures.
     """
 
@@ -67,7 +67,7 @@ class Encoders:
         self.texts = TextEncoder.from_checkpoint(checkpoint, device=device, dtype=low)
 
     def fingerprint(self) -> str:
-        """Of the weights that make latents; other weights, other latents."""
+        """Digest of the weights that latents depend on."""
         digest = hashlib.sha256()
         for part in ("vae", "clip_image", "clip_text", "caption"):
             for name, tensor in sorted(self.checkpoint.state_dict(part).items()):
@@ -78,13 +78,13 @@ class Encoders:
 
     @torch.inference_mode()
     def pictures(self, images: list[Image.Image]) -> dict[str, Tensor]:
-        """Squares of one size -> "mean", "std" (B, C, h, w), "clip_img" (B, 1, D), fp16 on the CPU."""
+        """Encode squares of one size to "mean", "std" (B, C, h, w) and "clip_img" (B, 1, D), fp16 on the CPU."""
         mean, std = self.autoencoder.posterior(to_tensor(images).to(self.device))
         values = {"mean": mean, "std": std, "clip_img": self.image_tokens(images)}
         return {name: value.to("cpu", torch.float16) for name, value in values.items()}
 
     def captions(self, texts: list[str]) -> Tensor:
-        """(B, L, text_dim) fp16 on the CPU."""
+        """Encode captions to (B, L, text_dim), fp16 on the CPU."""
         return self.texts(texts).to("cpu", torch.float16)
 
 
@@ -96,17 +96,19 @@ def encode(
     world: World,
     report: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Encode this process's parts that are not done, and write the manifest when everybody is done.
+    """Encode the unfinished parts of this process, and write the manifest when all processes are done.
 
     Args:
-        report: called after each part with the pairs that it gave.
+        parts: the parts of the source, see `find_parts`.
+        out: folder of the shards.
+        report: called after each part that was encoded, with its number of pairs.
 
     Returns:
-        the manifest: "encoding", "samples", "read", "dropped" (reason -> pairs), "damaged" (part -> reason), "shards".
+        The manifest: "encoding", "samples", "read", "dropped" (reason -> pairs), "damaged" (part -> reason), "shards".
 
     Raises:
-        ValueError: the folder holds shards that were made with other weights or another size.
-        OSError: the disk is full; what is there is complete.
+        ValueError: the folder contains shards of other weights or another size.
+        OSError: the disk is full; the shards that exist are complete.
     """
     settings = {
         "encoders": encoders.fingerprint(),
@@ -114,43 +116,33 @@ def encode(
         "min_side": encoding.min_side,
         "text_tokens": encoders.texts.length,
     }
-    _agree(out, settings, world)
+    if world.main:
+        (out / MANIFEST).unlink(missing_ok=True)  # an old one is wrong as soon as parts are added
+    check_settings(out / "encoding.json", settings, world)
+    shards = [out / f"{part.name}.safetensors" for part in parts]
     damaged: dict[str, str] = {}
-    for part in parts[world.rank :: world.size]:
-        target = out / f"{part.name}.safetensors"
-        if target.is_file() and read_notes(target)["source_size"] == part.size:
-            continue
+
+    def make(number: int) -> None:
+        part, shard = parts[number], shards[number]
         try:
-            kept = _encode_part(part, target, encoders, encoding)
+            kept = _encode_part(part, shard, encoders, encoding)
         except DamagedShard as error:
-            log.warning("%s; passed over", error)
-            target.unlink(missing_ok=True)  # of an earlier, whole shard of this name
+            shard.unlink(missing_ok=True)  # encoded from an earlier, undamaged file of this name
             damaged[part.name] = str(error)
-            continue
         except FileNotFoundError as error:
             damaged[part.name] = f"vanished: {error.filename or error}"
-            log.warning("%s; passed over", damaged[part.name])
-            continue
-        if report is not None:
-            report(kept)
-    everybody = world.gather(damaged)
+        else:
+            if report is not None:
+                report(kept)
+            return
+        log.warning("%s; skipped", damaged[part.name])
+
+    run_parts(shards, make, world, valid=lambda number: read_notes(shards[number])["source_size"] == parts[number].size)
+    gathered = world.gather(damaged)
     if world.main:
-        _write_manifest(out, parts, settings, {k: v for some in everybody for k, v in some.items()})
+        _write_manifest(out, parts, settings, {name: reason for found in gathered for name, reason in found.items()})
     world.barrier()
     return dict(json.loads((out / MANIFEST).read_text(encoding="utf-8")))
-
-
-def _agree(out: Path, settings: dict[str, Any], world: World) -> None:
-    path = out / "encoding.json"
-    if world.main:
-        (out / MANIFEST).unlink(missing_ok=True)  # it is not true while parts are added
-        if not path.is_file():
-            write_text(path, json.dumps(settings))
-    world.barrier()
-    there = json.loads(path.read_text(encoding="utf-8"))
-    if there != settings:
-        differing = ", ".join(f"{k} {there.get(k)} there, {v} here" for k, v in settings.items() if there.get(k) != v)
-        raise ValueError(f"{out} holds shards of another kind ({differing}): use another folder, or the same settings")
 
 
 def _encode_part(part: Part, target: Path, encoders: Encoders, encoding: Encoding) -> int:
@@ -173,7 +165,7 @@ def _encode_part(part: Part, target: Path, encoders: Encoders, encoding: Encodin
 
 
 def _decoded(part: Part, encoding: Encoding, counts: Counter[str]) -> Iterator[list[tuple[str, list[str], Image.Image]]]:
-    """Batches of (key, captions, square); the next batch is decoded while the caller encodes this one."""
+    """Batches of (key, captions, square); threads decode the next batch while the caller encodes this one."""
 
     def decode(pair: Pair) -> tuple[str, list[str], Image.Image] | str:
         captions = [" ".join(caption[:LONGEST].split()) for caption in pair.captions]

@@ -24,8 +24,9 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from unidiffuser.evaluation.identity import settings_digest
-from unidiffuser.media.files import replacing, write_text
+from unidiffuser.media.files import replacing
 from unidiffuser.media.images import open_image
+from unidiffuser.media.resume import check_settings, run_parts
 
 SHOWN = 64  # pictures of a cell that are kept for the report: the first of a fixed order, so nobody chooses them
 
@@ -69,21 +70,26 @@ def collect(
         ValueError: a part on disk that is damaged.
     """
     cell = folder / f"{name}-{settings_digest([settings, total, size])[:12]}"
-    if not (cell / "settings.json").is_file():
-        write_text(cell / "settings.json", json.dumps(settings, indent=1, ensure_ascii=False))
+    check_settings(cell / "settings.json", settings)
+    ranges = [range(first, min(first + size, total)) for first in range(0, total, size)]
+    files = [cell / f"{items.start:08d}.safetensors" for items in ranges]
     parts = []
+
+    def make_part(number: int) -> None:
+        items = ranges[number]
+        begun = time.perf_counter()
+        made = make(items)
+        made.seconds = [(time.perf_counter() - begun, len(items))]
+        made.shown = made.shown[: max(0, SHOWN - items.start)]
+        write_part(files[number], made)
+
     with tqdm(total=total, desc=name, disable=not progress) as bar:
-        for first in range(0, total, size):
-            items = range(first, min(first + size, total))
-            file = cell / f"{first:08d}.safetensors"
-            if not file.is_file():
-                begun = time.perf_counter()
-                made = make(items)
-                made.seconds = [(time.perf_counter() - begun, len(items))]
-                made.shown = made.shown[: max(0, SHOWN - first)]
-                write_part(file, made)
-            parts.append(read_part(file))  # also what was just made: resumed or not, the same numbers
-            bar.update(len(items))
+
+        def finished(number: int) -> None:
+            parts.append(read_part(files[number]))  # reads new parts too, so that a resumed run has the same numbers
+            bar.update(len(ranges[number]))
+
+        run_parts(files, make_part, finished=finished)
     return join(parts)
 
 

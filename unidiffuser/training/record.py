@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..media.files import replacing, write_text
+from ..media.files import read_lines, replacing, write_text
 from .curve import draw_curve
 from .stage import ExampleCost
 
@@ -39,9 +39,8 @@ class LossLog:
         self.path = out / "losses.jsonl"
         self.rows: list[dict[str, float]] = []
         if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                if row["step"] < start:
+            for line in read_lines(self.path):
+                if line and (row := json.loads(line))["step"] < start:
                     self.rows.append(row)
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.pending: list[dict[str, float]] = []

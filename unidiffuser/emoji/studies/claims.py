@@ -19,8 +19,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-from unidiffuser.data.captioned import Pair
-
+from ...data.captioned import Pair
 from ...evaluation.metrics import parse_caption, share
 from ...evaluation.sources import fixed_order, in_split, read_folder
 from ...media.files import write_between, write_text

@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unidiffuser.data.captioned import Pair
-
 from ...checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from ...data.captioned import Pair
 from ...evaluation.metrics import parse_caption, share
 from ...evaluation.sources import fixed_order, in_split, read_folder
 from ...media.files import write_between, write_text

@@ -22,8 +22,7 @@ from typing import Any
 
 import torch
 
-from unidiffuser.data.captioned import Pair
-
+from ...data.captioned import Pair
 from ...evaluation.metrics import parse_caption
 from ...evaluation.sources import fixed_order, in_split, read_folder
 from ...media.files import write_between, write_text

@@ -23,7 +23,7 @@ from unidiffuser.encoders.clip import ImageTokenEncoder, TextEncoder
 from unidiffuser.media.images import to_tensor
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, item_generators, sample
-from unidiffuser.uvit import UViT
+from unidiffuser.small.network import build
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED, STEPS, GUIDANCE, PROMPT, SCALE = 5, 6, 3.0, "red cat", 0.18215
@@ -82,7 +82,7 @@ def with_lora(graph: Graph, lora: str | None) -> list[object]:
 
 def by_library(file: Path, method: str = "dpmpp_2m") -> torch.Tensor:
     checkpoint = load_checkpoint(file)
-    net = checkpoint.load_into(UViT(checkpoint.config.uvit), "uvit")
+    net = checkpoint.load_into(build(checkpoint.config.uvit), "uvit")
     encode = TextEncoder.from_checkpoint(checkpoint)
     out = sample(
         net,
@@ -292,7 +292,7 @@ def test_captions_agree(server: HostServer, tiny_file: Path) -> None:
     words = graph.caption(graph.sampler(graph.path("text", STEPS)(), SEED, text_guidance=1.0)(2), candidates=3)()[0]
     shown = server.run(graph.prompt)[words]["text"][0]
     checkpoint = load_checkpoint(tiny_file)
-    net = checkpoint.load_into(UViT(checkpoint.config.uvit), "uvit")
+    net = checkpoint.load_into(build(checkpoint.config.uvit), "uvit")
     out = sample(net, NoisePath.text(STEPS), Streams(), generator=item_generators(SEED, 1))
     found = CaptionDecoder.from_checkpoint(checkpoint).decode(out.need("text"), beams=3, count=3)[0]
     assert shown == "\n".join(f"{caption.text}  ({caption.score:.2f})" for caption in found)

@@ -15,8 +15,8 @@ from unidiffuser.checkpoints.checkpoint import load_checkpoint
 from unidiffuser.encoders.clip import TextEncoder
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, add_noise, item_generators, sample
+from unidiffuser.small.network import build
 from unidiffuser.streams import draw_noise
-from unidiffuser.uvit import UViT
 
 SEED, STEPS, LEVEL, SCALE = 7, 5, 600.0, 0.18215
 REWRITTEN, KEPT = [2, 3, 4], [0, 1, 5, 6]  # tokens of "a red b", each letter one, where "red" is to be rewritten
@@ -79,7 +79,7 @@ def test_a_picture_from_a_level_between(server: HostServer, tiny_file: Path) -> 
         clip_img=add_noise(clip_img, draw_noise(clip_img.shape[1:], generators, "cpu"), LEVEL),
         text=TextEncoder.from_checkpoint(checkpoint)(["red cat"]),
     )
-    net = checkpoint.load_into(UViT(checkpoint.config.uvit), "uvit")
+    net = checkpoint.load_into(build(checkpoint.config.uvit), "uvit")
     wanted = sample(
         net,
         NoisePath.text_to_image(STEPS, start=LEVEL),

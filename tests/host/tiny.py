@@ -13,7 +13,7 @@ from unidiffuser.checkpoints.tokenizers import END, START, STOP
 from unidiffuser.encoders.autoencoder import autoencoder_kl
 from unidiffuser.encoders.captions import CaptionDecoder
 from unidiffuser.encoders.clip import clip_image_model, clip_text_model
-from unidiffuser.uvit import UViT, UViTConfig
+from unidiffuser.small.network import build, config_of
 
 LENGTH, TEXT_DIM, WIDTH, TOKEN_DIM = 8, 16, 32, 24
 
@@ -59,18 +59,20 @@ def tiny_config(downscale: int = 8, **uvit: Any) -> ModelConfig:
         "dropout": 0.0,
     }
     return ModelConfig(
-        uvit=UViTConfig(
-            img_size=128 // downscale,
-            in_chans=4,
-            patch_size=4,
-            embed_dim=48,
-            depth=4,
-            num_heads=2,
-            text_dim=TEXT_DIM,
-            num_text_tokens=LENGTH,
-            clip_img_dim=TOKEN_DIM,
-            data_types=2,
-            **uvit,
+        uvit=config_of(
+            {
+                "img_size": 128 // downscale,
+                "in_chans": 4,
+                "patch_size": 4,
+                "embed_dim": 48,
+                "depth": 4,
+                "num_heads": 2,
+                "text_dim": TEXT_DIM,
+                "num_text_tokens": LENGTH,
+                "clip_img_dim": TOKEN_DIM,
+                "data_types": 2,
+                **uvit,
+            }
         ),
         vae=VAEConfig(ddconfig, patch_size=patch_size),
         clip_text={
@@ -127,7 +129,7 @@ def write_tiny_checkpoint(
     config.clip_image.update(clip_image)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = UViT(config.uvit)
+        net = build(config.uvit)
         for parameter in net.parameters():  # fresh biases and some tables are zero, which would hide a lost one
             if parameter.ndim == 1 or parameter.shape[0] == 1 or not parameter.any():
                 parameter.data += 0.05 * torch.randn_like(parameter)

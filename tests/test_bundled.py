@@ -58,8 +58,8 @@ def test_it_draws_what_is_asked_for(model):
     prompts = ["red apple, noto", "pizza, twemoji", "lion, flat", "sunflower, fluent", "rocket, noto", "penguin, twemoji",
                "watermelon, flat", "red heart, noto"]  # fmt: skip
     pictures = model.text_to_image(prompts, seed=0)
-    verdicts = load_judge().judge_pictures(pictures)
-    right = sum(seen.concept == prompt.split(",")[0] for seen, prompt in zip(verdicts, prompts, strict=True))
+    verdicts = load_judge().classify(pictures)
+    right = sum(seen.label == prompt.split(",")[0] for seen, prompt in zip(verdicts, prompts, strict=True))
     assert right >= 4
 
 

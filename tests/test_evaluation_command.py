@@ -19,11 +19,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from unidiffuser.cli import app
+from unidiffuser.emoji.__main__ import app as emoji_app
 from unidiffuser.evaluation.clip_score import Clip
 from unidiffuser.evaluation.config import EvaluationConfig
 from unidiffuser.evaluation.features import InceptionFeatures
 from unidiffuser.evaluation.inception import Inception
-from unidiffuser.evaluation.subject import open_subject
+from unidiffuser.evaluation.loading import load_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,8 +91,7 @@ def test_mistakes_end_as_one_line(config: Path, tmp_path: Path) -> None:
     for change, message in [
         ("features=none.pth", "pt_inception-2015-12-05-6726825d.pth"),
         ("clip=none", "clip-vit-large-patch14"),
-        ("judge=none.safetensors", "train a judge"),
-        ("judge=bundled", "knows none of these concepts"),
+        ("judge=bundled", "python -m unidiffuser.emoji evaluate"),
         ("splits=[test]", "this source has: all"),
         ("dtype=float99", "float16"),
         ("speed=1", "unknown settings speed"),
@@ -102,9 +102,21 @@ def test_mistakes_end_as_one_line(config: Path, tmp_path: Path) -> None:
         assert done.output.count("\n") == 1
 
 
-def test_an_answer_does_not_depend_on_its_neighbours(config: Path) -> None:
-    subject, _ = open_subject(EvaluationConfig.from_file(config))
-    sampler = subject.sampler(steps=2)
+def test_the_bundled_models_command_takes_a_judge(config: Path, tmp_path: Path) -> None:
+    for change, message in [
+        ("judge=none.safetensors", "train a judge"),
+        ("judge=bundled", "knows none of these labels"),
+        ("speed=1", "unknown settings speed"),
+    ]:
+        done = CliRunner().invoke(emoji_app, ["evaluate", str(config), "--out", str(tmp_path / "x"), "--set", change])
+        assert done.exit_code == 2, change
+        assert message in done.output
+        assert done.output.count("\n") == 1
+
+
+def test_a_sample_does_not_depend_on_its_batch(config: Path) -> None:
+    model, _ = load_model(EvaluationConfig.from_file(config))
+    sampler = model.sampler(steps=2)
     together = sampler.text_to_image(["thing", "other"], [5, 6])
     assert np.abs(np.asarray(together[1], int) - np.asarray(sampler.text_to_image(["other"], [6])[0], int)).max() <= 1
     assert sampler.text_to_image(["thing", "thing"], [5, 6])[0] != sampler.text_to_image(["thing", "thing"], [5, 6])[1]

@@ -12,16 +12,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from unidiffuser.evaluation.captions_metrics import bleu4, cider, exact, words
+from unidiffuser.evaluation.caption_metrics import bleu4, cider, exact, words
 from unidiffuser.evaluation.clip_score import clip_scores
 from unidiffuser.evaluation.frechet import fid, frechet_distance, gaussian, kid
-from unidiffuser.evaluation.measures import memory_rows
-from unidiffuser.evaluation.metrics import share, wilson
-from unidiffuser.evaluation.needs import needed
+from unidiffuser.evaluation.measures import memorisation_results
+from unidiffuser.evaluation.metrics import psnr, success_rate, wilson
 from unidiffuser.evaluation.neighbours import mean_distance, nearest_distances
-from unidiffuser.evaluation.parts import Answers
+from unidiffuser.evaluation.optional import require
+from unidiffuser.evaluation.parts import Outputs
 from unidiffuser.evaluation.retrieval import network_scores, recall
+from unidiffuser.media.images import to_tensor
 from unidiffuser.streams import Streams
 
 # FID and KID
@@ -149,7 +151,7 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(ValueError, match=r'sacrebleu.*pip install "unidiffuser\[evaluate\]"'):
-        needed("sacrebleu.metrics")
+        require("sacrebleu.metrics")
 
 
 # Retrieval, neighbours, CLIP
@@ -203,13 +205,13 @@ def test_nearest_distances_are_those_of_unit_vectors_and_leave_the_query_out() -
     assert mean_distance(np.ones((4, 3))) == 0.0
 
 
-def test_memory_rows_tell_copies_from_new_pictures() -> None:
+def test_memorisation_results_tell_copies_from_new_pictures() -> None:
     rng = np.random.default_rng(4)
-    training, real, fresh = (Answers(arrays={"features": rng.standard_normal((2000, 8))}) for _ in range(3))
-    copies = Answers(arrays={"features": training.arrays["features"][:50] * 1.0001})
+    training, real, fresh = (Outputs(arrays={"features": rng.standard_normal((2000, 8))}) for _ in range(3))
+    copies = Outputs(arrays={"features": training.arrays["features"][:50] * 1.0001})
     nowhere = [-1] * 2000
-    assert memory_rows([copies], training, real, nowhere)[1]["value"] == 1.0
-    assert memory_rows([fresh], training, real, nowhere)[1]["value"] < 0.03
+    assert memorisation_results([copies], training, real, nowhere)[1]["value"] == 1.0
+    assert memorisation_results([fresh], training, real, nowhere)[1]["value"] < 0.03
 
 
 def test_clip_scores_are_cosines_and_never_negative() -> None:
@@ -248,18 +250,24 @@ def test_wilson_refuses_what_is_no_share(successes: float, total: float) -> None
 
 def test_share_of_repeated_runs_is_no_narrower_than_one_run_and_of_independent_runs_is_pooled() -> None:
     trials = [True] * 30 + [False] * 20
-    once, thrice = share([trials]), share([trials] * 3)
+    once, thrice = success_rate([trials]), success_rate([trials] * 3)
     assert (once.low, once.high) == wilson(30, 50)
     assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
     assert thrice.total == 150
 
     rng = random.Random(1)
     runs = [[rng.random() < 0.6 for _ in range(2000)] for _ in range(3)]
-    pooled = share(runs)
+    pooled = success_rate(runs)
     assert (pooled.low, pooled.high) == pytest.approx(wilson(sum(map(sum, runs)), 6000), abs=2e-3)
 
 
 def test_share_refuses_nothing_and_unequal_runs() -> None:
     for outcomes in ([], [[]], [[True], [True, False]]):
         with pytest.raises(ValueError, match=r"outcomes|length"):
-            share(outcomes)
+            success_rate(outcomes)
+
+
+def test_psnr_of_a_constant_offset() -> None:
+    grey, lighter = Image.new("RGB", (8, 8), (100, 100, 100)), Image.new("RGB", (8, 8), (110, 110, 110))
+    assert psnr(to_tensor([lighter]), to_tensor([grey])).item() == pytest.approx(20 * math.log10(255 / 10))
+    assert psnr(to_tensor([grey]), to_tensor([grey])).item() == 100.0

@@ -13,7 +13,7 @@ import torch
 
 from unidiffuser.cli.bulk import Item, run_items
 from unidiffuser.distributed import World
-from unidiffuser.evaluation.identity import settings_digest
+from unidiffuser.evaluation.digests import settings_digest
 from unidiffuser.evaluation.parts import Answers, collect, write_part
 from unidiffuser.media.files import write_text
 from unidiffuser.media.resume import check_settings, run_parts

@@ -25,11 +25,12 @@ from torch import nn
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
 from unidiffuser.data.pictures import ImageFolder
 from unidiffuser.emoji.assemble import assemble
-from unidiffuser.emoji.autoencoder import SCALE, PatchedAutoencoder, principal_colours, psnr, reduced
+from unidiffuser.emoji.autoencoder import SCALE, PatchedAutoencoder, principal_colours, reduced
 from unidiffuser.emoji.network import Kin
 from unidiffuser.emoji.restyle import Restyle, exchanged
 from unidiffuser.emoji.stages import make_stage
 from unidiffuser.emoji.towers import image_tokens, load_clip
+from unidiffuser.evaluation.metrics import psnr
 from unidiffuser.schedule import add_noise, alphas_cumprod, half_logsnr
 from unidiffuser.small.palette import Palette
 from unidiffuser.streams import Streams

@@ -1,36 +1,47 @@
-"""The evaluation's part of the command line: ``unidiffuser evaluate CONFIG``."""
+"""The command `unidiffuser evaluate CONFIG`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+if TYPE_CHECKING:
+    from ..evaluation.report import Cells
+    from ..evaluation.run import Evaluation
 
-def evaluate(
-    config: Annotated[Path, typer.Argument(help="YAML file; see unidiffuser/evaluation/configs.", show_default=False)],
-    model: Annotated[Optional[str], typer.Option("--model", "-m", help="Instead of the config's model.")] = None,  # noqa: UP045
-    out: Annotated[Optional[str], typer.Option("--out", "-o", help="Instead of the config's folder.")] = None,  # noqa: UP045
-    change: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--set", help="Another setting, as in --set steps=20 --set limit=100."),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
-) -> None:
-    """Measure a model, or go on where a measurement was stopped: tables, curves and pictures in one report."""
-    from unidiffuser.evaluation.config import EvaluationConfig
-    from unidiffuser.evaluation.report import html_report, markdown_report
-    from unidiffuser.evaluation.run import Evaluation
-    from unidiffuser.evaluation.subject import open_subject
-    from unidiffuser.media.files import write_text
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see unidiffuser/evaluation/configs.", show_default=False)]
+Model = Annotated[Optional[str], typer.Option("--model", "-m", help="Instead of the config's model.")]  # noqa: UP045
+Out = Annotated[Optional[str], typer.Option("--out", "-o", help="Instead of the config's folder.")]  # noqa: UP045
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", help="Another setting, as in --set steps=20 --set limit=100."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
-    settings = EvaluationConfig.from_file(config, change or [])
-    settings.model, settings.out = model or settings.model, out or settings.out
-    evaluation = Evaluation(settings, *open_subject(settings), progress=not quiet)
+
+def evaluate(config: ConfigFile, model: Model = None, out: Out = None, change: Settings = None, quiet: Quiet = False) -> None:
+    """Measure a model, or resume an interrupted evaluation: tables, curves and pictures in one report."""
+    from ..evaluation.config import EvaluationConfig
+    from ..evaluation.loading import load_model
+    from ..evaluation.report import tables
+    from ..evaluation.run import Evaluation
+
+    settings = EvaluationConfig.from_file(config, change or [], model=model, out=out)
+    write_reports(Evaluation(settings, *load_model(settings), progress=not quiet), tables)
+
+
+def write_reports(evaluation: Evaluation, tables: Callable[[Mapping[str, Any]], dict[str, Cells]]) -> None:
+    """Run an evaluation, write `scores.md` and `report.html` beside its `scores.json`, and print the tables."""
+    from ..evaluation.report import html_report, markdown_report
+    from ..media.files import write_text
+
     report = evaluation.run()
-    folder, table = Path(settings.out), markdown_report(report)
-    write_text(folder / "scores.md", table)
-    write_text(folder / "report.html", html_report(report, evaluation.runs, evaluation.chosen))
+    cells = tables(report)
+    table = markdown_report(cells)
+    write_text(evaluation.folder / "scores.md", table)
+    write_text(evaluation.folder / "report.html", html_report(report, cells, evaluation.runs, evaluation.chosen))
     typer.echo(table)
-    typer.echo(f"wrote {folder / 'report.html'}", err=True)
+    typer.echo(f"wrote {evaluation.folder / 'report.html'}", err=True)

@@ -1,4 +1,4 @@
-"""`python -m unidiffuser.emoji`: make the pictures of the bundled model, train its stages, put them together."""
+"""`python -m unidiffuser.emoji`: make the pictures of the bundled model, train its stages, put them together, evaluate it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..cli.application import command
+from ..cli.evaluate import ConfigFile, Model, Out, Quiet, Settings
 
 app = typer.Typer(help="How the bundled model is made.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -47,6 +48,17 @@ def assemble(
     from .assemble import assemble as run
 
     typer.echo(f"wrote {run(runs, out)}")
+
+
+@command("evaluate", app)
+def evaluate(config: ConfigFile, model: Model = None, out: Out = None, change: Settings = None, quiet: Quiet = False) -> None:
+    """Measure a model with the judge's scores, or resume an interrupted evaluation; unidiffuser/emoji/evaluation.yaml."""
+    from ..cli.evaluate import write_reports
+    from .evaluation import JudgedConfig, open_evaluation
+    from .scores import tables
+
+    settings = JudgedConfig.from_file(config, change or [], model=model, out=out)
+    write_reports(open_evaluation(settings, progress=not quiet), tables)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..data.pictures import ImageFolder, in_floats, training_set
 from ..distributed import own_device
+from ..evaluation.metrics import psnr
 from ..media.images import to_images
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, generator_on, seeded_init
@@ -113,12 +114,6 @@ class PatchedAutoencoder(nn.Module):
 def reduced(pixels: Tensor, times: int) -> Tensor:
     """Pictures (B, 3, H, W) at 1 / times of their sides: each pixel the mean of those it stands for."""
     return F.avg_pool2d(pixels, times)
-
-
-def psnr(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each picture, both in [-1, 1] -> (B,)."""
-    error = (decoded.clamp(-1, 1) - pixels).square().flatten(1).mean(1) / 4
-    return -10 * torch.log10(error.clamp_min(1e-10))
 
 
 def reconstruction_loss(decoded: Tensor, pixels: Tensor, edge_weight: float, mse_weight: float) -> dict[str, Tensor]:

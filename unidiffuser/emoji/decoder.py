@@ -23,6 +23,7 @@ from ..checkpoints.checkpoint import Checkpoint, VAEConfig, load_checkpoint, sav
 from ..data.pictures import ImageFolder, in_floats, training_set
 from ..distributed import own_device
 from ..encoders.autoencoder import Autoencoder
+from ..evaluation.metrics import psnr
 from ..media.images import to_images
 from ..schedule import add_noise, alpha_sigma
 from ..small.network import build
@@ -31,7 +32,7 @@ from ..training.augment import hue_turn
 from ..training.config import TrainConfig
 from ..training.network import attention_for
 from ..training.stage import Batch, TrainingStage, generator_on, seeded_init
-from .autoencoder import noise_levels, psnr, reconstruction_loss
+from .autoencoder import noise_levels, reconstruction_loss
 from .latents import Latents
 
 

@@ -27,10 +27,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unidiffuser.evaluation.identity import file_digest
-from unidiffuser.evaluation.sources import read_folder
-from unidiffuser.media.files import replacing
-from unidiffuser.media.images import to_tensor
+from ..evaluation.digests import file_digest
+from ..evaluation.sources import read_folder
+from ..media.files import replacing
+from ..media.images import to_tensor
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ WAVES = (1.0, 2.0, 4.0)  # half turns of the sines of a colour over its range
 class Verdict:
     """What the judge sees in one picture; ``confidence`` in [0, 1] is the probability that it gives to the concept."""
 
-    concept: str
+    label: str
     style: str
     confidence: float
 
@@ -109,14 +109,14 @@ class Judge(nn.Module):
     """Two networks of about 0.8 M parameters together: one for the concept, one for the style.
 
     Args:
-        concepts: the labels that it can give, in the order of the head's rows.
-        styles: the style words, likewise.
+        labels: of the concepts, in the order of the head's outputs.
+        styles: likewise.
         widths: channels at a half, a quarter and an eighth of ``CONCEPT_SIDE``, and of the features of the style.
     """
 
-    def __init__(self, concepts: Sequence[str], styles: Sequence[str], widths: tuple[int, int, int, int] = (40, 88, 112, 64)):
+    def __init__(self, labels: Sequence[str], styles: Sequence[str], widths: tuple[int, int, int, int] = (40, 88, 112, 64)):
         super().__init__()
-        self.concepts, self.styles, self.widths = tuple(concepts), tuple(styles), widths
+        self.labels, self.styles, self.widths = tuple(labels), tuple(styles), widths
         low, mid, high, texture = widths
         self.stem = nn.Sequential(
             nn.PixelUnshuffle(2),  # (B, 3, 64, 64) -> (B, 12, 32, 32)
@@ -126,7 +126,7 @@ class Judge(nn.Module):
             Block(low, low),
         )
         self.concept_body = nn.Sequential(Block(low, mid, 2), Block(mid, high, 2), Block(high, high))
-        self.concept_head = nn.Linear(high * 4, len(self.concepts))
+        self.concept_head = nn.Linear(high * 4, len(self.labels))
         self.strokes = Strokes(texture)
         self.style_head = nn.Linear(texture * 2, len(self.styles))
 
@@ -152,31 +152,31 @@ class Judge(nn.Module):
             concepts, styles = self(chunk)
             confidence, best = concepts.softmax(dim=1).max(dim=1)
             for row, style, sure in zip(best.tolist(), styles.argmax(dim=1).tolist(), confidence.tolist(), strict=True):
-                verdicts.append(Verdict(self.concepts[row], self.styles[style], sure))
+                verdicts.append(Verdict(self.labels[row], self.styles[style], sure))
         return verdicts
 
-    def judge_pictures(self, images: Sequence[Image.Image]) -> list[Verdict]:
+    def classify(self, images: Sequence[Image.Image]) -> list[Verdict]:
         """One verdict for each picture; all must be of one size."""
         return self.judge(to_tensor(images)) if images else []
 
-    def among(self, concepts: Collection[str]) -> Judge:
+    def among(self, labels: Collection[str]) -> Judge:
         """The same judge for a model that knows fewer concepts: it chooses among these.
 
         Raises:
             ValueError: it knows none of them.
         """
-        wanted = set(concepts)
-        rows = [k for k, label in enumerate(self.concepts) if label in wanted]
+        wanted = set(labels)
+        rows = [k for k, label in enumerate(self.labels) if label in wanted]
         if not rows:
-            raise ValueError("the judge knows none of these concepts; train one on this data, or evaluate without a judge")
-        narrow = Judge([self.concepts[row] for row in rows], self.styles, self.widths)
+            raise ValueError("the judge knows none of these labels; train one on this data, or remove `judge` from the config")
+        narrow = Judge([self.labels[row] for row in rows], self.styles, self.widths)
         head = {f"concept_head.{name}": value.detach()[rows] for name, value in self.concept_head.named_parameters()}
         narrow.load_state_dict(self.state_dict() | head)
         return narrow.eval()
 
     def digest(self) -> str:
         """SHA-256 over labels and weights."""
-        digest = hashlib.sha256(json.dumps([self.concepts, self.styles], ensure_ascii=False).encode())
+        digest = hashlib.sha256(json.dumps([self.labels, self.styles], ensure_ascii=False).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -186,7 +186,7 @@ class Judge(nn.Module):
         metadata = {
             "format": FORMAT,
             "version": VERSION,
-            "concepts": json.dumps(self.concepts, ensure_ascii=False),
+            "concepts": json.dumps(self.labels, ensure_ascii=False),
             "styles": json.dumps(self.styles),
             "widths": json.dumps(self.widths),
         }
@@ -229,7 +229,7 @@ def load_judge(path: str | Path = BUNDLED) -> Judge:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from unidiffuser.emoji.judge_training import accuracy_report, train_judge
+    from .judge_training import accuracy_report, train_judge
 
     parser = argparse.ArgumentParser(
         prog="python -m unidiffuser.emoji.judge", description="Train the judge on real pictures and report its accuracy."

@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from unidiffuser.data.captioned import Pair
-from unidiffuser.emoji.judge import CONCEPT_SIDE, SIDE, Judge, at_side
-from unidiffuser.emoji.restyle import Restyle
-from unidiffuser.evaluation.metrics import share
-from unidiffuser.evaluation.sources import in_split
-from unidiffuser.media.images import to_tensor
-from unidiffuser.runtime.precision import multiplies_bf16
-from unidiffuser.training.augment import hue_turn, moved, softened
+from ..data.captioned import Pair
+from ..evaluation.metrics import success_rate
+from ..evaluation.sources import in_split
+from ..media.images import to_tensor
+from ..runtime.precision import multiplies_bf16
+from ..training.augment import hue_turn, moved, softened
+from .judge import CONCEPT_SIDE, SIDE, Judge, at_side
+from .restyle import Restyle
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def train_judge(
     judged = [pair for pair in every if pair.fields.get("demo")]
     labels, styles = _in_order(e.label for e in judged), _in_order(e.style for e in judged)
     judge = _beginning(labels, styles, seed) if start is None else copy.deepcopy(start)
-    if set(judge.concepts) != set(labels) or set(judge.styles) != set(styles):
+    if set(judge.labels) != set(labels) or set(judge.styles) != set(styles):
         raise ValueError("the judge to go on from tells other concepts or styles than these pictures have; train a new one")
     judge.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # missing in torch's stubs
     bar = partial(tqdm, disable=not progress)
@@ -76,7 +76,7 @@ def train_judge(
     if concept_steps:
         known = [pair for pair in every if pair.fields.get("known", pair.fields.get("demo"))]
         log.info("%d pictures of %d concepts", len(known), len(labels))
-        images, targets = stacked(known, CONCEPT_SIDE), torch.tensor([judge.concepts.index(e.label) for e in known])
+        images, targets = stacked(known, CONCEPT_SIDE), torch.tensor([judge.labels.index(e.label) for e in known])
         generator = torch.Generator().manual_seed(seed)
         restyle = Restyle()
 
@@ -215,7 +215,7 @@ def accuracy_report(judge: Judge, pairs: Sequence[Pair]) -> list[str]:
 
     The blur keeps 16 x 16 pixels: a judge that still knows a picture by them says little about sharpness.
     """
-    examples = [pair for pair in pairs if pair.label in judge.concepts and pair.style in judge.styles]
+    examples = [pair for pair in pairs if pair.label in judge.labels and pair.style in judge.styles]
     lines = []
     for split in _in_order(example.split for example in examples):
         part = in_split(examples, split)
@@ -223,8 +223,8 @@ def accuracy_report(judge: Judge, pairs: Sequence[Pair]) -> list[str]:
         blurred = F.interpolate(F.adaptive_avg_pool2d(images, 16), size=SIDE, mode="bilinear", align_corners=False)
         for name, shown in ((split, images), (f"{split}, blurred to 16 px", blurred)):
             verdicts = judge.judge(shown)
-            concept = share([[v.concept == e.label for v, e in zip(verdicts, part, strict=True)]])
-            style = share([[v.style == e.style for v, e in zip(verdicts, part, strict=True)]])
+            concept = success_rate([[v.label == e.label for v, e in zip(verdicts, part, strict=True)]])
+            style = success_rate([[v.style == e.style for v, e in zip(verdicts, part, strict=True)]])
             lines.append(f"{name}: concept {concept}; style {style}")
     return lines
 

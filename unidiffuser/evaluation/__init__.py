@@ -1,10 +1,10 @@
-"""The yardstick: measures with an extractor of the user's choice, a judge that saw real pictures only, and a resumable run.
+"""Evaluation of a checkpoint: `unidiffuser evaluate CONFIG` measures it and writes tables, curves and pictures.
 
-``unidiffuser evaluate CONFIG`` measures a model; ``python -m unidiffuser.emoji.judge --data FOLDER --out FILE``
-trains the judge again. Nothing is imported here, so that reading the metrics costs no model code.
+    config, loading, run, report                  one evaluation, from a YAML file to a page
+    sources, sampling, tasks, parts               real pictures, the model's samples, and what is kept of them on disk
+    extractors, features, inception, clip_score   feature extractors
+    classifier                                    interface of an optional classifier of pictures
+    frechet, caption_metrics, retrieval, neighbours, metrics, measures   the figures
 
-    sources, sampling, eyes, tasks, parts    what is asked, who looks at the answers, what is kept of them on disk
-    features, inception, clip_score, judge   those who look
-    frechet, captions_metrics, retrieval, neighbours, metrics, scores    the numbers
-    config, subject, run, report, commands   one run from a YAML file to a page
+Nothing is imported here, so that importing one metric loads no model code.
 """

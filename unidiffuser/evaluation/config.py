@@ -1,23 +1,24 @@
-"""One YAML file says all of an evaluation: model, pictures, extractor, tasks, sweeps. See unidiffuser/evaluation/configs."""
+"""The YAML file of an evaluation: model, data, feature extractor, tasks, sweeps; examples in `evaluation/configs`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+Config = TypeVar("Config", bound="EvaluationConfig")
 TASKS = ("autoencode", "text_to_image", "image_to_text", "joint", "image")
 
 
 @dataclass
 class Sweep:
-    """One option tried at several values, text to image.
+    """Text to image at several values of one option.
 
     Attributes:
-        values: of the option; others stay at the config's.
-        split: whose captions are asked; choose options on a split that you do not report.
-        limit: captions of it, the first of the fixed order.
+        values: of the option; all others stay at the config's.
+        split: whose captions are used; tune options on a split that you do not report.
+        limit: number of captions, the first of a fixed shuffle.
     """
 
     values: list[float]
@@ -27,7 +28,13 @@ class Sweep:
 
 @dataclass
 class Retrieval:
-    """Real pictures and captions of a split, matched by the network itself: ``count`` of them at ``levels`` noise levels."""
+    """Retrieval among real pairs, scored by the network's denoising error.
+
+    Attributes:
+        split: whose pairs are used.
+        count: number of pairs.
+        levels: noise levels the error is averaged over.
+    """
 
     split: str
     count: int = 64
@@ -36,7 +43,13 @@ class Retrieval:
 
 @dataclass
 class Diversity:
-    """``count`` pictures for each of ``captions`` captions of a split."""
+    """Several pictures of one caption.
+
+    Attributes:
+        split: whose captions are used.
+        captions: number of captions.
+        count: pictures for each.
+    """
 
     split: str
     captions: int = 32
@@ -48,24 +61,23 @@ class EvaluationConfig:
     """Settings of one evaluation.
 
     Attributes:
-        model: name, file or folder, as for :func:`unidiffuser.load`.
-        out: folder of the run: ``cells/``, ``scores.json``, ``scores.md``, ``report.html``.
-        data: pictures and captions, see :mod:`unidiffuser.evaluation.sources`.
-        splits: whose captions and pictures are asked; "all" for data without splits.
-        training: the training pictures, for memorisation, or None; same form as ``data``.
+        model: name, file or folder, as for `unidiffuser.load`.
+        out: folder of the run: `cells/`, `scores.json`, `scores.md`, `report.html`.
+        data: pictures and captions, see `unidiffuser.evaluation.sources`.
+        splits: values of the field `split` to evaluate on; "all" is every pair.
+        training: the training pictures, to measure memorisation, or None; same form as `data`.
         features: "clip" (the checkpoint's own image encoder) or the file of Inception's weights.
         clip: folder of a CLIP model for CLIP scores, or None.
-        judge: "bundled", a file, or None; needs data with ``label`` and ``style``.
-        tasks: of :data:`TASKS`.
-        seeds: each task is run with each.
-        steps, guidance, method, speeds: None is the checkpoint's default; guidance is one number or two (image, text), speeds
-            are those of (image, text) on the path of the task joint.
-        limit: most pictures or captions of a split, the first of a fixed shuffle.
+        tasks: of `TASKS`.
+        seeds: every task runs once with each.
+        steps, guidance, method, speeds: None is the checkpoint's default; guidance is one number or two (image, text); speeds
+            (image, text) shape the path of the task joint.
+        limit: largest number of pictures or captions of a split, the first of a fixed shuffle.
         pairs: items of joint and image for each seed.
-        batch: items in the network at once, and in a part that is kept.
-        image_size: side at which pictures are looked at; None is the model's own.
+        batch: batch size, and the number of items that are saved together.
+        image_size: pixels; side of the pictures given to the feature extractors; None is the model's own.
         guidance_sweep, steps_sweep, retrieval, diversity: None leaves them out.
-        device, dtype: None is the best device and its usual format.
+        device, dtype: None is the best device and its default dtype.
     """
 
     data: dict[str, Any]
@@ -75,7 +87,6 @@ class EvaluationConfig:
     training: dict[str, Any] | None = None
     features: str = "clip"
     clip: str | None = None
-    judge: str | None = None
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
     seeds: list[int] = field(default_factory=lambda: [0])
     steps: int | None = None
@@ -94,16 +105,23 @@ class EvaluationConfig:
     dtype: str | None = None
 
     @classmethod
-    def from_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> EvaluationConfig:
-        """Read YAML.
+    def from_file(
+        cls: type[Config],
+        path: str | Path,
+        overrides: Sequence[str] = (),
+        model: str | None = None,
+        out: str | None = None,
+    ) -> Config:
+        """Read a YAML file.
 
         Args:
             path: the file.
-            overrides: ``"name=value"`` with the value in YAML, such as ``"tasks=[joint]"``; they win over the file.
+            overrides: `"name=value"` with the value in YAML, such as `"tasks=[joint]"`; they replace the file's settings.
+            model, out: likewise, where they are not None.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: unknown, missing or impossible settings.
+            ValueError: unknown, missing or invalid settings.
         """
         import yaml
 
@@ -117,12 +135,18 @@ class EvaluationConfig:
             raise ValueError(f"{path} or an override is not YAML: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} is not a YAML mapping of evaluation settings")
+        given |= {name: text for name, text in (("model", model), ("out", out)) if text is not None}
         return cls.of(values | given, str(path))
 
     @classmethod
-    def of(cls, values: dict[str, Any], name: str = "the config") -> EvaluationConfig:
-        """From plain values, checked; ValueError that begins with ``name``."""
+    def of(cls: type[Config], values: dict[str, Any], name: str = "the config") -> Config:
+        """From plain values, checked; a ValueError begins with `name`."""
         values = dict(values)
+        if "judge" in values and "judge" not in {f.name for f in fields(cls)} and values.pop("judge") is not None:
+            raise ValueError(
+                f"{name}: `judge` classifies the bundled model's pictures only; "
+                "run `python -m unidiffuser.emoji evaluate` with this config, or remove `judge`"
+            )
         _known(cls, values, name)
         for key, kind in (
             ("guidance_sweep", Sweep),
@@ -157,7 +181,7 @@ class EvaluationConfig:
             raise ValueError(f"{name}: retrieval needs a count of at least 2 and at least 1 level")
 
     def options(self, **changed: Any) -> dict[str, Any]:
-        """Sampling options for :class:`unidiffuser.evaluation.sampling.ModelSampler`; those left open are absent."""
+        """Sampling options for `unidiffuser.evaluation.sampling.ModelSampler`, without those that are None."""
         guidance = tuple(self.guidance) if isinstance(self.guidance, list) else self.guidance
         given = {"steps": self.steps, "guidance": guidance, "method": self.method, "speeds": self.speeds} | changed
         return {key: value for key, value in given.items() if value is not None}

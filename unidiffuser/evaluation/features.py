@@ -1,7 +1,7 @@
-"""Pictures to features: the eyes through which FID, KID, diversity and memorisation look.
+"""Feature extractors for FID, KID, diversity and memorisation.
 
-``clip`` is the checkpoint's own CLIP image encoder, at hand for every model; a path is Inception's weights, the choice of the
-literature. Numbers of different extractors cannot be compared, so a report names the one that it used.
+`clip` is the checkpoint's own CLIP image encoder, available for every model; a path is Inception's weights, the choice of
+the literature. Figures of different extractors cannot be compared, so a report names the one it used.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from unidiffuser.encoders.clip import ImageTokenEncoder
-from unidiffuser.evaluation.identity import file_digest
-from unidiffuser.evaluation.inception import Inception
-from unidiffuser.media.images import to_tensor
+from ..encoders.clip import ImageTokenEncoder
+from ..media.images import to_tensor
+from .digests import file_digest
+from .inception import Inception
 
 Features = NDArray[np.float32]
 
 
-class Extractor(Protocol):
-    """Features (B, D) of square RGB pictures of one size; ``name`` tells it from all others, weights included."""
+class FeatureExtractor(Protocol):
+    """Square RGB pictures of one size -> features (B, D); `name` identifies the extractor and its weights."""
 
     @property
     def name(self) -> str: ...
@@ -33,7 +33,7 @@ class Extractor(Protocol):
 
 
 class ClipFeatures:
-    """A CLIP image encoder's projected embeddings, not normalised."""
+    """Projected embeddings of a CLIP image encoder, not normalised."""
 
     def __init__(self, encoder: ImageTokenEncoder, name: str):
         self.encoder, self.name = encoder, name
@@ -44,30 +44,35 @@ class ClipFeatures:
 
 
 class InceptionFeatures:
-    """The pooled features of FID's Inception, pictures scaled to 299 pixels as pytorch-fid does.
+    """Pooled features of FID's Inception, with pictures scaled to 299 pixels as in pytorch-fid.
+
+    Args:
+        weights: the file `pt_inception-2015-12-05-6726825d.pth`.
+        device: where to run.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: other weights than those of ``pt_inception-2015-12-05-6726825d.pth``.
+        ValueError: other weights.
     """
 
     def __init__(self, weights: str | Path, device: torch.device):
         path = Path(weights)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} does not exist: give the file pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or `features: clip`"
+                f"features: {path} does not exist; give pytorch-fid's file pt_inception-2015-12-05-6726825d.pth, "
+                "or set `features: clip`"
             )
         self.net = Inception()
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             kept = {name: value for name, value in state.items() if not name.startswith("fc.")}  # the classifier is not used
             self.net.load_state_dict(kept)
-        except Exception as error:  # torch.load has no one error for "not a file of weights"
-            raise ValueError(f"{path} is not pytorch-fid's Inception ({str(error).splitlines()[0]})") from error
+        except Exception as error:  # torch.load raises many kinds of errors for a file without weights
+            raise ValueError(f"features: {path} is not pytorch-fid's Inception ({str(error).splitlines()[0]})") from error
         self.net.eval().requires_grad_(False).to(device)
         self.device, self.name = device, f"inception {file_digest(path)[:12]}"
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> Features:
-        found: Features = self.net(to_tensor(images).to(self.device)).float().cpu().numpy()
-        return found
+        features: Features = self.net(to_tensor(images).to(self.device)).float().cpu().numpy()
+        return features

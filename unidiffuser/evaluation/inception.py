@@ -1,8 +1,10 @@
-"""Inception-v3 as FID knows it: the 2015 TensorFlow network whose pooled features (2,048 numbers) the literature compares.
+"""FID's Inception-v3: the TensorFlow network of 2015 with 2,048 pooled features.
 
-It differs from the usual Inception-v3 (Szegedy et al. 2016, arXiv 1512.00567) in average pools that leave the border out and
-in one max pool in its last block. The weights are not shipped; the file that pytorch-fid and torch-fidelity use
-(``pt_inception-2015-12-05-6726825d.pth``, Apache-2.0) fits, since the names are theirs.
+It differs from the usual Inception-v3 (Szegedy et al. 2016, arXiv 1512.00567) in average pools that exclude the padding and in
+a max pool in its last block. The module names are those of pytorch-fid, whose weights it loads
+(`pt_inception-2015-12-05-6726825d.pth`, Apache-2.0; not shipped).
+
+Written out here because torch-fidelity imports torchvision, which must match the installed torch build exactly.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ class MixedB(nn.Module):
 
 
 class MixedC(nn.Module):
-    """17 x 17, with 7 x 7 convolutions taken apart."""
+    """17 x 17, with 7 x 7 convolutions factored into 1 x 7 and 7 x 1."""
 
     def __init__(self, c: int):
         super().__init__()
@@ -101,7 +103,7 @@ class MixedD(nn.Module):
 
 
 class MixedE(nn.Module):
-    """8 x 8, with branches that fork."""
+    """8 x 8, with branches that split in two."""
 
     def __init__(self, inputs: int, pool: Pool):
         super().__init__()

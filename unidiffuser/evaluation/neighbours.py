@@ -1,4 +1,4 @@
-"""How different made pictures are from each other and from the training set, in the space of an extractor's features."""
+"""Distances of pictures to each other and to the training set, between features of unit length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Array = NDArray[np.floating]
 
 
 def unit(features: Array) -> NDArray[np.float64]:
-    """Rows of length 1, so that distances run from 0 (equal) to 2 (opposite) whatever the extractor's scale."""
+    """Features (N, D) scaled to length 1, so that distances run from 0 (equal) to 2 (opposite) for every extractor."""
     rows = np.asarray(features, dtype=np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
@@ -22,8 +22,9 @@ def nearest_distances(
     """Distance to, and index of, the nearest reference of each query: (Q, D), (R, D) -> (Q,), (Q,).
 
     Args:
-        own: for each query the reference that is the query itself and does not count, or -1.
-        chunk: queries at once; bounds memory.
+        queries, references: features.
+        own: for each query the index of the same picture among the references, which is skipped, or -1.
+        chunk: queries in one matrix product; bounds memory.
     """
     a, b = unit(queries), unit(references)
     distances, indices = [], []
@@ -40,21 +41,22 @@ def nearest_distances(
 
 
 def mean_distance(features: Array, chunk: int = 1024) -> float:
-    """Mean distance of all pairs of different rows: (N, D) -> number; how diverse the pictures are.
+    """Mean distance of all pairs of different pictures, a measure of diversity: (N, D) -> number.
 
     Args:
-        chunk: rows at once; bounds memory.
+        features: of N pictures.
+        chunk: pictures in one matrix product; bounds memory.
 
     Raises:
         ValueError: fewer than two pictures.
     """
     rows = unit(features)
     if len(rows) < 2:
-        raise ValueError("the distance of pictures from each other needs two or more")
+        raise ValueError("the distance among pictures needs two or more")
     total = 0.0
     for first in range(0, len(rows), chunk):
         part = rows[first : first + chunk]
         squared = np.maximum(2.0 - 2.0 * (part @ rows.T), 0.0)
-        squared[np.arange(len(part)), first + np.arange(len(part))] = 0.0  # rounding: no picture differs from itself
+        squared[np.arange(len(part)), first + np.arange(len(part))] = 0.0  # exactly 0 in spite of rounding
         total += float(np.sqrt(squared).sum())
     return total / (len(rows) * (len(rows) - 1))

@@ -23,16 +23,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
-from unidiffuser.evaluation.identity import settings_digest
-from unidiffuser.media.files import replacing
-from unidiffuser.media.images import open_image
-from unidiffuser.media.resume import check_settings, run_parts
+from ..media.files import replacing
+from ..media.images import open_image
+from ..media.resume import check_settings, run_parts
+from .digests import settings_digest
 
 SHOWN = 64  # pictures of a cell that are kept for the report: the first of a fixed order, so nobody chooses them
 
 
 @dataclass
-class Answers:
+class Outputs:
     """What came out for consecutive items.
 
     Attributes:
@@ -54,9 +54,9 @@ def collect(
     settings: Mapping[str, Any],
     total: int,
     size: int,
-    make: Callable[[range], Answers],
+    make: Callable[[range], Outputs],
     progress: bool = True,
-) -> Answers:
+) -> Outputs:
     """All answers of a cell: those on disk, and the missing ones made and written part by part.
 
     Args:
@@ -93,7 +93,7 @@ def collect(
     return join(parts)
 
 
-def write_part(file: Path, answers: Answers) -> None:
+def write_part(file: Path, answers: Outputs) -> None:
     """One safetensors file: the arrays, the pictures as PNG bytes, all else as JSON in the header."""
     tensors = {f"array.{name}": np.ascontiguousarray(array) for name, array in answers.arrays.items()}
     for k, image in enumerate(answers.shown):
@@ -105,7 +105,7 @@ def write_part(file: Path, answers: Answers) -> None:
         save_file(tensors, temporary, metadata)
 
 
-def read_part(file: Path) -> Answers:
+def read_part(file: Path) -> Outputs:
     """What :func:`write_part` wrote; ValueError if it is damaged."""
     try:
         with safe_open(file, framework="numpy") as part:
@@ -115,14 +115,14 @@ def read_part(file: Path) -> Answers:
         pictures = [tensors[name].tobytes() for name in sorted(tensors) if name.startswith("shown.")]
         shown = [open_image(data) for data in pictures]
         seconds = [(float(time), int(count)) for time, count in json.loads(metadata["seconds"])]
-        return Answers(json.loads(metadata["items"]), arrays, shown, seconds)
+        return Outputs(json.loads(metadata["items"]), arrays, shown, seconds)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}); delete it and start again, only this part is made anew") from error
 
 
-def join(parts: Sequence[Answers]) -> Answers:
+def join(parts: Sequence[Outputs]) -> Outputs:
     """Consecutive parts as one."""
-    whole = Answers()
+    whole = Outputs()
     for part in parts:
         whole.items += part.items
         whole.shown += part.shown

@@ -1,6 +1,7 @@
-"""Finding the right partner among others: R@k from a matrix of scores, both ways, and two sources of scores.
+"""Image-text retrieval: R@k in both directions from a matrix of scores, and the network's own scores.
 
-A CLIP model scores by cosine; the network itself by how much a caption helps it to denoise the picture (arXiv 2303.16203).
+A CLIP model scores by cosine; the network by how much a caption lowers its denoising error (Li et al. 2023,
+arXiv 2303.16203).
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unidiffuser.guidance import Net
-from unidiffuser.scoring import caption_fit
-from unidiffuser.streams import Streams
+from ..guidance import Net
+from ..scoring import caption_fit
+from ..streams import Streams
 
 Array = NDArray[np.floating]
 
 
 def ranks(scores: Array, captions: Sequence[str]) -> NDArray[np.int64]:
-    """How many wrong columns score at least as high as the best right one, for each row of (N, N) scores.
+    """For each row of (N, N) scores the rank of the best matching column, from 0: (N,).
 
-    Column j is right for row i if their captions are the same; two pictures of one caption cannot be told apart by it. Ties
-    count against the model, so that constant scores find nothing.
+    Column j matches row i if their captions are equal, since a caption cannot tell its pictures apart. Ties count against the
+    model, so that constant scores retrieve nothing.
     """
     _, names = np.unique(np.asarray(captions, dtype=str), return_inverse=True)
     right = names[:, None] == names[None, :]
@@ -32,11 +33,12 @@ def ranks(scores: Array, captions: Sequence[str]) -> NDArray[np.int64]:
 
 
 def recall(scores: Array, captions: Sequence[str], ks: Sequence[int] = (1, 5, 10)) -> dict[str, list[bool]]:
-    """Whether the right one is among the first k: ``{"image to text R@1": [...], ...}``, one bool a picture or caption.
+    """Whether a match is among the first k: `{"image to text R@1": [...], ...}`, one bool a picture or caption.
 
     Args:
-        scores: (N, N), row i the picture and column j the caption; higher fits better.
-        captions: N; equal ones count as one another.
+        scores: (N, N), row i the picture and column j the caption; higher is better.
+        captions: N; equal captions match each other.
+        ks: values of k; those of N and above are left out.
     """
     if scores.shape != (len(captions), len(captions)):
         raise ValueError(f"{len(captions)} captions need scores of as many rows and columns, got {scores.shape}")
@@ -51,10 +53,12 @@ def network_scores(net: Net, images: Streams, texts: Tensor, levels: int, seed: 
     """Scores (N, M) of M text latents for N pictures by the network's own denoising error.
 
     Args:
-        images: clean streams of N pictures; texts: (M, L, text_dim).
-        levels: noise levels a pair is scored at; N * (M + 1) * levels evaluations in all.
-        seed: of the noise, the same for every picture and caption, so that differences are the pair's own.
-        batch: captions at once.
+        net: the network.
+        images: clean streams of N pictures.
+        texts: (M, L, text_dim).
+        levels: noise levels a pair is scored at; N * (M + 1) * levels network evaluations in all.
+        seed: of the noise, the same for every picture and caption, so that only the pair makes a difference.
+        batch: captions in one forward.
     """
     rows = []
     for k in range(images.batch):

@@ -1,212 +1,217 @@
-"""The evaluation: which cells there are, in which order they are made, and which numbers come of them."""
+"""One evaluation: its cells (a task, a split, a seed), the order they run in, and the figures they give."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from unidiffuser.data.captioned import Pair
-from unidiffuser.evaluation import measures, tasks
-from unidiffuser.evaluation.config import EvaluationConfig, Sweep
-from unidiffuser.evaluation.eyes import Eyes
-from unidiffuser.evaluation.identity import pairs_digest
-from unidiffuser.evaluation.parts import Answers, collect
-from unidiffuser.evaluation.retrieval import recall
-from unidiffuser.evaluation.sampling import Sampler
-from unidiffuser.evaluation.scores import score, style_confusion
-from unidiffuser.evaluation.sources import fixed_order, in_split, read_source
-from unidiffuser.media.files import write_text
+from ..media.files import write_text
+from . import measures, tasks
+from .classifier import NOT_JUDGED, Score
+from .config import EvaluationConfig, Sweep
+from .digests import pairs_digest
+from .extractors import FeatureExtractors
+from .parts import Outputs, collect
+from .retrieval import recall
+from .sampling import Sampler
+from .sources import Pair, fixed_order, in_split, read_source
 
-log = logging.getLogger(__name__)
-
-NO_SPLIT = "all"  # what comes out of nothing belongs to no split
+NO_SPLIT = "all"  # samples without a prompt belong to no split
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model under evaluation.
+class EvaluatedModel:
+    """The model under evaluation.
 
     Attributes:
-        name: what tells it from others, weights and defaults included.
-        sampler: options -> the model asked with them.
-        fit: (pictures, captions, levels, seed) -> how well each caption fits each picture, by the model's own denoising
-            error: (N, M) scores.
+        name: identifies weights, dtypes and defaults; finished work is kept per name.
+        sampler: sampling options -> a sampler with these options.
+        score_captions: (N pictures, M captions, levels, seed) -> scores (N, M) of each caption for each picture by the
+            model's own denoising error.
     """
 
     name: str
     sampler: Callable[..., Sampler]
-    fit: Callable[[Sequence[Image.Image], Sequence[str], int, int], Any]
+    score_captions: Callable[[Sequence[Image.Image], Sequence[str], int, int], NDArray[np.float32]]
 
 
 class Evaluation:
-    """One run: the data, the cells as they are made, and the report.
+    """One run: the data, the outputs of its cells, and the report.
 
     Args:
-        config: what to do.
-        subject: the model.
-        eyes: what looks at its answers.
+        config: what to measure.
+        model: the model under evaluation.
+        extractors: applied to all pictures and captions; a classifier among them is restricted to the labels of the data.
+        score: scores the classifier's verdicts; needed where there is a classifier.
         progress: a bar on stderr for each cell.
 
     Raises:
-        FileNotFoundError, ValueError: the data or a split is not right, or a judge meets data without labels.
+        FileNotFoundError, ValueError: the data or a split is missing or damaged, or the classifier knows no label of the data.
     """
 
-    def __init__(self, config: EvaluationConfig, subject: Subject, eyes: Eyes, progress: bool = True):
-        self.config, self.subject, self.eyes, self.progress = config, subject, eyes, progress
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        model: EvaluatedModel,
+        extractors: FeatureExtractors,
+        score: Score | None = None,
+        progress: bool = True,
+    ):
+        self.config, self.model, self.extractors = config, model, extractors
+        self.score, self.progress = score, progress
         self.folder = Path(config.out)
         self.pairs = read_source(config.data)
-        if eyes.judge is not None:
-            judge = eyes.judge.among({pair.label for pair in self.pairs})
-            self.eyes = replace(eyes, judge=judge)
-            self.pairs = [pair for pair in self.pairs if pair.label in judge.concepts]
+        if extractors.classifier is not None:
+            classifier = extractors.classifier.among({pair.label for pair in self.pairs})
+            self.extractors = replace(extractors, classifier=classifier)
+            self.pairs = [pair for pair in self.pairs if pair.label in classifier.labels]
         self.chosen = {split: fixed_order(in_split(self.pairs, split), config.limit) for split in config.splits}
-        self.runs: dict[tuple[str, str], list[Answers]] = {}  # (task, split) -> one for each seed
-        self.reals: dict[str, Answers] = {}
-        self.timed: dict[str, list[Answers]] = {}
+        self.runs: dict[tuple[str, str], list[Outputs]] = {}  # (task, split) -> one for each seed
+        self.real: dict[str, Outputs] = {}
+        self.timed: dict[str, list[Outputs]] = {}
 
     def run(self) -> dict[str, Any]:
-        """Make what is missing and write ``scores.json``; returns what it holds, and leaves the answers for the report."""
+        """Compute what is missing and write `scores.json`; returns its contents and keeps the outputs for the report."""
         for split, pairs in self.chosen.items():
-            self.reals[split] = self.look(split, pairs)
+            self.real[split] = self.encode_real(split, pairs)
         for task in self.config.tasks:
             for split in [NO_SPLIT] if task in ("joint", "image") else self.config.splits:
-                self.runs[task, split] = [self.ask(task, split, seed) for seed in self.config.seeds]
+                self.runs[task, split] = [self.sample(task, split, seed) for seed in self.config.seeds]
         report = {
-            "config": asdict(self.config) | {"out": None},  # where it lies changes nothing
-            "model": self.subject.name,
-            "eyes": self.eyes.names(),
+            "config": asdict(self.config) | {"out": None},  # the folder's place does not change the figures
+            "model": self.model.name,
+            "eyes": self.extractors.identity(),
             **self.judged(),
-            "measures": self.measured(),
+            "measures": self.results(),
             "sweeps": self.sweeps(),
             "timing": measures.timing(self.timed),
         }
         write_text(self.folder / "scores.json", json.dumps(report, indent=1, ensure_ascii=False))
         return report
 
-    def cell(self, name: str, settings: dict[str, Any], total: int, make: tasks.Make, size: int | None = None) -> Answers:
-        known = {"name": name, "eyes": self.eyes.names()} | settings
-        size = size or self.config.batch
-        return collect(self.folder / "cells", name, known, total, size, make, self.progress)
+    def cell(self, name: str, settings: dict[str, Any], total: int, generate: tasks.Generate) -> Outputs:
+        """The outputs of one cell, from disk where they are finished."""
+        settings = {"name": name, "eyes": self.extractors.identity()} | settings
+        return collect(self.folder / "cells", name, settings, total, self.config.batch, generate, self.progress)
 
-    def look(self, name: str, pairs: Sequence[Pair]) -> Answers:
-        """Real pictures, seen as made ones are."""
-        return self.cell(f"real-{name}", {"pairs": pairs_digest(pairs)}, len(pairs), tasks.look(self.eyes, pairs))
+    def encode_real(self, name: str, pairs: Sequence[Pair]) -> Outputs:
+        """Features of real pictures, prepared as generated ones are."""
+        generate = tasks.encode_real(self.extractors, pairs)
+        return self.cell(f"real-{name}", {"pairs": pairs_digest(pairs)}, len(pairs), generate)
 
-    def ask(self, task: str, split: str, seed: int, name: str = "", pairs: Sequence[Pair] = (), **changed: Any) -> Answers:
-        """One cell of a task; ``changed`` are sampling options other than the config's."""
+    def sample(self, task: str, split: str, seed: int, name: str = "", pairs: Sequence[Pair] = (), **changed: Any) -> Outputs:
+        """One cell of a task; `changed` are sampling options other than the config's."""
         options = self.config.options(**changed)
-        sampler = self.subject.sampler(**options)
+        sampler = self.model.sampler(**options)
         pairs = pairs or self.chosen.get(split, ())
         captions = [pair.caption for pair in pairs]
         total = len(pairs) or self.config.pairs
-        makers: dict[str, Callable[[], tasks.Make]] = {
-            "autoencode": lambda: tasks.autoencode(sampler, self.eyes, pairs, seed),
-            "text_to_image": lambda: tasks.text_to_image(sampler, self.eyes, captions, seed),
-            "image_to_text": lambda: tasks.image_to_text(sampler, self.eyes, pairs, seed),
-            "joint": lambda: tasks.joint(sampler, self.eyes, seed),
-            "image": lambda: tasks.image(sampler, self.eyes, seed),
+        generators: dict[str, Callable[[], tasks.Generate]] = {
+            "autoencode": lambda: tasks.autoencode(sampler, self.extractors, pairs, seed),
+            "text_to_image": lambda: tasks.text_to_image(sampler, self.extractors, captions, seed),
+            "image_to_text": lambda: tasks.image_to_text(sampler, self.extractors, pairs, seed),
+            "joint": lambda: tasks.joint(sampler, self.extractors, seed),
+            "image": lambda: tasks.image(sampler, self.extractors, seed),
         }
-        settings = {"model": self.subject.name, "pairs": pairs_digest(pairs), "seed": seed, "options": options}
-        answers = self.cell(name or f"{task}-{split}-{seed}", settings, total, makers[task]())
-        self.timed.setdefault(", ".join([task, *(f"{key} {value:g}" for key, value in changed.items())]), []).append(answers)
-        return answers
+        settings = {"model": self.model.name, "pairs": pairs_digest(pairs), "seed": seed, "options": options}
+        outputs = self.cell(name or f"{task}-{split}-{seed}", settings, total, generators[task]())
+        self.timed.setdefault(", ".join([task, *(f"{key} {value:g}" for key, value in changed.items())]), []).append(outputs)
+        return outputs
 
     def judged(self) -> dict[str, Any]:
-        """The judge's table, and which style was seen where which was asked for; both empty without a judge."""
-        if self.eyes.judge is None:
-            return {"judged": [], "styles": [], "style_confusion": {}}
-        answers = {
-            f"{task}/{split}/{seed}": cell.items
-            for (task, split), cells in self.runs.items()
-            for seed, cell in zip(self.config.seeds, cells, strict=True)
-            if task != "image"
-        }
-        styles = self.eyes.judge.styles
-        rows = score(answers, self.chosen, self.pairs, self.eyes.judge)
-        confusion = style_confusion(answers, self.chosen, styles)
-        return {"judged": rows, "styles": list(styles), "style_confusion": confusion}
+        """The report's entries about the classifier's verdicts; empty without a classifier."""
+        cells = {(*key, seed): cell for key, runs in self.runs.items() for seed, cell in self.by_seed(runs)}
+        outputs = {f"{task}/{split}/{seed}": cell.items for (task, split, seed), cell in cells.items() if task != "image"}
+        return self.scored(outputs, self.chosen)
 
-    def measured(self) -> list[dict[str, Any]]:
-        """Rows of all measures that need no judge."""
-        rows: list[dict[str, Any]] = []
-        memory: list[Pair] = [] if self.config.training is None else read_source(self.config.training)
-        training = self.look("training", memory) if memory else None
-        for (task, split), cells in self.runs.items():
+    def scored(self, outputs: dict[str, list[dict[str, Any]]], chosen: dict[str, list[Pair]]) -> dict[str, Any]:
+        if self.extractors.classifier is None or self.score is None:
+            return NOT_JUDGED
+        return self.score(outputs, chosen, self.pairs, self.extractors.classifier)
+
+    def by_seed(self, runs: Sequence[Outputs]) -> list[tuple[int, Outputs]]:
+        return list(zip(self.config.seeds, runs, strict=True))
+
+    def results(self) -> list[measures.Result]:
+        """All results that need no classifier."""
+        results: list[measures.Result] = []
+        training: list[Pair] = [] if self.config.training is None else read_source(self.config.training)
+        encoded = self.encode_real("training", training) if training else None
+        for (task, split), runs in self.runs.items():
             pairs = self.chosen.get(split, [pair for part in self.chosen.values() for pair in part])
-            real = self.reals[split] if split in self.reals else self.look("any", pairs)
-            found: list[dict[str, Any]] = []
+            real = self.real[split] if split in self.real else self.encode_real("any", pairs)
+            found: list[measures.Result] = []
             if task != "image_to_text":
-                found += measures.picture_rows(cells, real)
-            if task in ("text_to_image", "joint", "image") and training is not None:
-                found += measures.memory_rows(cells, training, real, measures.places(pairs, memory))
-            said = [[item["caption"] for item in cell.items] for cell in cells if task in ("image_to_text", "joint")]
+                found += measures.image_results(runs, real)
+            if task in ("text_to_image", "joint", "image") and encoded is not None:
+                found += measures.memorisation_results(runs, encoded, real, measures.indices(pairs, training))
+            generated = [[item["caption"] for item in run.items] for run in runs if task in ("image_to_text", "joint")]
             if task == "image_to_text":
-                found += measures.caption_rows(said, [pair.captions for pair in pairs])
-            if self.eyes.clip is not None and task in ("text_to_image", "image_to_text", "joint"):
-                seen = [(cell if task != "image_to_text" else real).arrays["clip_image"] for cell in cells]
-                asked = said or [[pair.caption for pair in pairs]] * len(cells)
-                texts = [cell.arrays["clip_text"] for cell in cells]
-                found += measures.alignment_rows(list(zip(seen, texts, asked, strict=True)), real)
-            rows += [{"task": task, "split": split} | row for row in found]
-        return rows + self.retrieved() + self.diverse()
+                found += measures.caption_results(generated, [pair.captions for pair in pairs])
+            if self.extractors.clip is not None and task in ("text_to_image", "image_to_text", "joint"):
+                images = [(run if task != "image_to_text" else real).arrays["clip_image"] for run in runs]
+                captions = generated or [[pair.caption for pair in pairs]] * len(runs)
+                texts = [run.arrays["clip_text"] for run in runs]
+                found += measures.clip_results(list(zip(images, texts, captions, strict=True)), real)
+            results += [{"task": task, "split": split} | result for result in found]
+        return results + self.retrieval() + self.diversity()
 
-    def retrieved(self) -> list[dict[str, Any]]:
-        """R@k of real pictures and captions, matched by the network itself."""
-        asked = self.config.retrieval
-        if asked is None:
+    def retrieval(self) -> list[measures.Result]:
+        """R@k of real pictures and captions, matched by the network's own denoising error."""
+        settings = self.config.retrieval
+        if settings is None:
             return []
-        pairs = fixed_order(in_split(self.pairs, asked.split), asked.count)
+        pairs = fixed_order(in_split(self.pairs, settings.split), settings.count)
         captions = [pair.caption for pair in pairs]
 
-        def make(items: range) -> Answers:
+        def generate(items: range) -> Outputs:
             images = [pairs[k].image() for k in items]
-            return Answers([{} for _ in items], {"scores": self.subject.fit(images, captions, asked.levels, 0)})
+            return Outputs([{} for _ in items], {"scores": self.model.score_captions(images, captions, settings.levels, 0)})
 
-        settings = {"model": self.subject.name, "pairs": pairs_digest(pairs), "levels": asked.levels}
-        answers = self.cell(f"retrieval-{asked.split}", settings, len(pairs), make)
-        found = measures.recall_rows([recall(answers.arrays["scores"], captions)], f"of {len(pairs)}, ")
-        return [{"task": "retrieval", "split": asked.split} | row for row in found]
+        identity = {"model": self.model.name, "pairs": pairs_digest(pairs), "levels": settings.levels}
+        outputs = self.cell(f"retrieval-{settings.split}", identity, len(pairs), generate)
+        found = measures.recall_results([recall(outputs.arrays["scores"], captions)], f"of {len(pairs)}, ")
+        return [{"task": "retrieval", "split": settings.split} | result for result in found]
 
-    def diverse(self) -> list[dict[str, Any]]:
-        """Several pictures for each of some captions."""
-        asked = self.config.diversity
-        if asked is None:
+    def diversity(self) -> list[measures.Result]:
+        """Diversity of several pictures of one caption."""
+        settings = self.config.diversity
+        if settings is None:
             return []
-        pairs = fixed_order(in_split(self.pairs, asked.split), asked.captions)
-        repeated = [pair for pair in pairs for _ in range(asked.count)]
-        answers = self.ask("text_to_image", asked.split, 0, f"diversity-{asked.split}", repeated)
-        return [{"task": "diversity", "split": asked.split} | row for row in measures.diversity_rows(answers, asked.count)]
+        pairs = fixed_order(in_split(self.pairs, settings.split), settings.captions)
+        repeated = [pair for pair in pairs for _ in range(settings.count)]
+        outputs = self.sample("text_to_image", settings.split, 0, f"diversity-{settings.split}", repeated)
+        found = measures.diversity_results(outputs, settings.count)
+        return [{"task": "diversity", "split": settings.split} | result for result in found]
 
     def sweeps(self) -> dict[str, list[dict[str, Any]]]:
-        """``guidance`` and ``steps`` -> one point for each value: ``value`` and the measures of its pictures by name."""
+        """`guidance` and `steps` -> one point for each value: `value` and the figures of its pictures by name."""
         found = {}
         for option, sweep in (("guidance", self.config.guidance_sweep), ("steps", self.config.steps_sweep)):
             if sweep is not None:
-                found[option] = [self.point(option, value, sweep) for value in sweep.values]
+                found[option] = [self.sweep_point(option, value, sweep) for value in sweep.values]
         return found
 
-    def point(self, option: str, value: float, sweep: Sweep) -> dict[str, Any]:
+    def sweep_point(self, option: str, value: float, sweep: Sweep) -> dict[str, Any]:
         pairs = fixed_order(in_split(self.pairs, sweep.split), sweep.limit)
-        real = self.look(f"sweep-{sweep.split}", pairs)
+        real = self.encode_real(f"sweep-{sweep.split}", pairs)
         name = f"{option}-{value:g}-{sweep.split}"
-        cells = [
-            self.ask("text_to_image", sweep.split, seed, f"{name}-{seed}", pairs, **{option: value})
+        runs = [
+            self.sample("text_to_image", sweep.split, seed, f"{name}-{seed}", pairs, **{option: value})
             for seed in self.config.seeds
         ]
-        rows = measures.picture_rows(cells, real)
-        if self.eyes.clip is not None:
-            asked = [pair.caption for pair in pairs]
-            rows += measures.alignment_rows([(c.arrays["clip_image"], c.arrays["clip_text"], asked) for c in cells], real)
-        point = {"value": value, "n": len(pairs)} | {row["measure"]: row["value"] for row in rows}
-        if self.eyes.judge is not None:
-            key = "text_to_image/sweep/{}"
-            answers = {key.format(seed): cell.items for seed, cell in zip(self.config.seeds, cells, strict=True)}
-            judged = score(answers, {"sweep": pairs}, self.pairs, self.eyes.judge)
-            point |= {f"judge: {row['measure']}": row["rate"] for row in judged}
-        return point
+        found = measures.image_results(runs, real)
+        if self.extractors.clip is not None:
+            captions = [pair.caption for pair in pairs]
+            found += measures.clip_results([(r.arrays["clip_image"], r.arrays["clip_text"], captions) for r in runs], real)
+        point = {"value": value, "n": len(pairs)} | {result["measure"]: result["value"] for result in found}
+        items = {f"text_to_image/sweep/{seed}": run.items for seed, run in self.by_seed(runs)}
+        judged = self.scored(items, {"sweep": pairs})["judged"]
+        return point | {f"judge: {result['measure']}": result["rate"] for result in judged}

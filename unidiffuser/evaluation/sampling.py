@@ -1,4 +1,4 @@
-"""What a model is asked: every item with a seed of its own, so that an answer depends neither on its batch nor on a restart."""
+"""Sampling with one seed for every item, so that a sample depends neither on its batch nor on a restart."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from unidiffuser.engine import Engine, Generators
-from unidiffuser.media.images import fit, to_tensor
-from unidiffuser.options import resolve
-from unidiffuser.path import NoisePath
-from unidiffuser.streams import Streams, item_generators
+from ..engine import Engine, Generators
+from ..media.images import fit, to_tensor
+from ..options import resolve
+from ..path import NoisePath
+from ..streams import Streams, item_generators
 
 
 class Sampler(Protocol):
-    """A model with its sampling options; one result for each seed. :class:`ModelSampler` is one."""
+    """A model with sampling options; every method returns one result for each seed."""
 
     def autoencode(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[Image.Image]: ...
 
@@ -29,11 +29,11 @@ class Sampler(Protocol):
 
 
 class ModelSampler:
-    """A loaded model asked with fixed options.
+    """The sampler of a loaded model.
 
     Args:
-        model: of :func:`unidiffuser.load`.
-        options: steps, guidance, method; what is absent or None is the checkpoint's default.
+        model: as `unidiffuser.load` returns it.
+        options: `steps`, `guidance`, `method`, `speeds`; the checkpoint's default where absent.
     """
 
     def __init__(self, model: Engine, **options: Any):
@@ -41,7 +41,7 @@ class ModelSampler:
         self.options = resolve(options, model.config)  # type: ignore[arg-type]  # checked there
 
     def autoencode(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[Image.Image]:
-        """Through the autoencoder and back, at the model's size."""
+        """Encodes and decodes pictures, at the model's size."""
         pixels = to_tensor([fit(image, self.options["width"], self.options["height"]) for image in images])
         latents = self.model.autoencoder.encode(pixels, _generators(seeds))
         return self.model.decode_images(Streams(img=latents.float()), self.options)

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unidiffuser.data import captioned
-from unidiffuser.data.captioned import INDEX, Pair, matches, read_beside, read_listed, read_shard
-from unidiffuser.media.files import lines_of
+from ..data import captioned
+from ..data.captioned import INDEX, Pair, matches, read_beside, read_listed, read_shard
+from ..media.files import lines_of
 
 
 def read_source(source: Mapping[str, Any]) -> list[Pair]:

@@ -1,92 +1,93 @@
-"""What is asked in each task, and what is kept of the answers: functions from a range of items to their answers."""
+"""The tasks of an evaluation: each returns a function from a range of items to their outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from unidiffuser.data.captioned import Pair
-from unidiffuser.evaluation.eyes import Eyes
-from unidiffuser.evaluation.metrics import psnr
-from unidiffuser.evaluation.parts import Answers
-from unidiffuser.evaluation.sampling import Sampler
-from unidiffuser.media.images import fit
+from ..data.captioned import Pair
+from ..media.images import fit, to_tensor
+from .extractors import FeatureExtractors
+from .metrics import psnr
+from .parts import Outputs
+from .sampling import Sampler
 
-Make = Callable[[range], Answers]
+Generate = Callable[[range], Outputs]
 SEEDS = 1_000_000_000  # seeds of one run: item k of run s has seed s * SEEDS + k
 
 
-def seeds_of(items: range, seed: int) -> list[int]:
+def item_seeds(items: range, seed: int) -> list[int]:
     return [seed * SEEDS + k for k in items]
 
 
-def look(eyes: Eyes, pairs: Sequence[Pair]) -> Make:
-    """Real pictures and their first captions."""
+def encode_real(extractors: FeatureExtractors, pairs: Sequence[Pair]) -> Generate:
+    """Features of real pictures and of their first captions."""
 
-    def make(items: range) -> Answers:
+    def generate(items: range) -> Outputs:
         part = [pairs[k] for k in items]
-        images = [pair.image() for pair in part]
-        seen, arrays = eyes.see(images)
-        return Answers(seen, arrays | eyes.read([pair.caption for pair in part]))
+        verdicts, arrays = extractors.encode_images([pair.image() for pair in part])
+        return Outputs(verdicts, arrays | extractors.encode_captions([pair.caption for pair in part]))
 
-    return make
+    return generate
 
 
-def autoencode(sampler: Sampler, eyes: Eyes, pairs: Sequence[Pair], seed: int) -> Make:
-    """Every picture through the autoencoder alone, with its ``psnr`` in dB: what a made picture can be at best."""
+def autoencode(sampler: Sampler, extractors: FeatureExtractors, pairs: Sequence[Pair], seed: int) -> Generate:
+    """Every picture through the autoencoder alone, with its `psnr` in dB: an upper bound for generated pictures."""
 
-    def make(items: range) -> Answers:
+    def generate(items: range) -> Outputs:
         real = [pairs[k].image() for k in items]
-        made = sampler.autoencode(real, seeds_of(items, seed))
-        seen, arrays = eyes.see(made)
-        ratios = [psnr(fit(r, *m.size), m) for r, m in zip(real, made, strict=True)]
-        return Answers([s | {"psnr": round(p, 3)} for s, p in zip(seen, ratios, strict=True)], arrays, made)
+        decoded = sampler.autoencode(real, item_seeds(items, seed))
+        verdicts, arrays = extractors.encode_images(decoded)
+        fitted = [fit(image, *other.size) for image, other in zip(real, decoded, strict=True)]
+        ratios = psnr(to_tensor(decoded), to_tensor(fitted)).tolist()
+        items_with_psnr = [v | {"psnr": round(ratio, 3)} for v, ratio in zip(verdicts, ratios, strict=True)]
+        return Outputs(items_with_psnr, arrays, decoded)
 
-    return make
-
-
-def text_to_image(sampler: Sampler, eyes: Eyes, captions: Sequence[str], seed: int) -> Make:
-    """Every caption -> a picture."""
-
-    def make(items: range) -> Answers:
-        asked = [captions[k] for k in items]
-        made = sampler.text_to_image(asked, seeds_of(items, seed))
-        seen, arrays = eyes.see(made)
-        return Answers(seen, arrays | eyes.read(asked), made)
-
-    return make
+    return generate
 
 
-def image_to_text(sampler: Sampler, eyes: Eyes, pairs: Sequence[Pair], seed: int) -> Make:
-    """Every picture -> a ``caption``."""
+def text_to_image(sampler: Sampler, extractors: FeatureExtractors, captions: Sequence[str], seed: int) -> Generate:
+    """A picture for every caption."""
 
-    def make(items: range) -> Answers:
-        shown = [pairs[k].image() for k in items]
-        captions = sampler.image_to_text(shown, seeds_of(items, seed))
-        squares = [fit(image, eyes.side, eyes.side) for image in shown]
-        return Answers([{"caption": caption} for caption in captions], dict(eyes.read(captions)), squares)
+    def generate(items: range) -> Outputs:
+        prompts = [captions[k] for k in items]
+        images = sampler.text_to_image(prompts, item_seeds(items, seed))
+        verdicts, arrays = extractors.encode_images(images)
+        return Outputs(verdicts, arrays | extractors.encode_captions(prompts), images)
 
-    return make
-
-
-def joint(sampler: Sampler, eyes: Eyes, seed: int) -> Make:
-    """Pairs of a picture and its ``caption`` out of nothing."""
-
-    def make(items: range) -> Answers:
-        made = sampler.joint(seeds_of(items, seed))
-        images, captions = [image for image, _ in made], [caption for _, caption in made]
-        seen, arrays = eyes.see(images)
-        said = [{"caption": caption} | s for caption, s in zip(captions, seen, strict=True)]
-        return Answers(said, arrays | eyes.read(captions), images)
-
-    return make
+    return generate
 
 
-def image(sampler: Sampler, eyes: Eyes, seed: int) -> Make:
-    """Pictures out of nothing."""
+def image_to_text(sampler: Sampler, extractors: FeatureExtractors, pairs: Sequence[Pair], seed: int) -> Generate:
+    """A `caption` for every picture."""
 
-    def make(items: range) -> Answers:
-        made = sampler.image(seeds_of(items, seed))
-        seen, arrays = eyes.see(made)
-        return Answers(seen, arrays, made)
+    def generate(items: range) -> Outputs:
+        images = [pairs[k].image() for k in items]
+        captions = sampler.image_to_text(images, item_seeds(items, seed))
+        squares = [fit(image, extractors.side, extractors.side) for image in images]
+        return Outputs([{"caption": caption} for caption in captions], extractors.encode_captions(captions), squares)
 
-    return make
+    return generate
+
+
+def joint(sampler: Sampler, extractors: FeatureExtractors, seed: int) -> Generate:
+    """Pictures with a `caption` each, without a prompt."""
+
+    def generate(items: range) -> Outputs:
+        pairs = sampler.joint(item_seeds(items, seed))
+        images, captions = [image for image, _ in pairs], [caption for _, caption in pairs]
+        verdicts, arrays = extractors.encode_images(images)
+        captioned = [{"caption": caption} | verdict for caption, verdict in zip(captions, verdicts, strict=True)]
+        return Outputs(captioned, arrays | extractors.encode_captions(captions), images)
+
+    return generate
+
+
+def image(sampler: Sampler, extractors: FeatureExtractors, seed: int) -> Generate:
+    """Pictures without a prompt."""
+
+    def generate(items: range) -> Outputs:
+        images = sampler.image(item_seeds(items, seed))
+        verdicts, arrays = extractors.encode_images(images)
+        return Outputs(verdicts, arrays, images)
+
+    return generate

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from ...data.captioned import Pair
-from ...evaluation.metrics import parse_caption, share
+from ...evaluation.metrics import success_rate
 from ...evaluation.sources import fixed_order, in_split, read_folder
 from ...media.files import write_between, write_text
 from ...media.images import to_tensor
@@ -29,6 +29,7 @@ from ...path import NoisePath
 from ...pipeline import UniDiffuser, load
 from ...samplers import sample
 from ...streams import Streams, draw_noise, item_generators, noised
+from ..baselines import parse_caption
 from ..judge import Judge, Verdict, load_judge
 from .report import write_sheet
 
@@ -58,7 +59,7 @@ class Bench:
     out: Path
 
     def sees(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
-        return self.judge.judge_pictures(pictures)
+        return self.judge.classify(pictures)
 
     def says(self, caption: str) -> tuple[str, str | None]:
         return parse_caption(caption, self.judge.styles)
@@ -74,13 +75,13 @@ class Bench:
         """Two rows: how many pictures show the concepts of these pairs, and how many their styles."""
         seen = list(zip(self.sees(pictures), pairs, strict=True))
         return [
-            (setting, f"concept{kept}", rate([verdict.concept == pair.label for verdict, pair in seen])),
+            (setting, f"concept{kept}", rate([verdict.label == pair.label for verdict, pair in seen])),
             (setting, f"style{kept}", rate([verdict.style == pair.style for verdict, pair in seen])),
         ]
 
 
 def rate(right: Sequence[bool]) -> str:
-    return str(share([list(right)]))
+    return str(success_rate([list(right)]))
 
 
 def guidance(bench: Bench) -> list[Row]:
@@ -125,12 +126,10 @@ def gibbs(bench: Bench) -> list[Row]:
             pictures, captions = zip(*(chain[number - 1] for chain in chains), strict=True)
             seen, said = bench.sees(pictures), [bench.says(caption) for caption in captions]
             place = f"round {number}" + (f", held at {hold:g}" if hold else "")
-            shows = [v.concept == p.label for v, p in zip(seen, starts, strict=True)]
+            shows = [v.label == p.label for v, p in zip(seen, starts, strict=True)]
             rows.append((place, "picture shows the start", rate(shows)))
             rows.append((place, "caption names the start", rate([s[0] == p.label for s, p in zip(said, starts, strict=True)])))
-            rows.append(
-                (place, "picture and caption agree", rate([v.concept == s[0] for v, s in zip(seen, said, strict=True)]))
-            )
+            rows.append((place, "picture and caption agree", rate([v.label == s[0] for v, s in zip(seen, said, strict=True)])))
         cells = [pair for chain in chains[:6] for pair in chain]
         name = "gibbs-held" if hold else "gibbs"
         bench.sheet(name, [picture for picture, _ in cells], [caption for _, caption in cells], columns=rounds)
@@ -144,7 +143,7 @@ def no_style(bench: Bench) -> list[Row]:
     made = bench.model.text_to_image(labels, count=4, seed=0, batch_size=BATCH, **bench.options)
     seen = bench.sees(made)
     several = [len({verdict.style for verdict in seen[k : k + 4]}) for k in range(0, len(seen), 4)]
-    shown = [verdict.concept == label for verdict, label in zip(seen, wanted, strict=True)]
+    shown = [verdict.label == label for verdict, label in zip(seen, wanted, strict=True)]
     bench.sheet("no-style", made[: 6 * SHOWN], wanted[: 6 * SHOWN])
     return [
         ("label alone", "concept", rate(shown)),
@@ -164,7 +163,7 @@ def interpolation(bench: Bench) -> list[Row]:
         steps = distance(pixels[1:], pixels[:-1])
         ratios.append(float(steps.max() / steps.mean()))
         labels = {bench.trained[2 * k].label, bench.trained[2 * k + 1].label}
-        known += [v.concept in labels for v in bench.sees(made)]
+        known += [v.label in labels for v in bench.sees(made)]
         shown += made if k < 6 else []
     bench.sheet("interpolation", shown, [], columns=frames)
     middle = sorted(ratios)[pairs // 2]
@@ -191,9 +190,9 @@ def speeds(bench: Bench) -> list[Row]:
         out = bench.model.run(path, Streams(), plan, item_generators(0, COUNT))
         pictures, captions = bench.model.decode_images(out, plan), bench.model.decode_texts(out, plan)
         seen, said = bench.sees(pictures), [bench.says(caption) for caption in captions]
-        rows.append((name, "agree in the concept", rate([v.concept == s[0] for v, s in zip(seen, said, strict=True)])))
+        rows.append((name, "agree in the concept", rate([v.label == s[0] for v, s in zip(seen, said, strict=True)])))
         rows.append((name, "agree in the style", rate([v.style == s[1] for v, s in zip(seen, said, strict=True)])))
-        rows.append((name, f"different concepts of {COUNT}", str(len({v.concept for v in seen}))))
+        rows.append((name, f"different concepts of {COUNT}", str(len({v.label for v in seen}))))
         shown, under = shown + pictures[:SHOWN], under + [f"{name}: {caption}" for caption in captions[:SHOWN]]
     bench.sheet("speeds", shown, under)
     return rows

@@ -113,14 +113,14 @@ def ask(folder: Path, out: Path, data: Path, lora: str | None, sheet: Path | Non
         under = [f"{n} is nearest" for n in nearest] + [f"= {c}" for c in said[0]]
         contact_sheet(made + learned + held, under, 8).save(sheet, quality=92)
 
-    asked = [r for r in records if r["demo"] and r["split"] == "train" and r["label"] in judge.concepts]
+    asked = [r for r in records if r["demo"] and r["split"] == "train" and r["label"] in judge.labels]
     asked = random.Random(0).sample(asked, len(asked))[:count]
     drawn: list[bool] = []
     named: list[bool] = []
     for start in range(0, len(asked), BATCH):
         part = asked[start : start + BATCH]
         pictures = model.text_to_image([r["text"][0] for r in part], seed=start)
-        drawn += [v.concept == r["label"] for v, r in zip(judge.judge_pictures(pictures), part, strict=True)]
+        drawn += [v.label == r["label"] for v, r in zip(judge.classify(pictures), part, strict=True)]
         captions = model.image_to_text([data / r["file_name"] for r in part], seed=start)
         named += [c.split(",")[0] == r["label"] for c, r in zip(captions, part, strict=True)]
     found = {"nearest": nearest, "said": said, "learned": len(learned), "text_to_image": drawn, "image_to_text": named}

@@ -21,12 +21,13 @@ from typing import Any
 
 from ...checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from ...data.captioned import Pair
-from ...evaluation.metrics import parse_caption, share
+from ...evaluation.metrics import success_rate
 from ...evaluation.sources import fixed_order, in_split, read_folder
 from ...media.files import write_between, write_text
 from ...pipeline import load
 from ...training.config import TrainConfig
 from ...training.loop import train
+from ..baselines import parse_caption
 from ..judge import Judge, load_judge
 from ..stages import make_stage
 from .report import write_sheet
@@ -102,9 +103,9 @@ def answers(model: Any, task: str, pairs: Sequence[Pair], judge: Judge, seed: in
     """What is right, item by item."""
     options = {"seed": seed, "batch_size": SHOWN}
     if task == "text to image":
-        seen = judge.judge_pictures(model.text_to_image([pair.caption for pair in pairs], **options))
+        seen = judge.classify(model.text_to_image([pair.caption for pair in pairs], **options))
         return {
-            "concept": [verdict.concept == pair.label for verdict, pair in zip(seen, pairs, strict=True)],
+            "concept": [verdict.label == pair.label for verdict, pair in zip(seen, pairs, strict=True)],
             "style": [verdict.style == pair.style for verdict, pair in zip(seen, pairs, strict=True)],
         }
     said = model.image_to_text([pair.image() for pair in pairs], **options)
@@ -120,7 +121,7 @@ def table(found: dict[str, dict[str, list[list[bool]]]], pairs: int) -> str:
     for key in found:
         name, task, split, measure = key.split("/")
         if name == "joint" and f"{task}/{task}/{split}/{measure}" in found:
-            values = [str(share(found[f"{network}/{task}/{split}/{measure}"]["right"])) for network in (name, task)]
+            values = [str(success_rate(found[f"{network}/{task}/{split}/{measure}"]["right"])) for network in (name, task)]
             lines.append(f"| {task} | {split} | {measure} | {values[0]} | {values[1]} |")
     return "\n".join(lines) + "\n"
 

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 from ...data.captioned import Pair
-from ...evaluation.metrics import parse_caption
 from ...evaluation.sources import fixed_order, in_split, read_folder
 from ...media.files import write_between, write_text
 from ...pipeline import UniDiffuser, load
 from ...runtime.acceleration import PRESETS
 from ...uvit import Block, UViT
+from ..baselines import parse_caption
 from ..judge import Judge, load_judge
 from .report import CAPTION_QUALITY, QUALITY
 
@@ -72,7 +72,7 @@ def counted(net: UViT) -> Iterator[list[int]]:
 def seen_in_pictures(model: UniDiffuser, judge: Judge, part: Sequence[Pair], **options: Any) -> list[tuple[str, str | None]]:
     """Concept and style that the judge sees in the pictures of some captions."""
     pictures = model.text_to_image([e.caption for e in part], **options)
-    return [(v.concept, v.style) for v in judge.judge_pictures(pictures)]
+    return [(v.label, v.style) for v in judge.classify(pictures)]
 
 
 def said_of_pictures(model: UniDiffuser, judge: Judge, part: Sequence[Pair], **options: Any) -> list[tuple[str, str | None]]:
@@ -191,7 +191,7 @@ def main() -> None:
     )
 
     judge = load_judge()
-    examples = [p for p in read_folder(args.data) if p.fields.get("demo") and p.label in judge.concepts]
+    examples = [p for p in read_folder(args.data) if p.fields.get("demo") and p.label in judge.labels]
     asked = [e for split in ("train", "validation") for e in fixed_order(in_split(examples, split), None)]
     path = args.out / "answers.json"
     answers = json.loads(path.read_text()) if path.is_file() else {}

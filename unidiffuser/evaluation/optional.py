@@ -1,4 +1,4 @@
-"""Packages of the extra ``evaluate``, imported when first used; a missing one is named with the command that installs it."""
+"""Packages of the extra `evaluate`, imported when first used."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import importlib
 from typing import Any
 
 
-def needed(module: str) -> Any:
-    """The module; ValueError with the pip command if it is not installed."""
+def require(module: str) -> Any:
+    """Import a module; ValueError with the pip command if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

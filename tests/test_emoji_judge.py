@@ -12,7 +12,7 @@ from evaluation_pictures import SIDE, STYLES, labelled_folder
 from unidiffuser.data.captioned import Pair
 from unidiffuser.emoji.judge import BUNDLED, Judge, load_judge
 from unidiffuser.emoji.judge_training import augment, train_judge
-from unidiffuser.evaluation.identity import file_digest
+from unidiffuser.evaluation.digests import file_digest
 from unidiffuser.evaluation.sources import in_split, read_source
 
 
@@ -24,7 +24,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
 def test_the_judge_learns_real_pictures_and_its_file_judges_alike(pairs: list[Pair], tmp_path: Path) -> None:
     judge = train_judge(pairs, concept_steps=40, style_steps=40, concept_batch=24, style_batch=8, progress=False)
     train = in_split(pairs, "train")
-    right = [v.concept == p.label for v, p in zip(judge.judge_pictures([p.image() for p in train]), train, strict=True)]
+    right = [v.label == p.label for v, p in zip(judge.classify([p.image() for p in train]), train, strict=True)]
     assert sum(right) / len(right) > 0.8  # chance is 1 / 12
 
     judge.save(tmp_path / "judge.safetensors")
@@ -67,9 +67,9 @@ def test_held_out_pictures_are_never_opened(pairs: list[Pair]) -> None:
 def test_a_judge_among_fewer_concepts_gives_the_same_scores_to_those(pairs: list[Pair]) -> None:
     judge = train_judge(pairs, concept_steps=2, style_steps=2, concept_batch=4, style_batch=4, progress=False)
     few = judge.among({"thing, 3", "thing, 7", "unknown"})
-    assert set(few.concepts) == {"thing, 3", "thing, 7"}
+    assert set(few.labels) == {"thing, 3", "thing, 7"}
     images = torch.rand(3, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    rows = [judge.concepts.index(label) for label in few.concepts]
+    rows = [judge.labels.index(label) for label in few.labels]
     torch.testing.assert_close(few(images)[0], judge(images)[0][:, rows])
     torch.testing.assert_close(few(images)[1], judge(images)[1])
     with pytest.raises(ValueError, match="knows none"):
@@ -99,10 +99,10 @@ def test_the_bundled_judge_is_small_and_knows_the_bundled_concepts() -> None:
 
     judge: Judge = load_judge()
     labels = [line.split(maxsplit=1)[1] for line in CONCEPTS_FILE.read_text("utf-8").splitlines() if line[:1] not in "#"]
-    assert set(labels) <= set(judge.concepts)
+    assert set(labels) <= set(judge.labels)
     assert set(judge.styles) == set(STYLES)
     assert BUNDLED.stat().st_size <= 3_000_000
     assert len(file_digest(BUNDLED)) == 64
     plain = judge.among(labels).judge(torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 128, 128))[0]
-    assert plain.concept in labels
+    assert plain.label in labels
     assert plain.style in STYLES

@@ -1,4 +1,4 @@
-"""What tells one model, file or set of pairs from another: digests that finished work is kept under."""
+"""SHA-256 digests of models, files and data; finished work is kept under them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from unidiffuser.checkpoints.checkpoint import Checkpoint
-    from unidiffuser.data.captioned import Pair
+    from ..checkpoints.checkpoint import Checkpoint
+    from ..data.captioned import Pair
 
 
 def file_digest(path: str | Path) -> str:
@@ -25,7 +25,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 over the names and weights of all parts: the same for one model in whichever file layout it lies."""
+    """SHA-256 over the names and weights of all parts: independent of the file layout."""
     digest = hashlib.sha256()
     for part in sorted(checkpoint.parts()):
         for name, value in sorted(checkpoint.state_dict(part).items()):
@@ -35,10 +35,10 @@ def weights_digest(checkpoint: Checkpoint) -> str:
 
 
 def pairs_digest(pairs: Iterable[Pair]) -> str:
-    """SHA-256 over keys and captions, in order; where the files lie does not count."""
+    """SHA-256 over keys and captions, in order, independent of where the files are."""
     return settings_digest([[pair.key, *pair.captions] for pair in pairs])
 
 
 def settings_digest(settings: Any) -> str:
-    """SHA-256 of anything that JSON can say."""
+    """SHA-256 of any JSON value."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -30,7 +30,7 @@ def score(
     outputs: Mapping[str, Sequence[Item]],
     chosen: Mapping[str, Sequence[Pair]],
     pairs: Sequence[Pair],
-    judge: Classifier,
+    classifier: Classifier,
 ) -> dict[str, Any]:
     """The judge's entries of `scores.json`, an `unidiffuser.evaluation.classifier.Score`.
 
@@ -38,16 +38,16 @@ def score(
         outputs: `"task/split/seed"` -> the items of that cell.
         chosen: split -> the pairs used as input, in order.
         pairs: all real pictures.
-        judge: restricted to the labels of `pairs`.
+        classifier: the judge, restricted to the labels of `pairs`.
 
     Returns:
         `judged`: one dict for each task, split and measure; `styles`: the judge's styles; `style_confusion`: see
         `style_confusion`.
     """
     return {
-        "judged": judged_rows(outputs, chosen, pairs, judge),
-        "styles": list(judge.styles),
-        "style_confusion": style_confusion(outputs, chosen, judge.styles),
+        "judged": judged_rows(outputs, chosen, pairs, classifier),
+        "styles": list(classifier.styles),
+        "style_confusion": style_confusion(outputs, chosen, classifier.styles),
     }
 
 

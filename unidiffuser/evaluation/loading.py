@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..engine import Engine
-from ..guidance import Predictions
 from ..options import resolve
 from ..streams import item_generators
+from ..uvit import Predictions
 from .clip_score import Clip
 from .config import EvaluationConfig
 from .digests import settings_digest, weights_digest
@@ -67,6 +67,7 @@ def score_captions(
 
         def predict(img: Tensor, clip_img: Tensor, text: Tensor, *rest: Tensor, **heads: Sequence[str]) -> Predictions:
             outputs = net(img.to(model.dtype), clip_img.to(model.dtype), text.to(model.dtype), *rest, **heads)
-            return tuple(None if stream is None else stream.float() for stream in outputs)
+            image_noise, token_noise, text_noise = (None if stream is None else stream.float() for stream in outputs)
+            return image_noise, token_noise, text_noise
 
         return network_scores(predict, streams, texts, levels, seed)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..data.captioned import Pair
 from ..media.files import write_text
 from . import measures, tasks
 from .classifier import NOT_JUDGED, Score
@@ -21,7 +22,7 @@ from .extractors import FeatureExtractors
 from .parts import Outputs, collect
 from .retrieval import recall
 from .sampling import Sampler
-from .sources import Pair, fixed_order, in_split, read_source
+from .sources import fixed_order, in_split, read_source
 
 NO_SPLIT = "all"  # samples without a prompt belong to no split
 

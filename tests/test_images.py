@@ -183,7 +183,7 @@ def test_suffixes_are_those_of_the_formats_whatever_is_saved_later(tmp_path: Pat
 def test_suffixes_of_pictures_are_listed_in_one_place() -> None:
     root = Path(unidiffuser.__file__).parent
     files = [*root.rglob("*.py"), *(root.parent / "nodes").rglob("*.py")]
-    assert not [file.name for file in files if re.search(r"\bjpe?g['\"]", file.read_text(encoding="utf-8"))]
+    assert not [file.name for file in files if re.search(r"['\"]\.?jpe?g['\"]", file.read_text(encoding="utf-8"))]
 
 
 def test_lines_end_at_line_feeds_only() -> None:

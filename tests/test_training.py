@@ -23,9 +23,9 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
-from unidiffuser.data.pictures import ImageFolder
 from unidiffuser.emoji.assemble import assemble
 from unidiffuser.emoji.autoencoder import SCALE, PatchedAutoencoder, principal_colours, reduced
+from unidiffuser.emoji.image_folder import ImageFolder
 from unidiffuser.emoji.network import Kin
 from unidiffuser.emoji.restyle import Restyle, exchanged
 from unidiffuser.emoji.stages import make_stage

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.pictures import ImageFolder, in_floats, training_set
 from ..distributed import own_device
 from ..evaluation.metrics import psnr
-from ..media.images import to_images
+from ..media.images import from_levels, to_images
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, generator_on, seeded_init
+from .image_folder import ImageFolder, training_set
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ class AutoencoderStage(TrainingStage):
 
     def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The error of the pictures, and small terms that keep the latents bounded, and plain if asked for."""
-        pixels = in_floats(batch["levels"])
+        pixels = from_levels(batch["levels"])
         generator = generator_on(pixels.device, generator)
         shape = (len(pixels), self.model.latent, *(side // self.downscale for side in pixels.shape[2:]))
         noise = torch.randn(shape, generator=generator, device=generator.device)

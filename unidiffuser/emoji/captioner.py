@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ..checkpoints.config import CaptionConfig
 from ..checkpoints.tokenizers import STOP, BytePairTokenizer
-from ..data.pictures import training_set
 from ..encoders.captions import CaptionDecoder
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, seeded_init
+from .image_folder import training_set
 from .towers import load_clip
 from .vocabulary import gpt2_vocabulary
 

@@ -20,11 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoints.checkpoint import Checkpoint, VAEConfig, load_checkpoint, save_checkpoint
-from ..data.pictures import ImageFolder, in_floats, training_set
 from ..distributed import own_device
 from ..encoders.autoencoder import Autoencoder
 from ..evaluation.metrics import psnr
-from ..media.images import to_images
+from ..media.images import from_levels, to_images
 from ..schedule import add_noise, alpha_sigma
 from ..small.network import build
 from ..small.palette import Palette
@@ -33,6 +32,7 @@ from ..training.config import TrainConfig
 from ..training.network import attention_for
 from ..training.stage import Batch, TrainingStage, generator_on, seeded_init
 from .autoencoder import noise_levels, reconstruction_loss
+from .image_folder import ImageFolder, training_set
 from .latents import Latents
 
 
@@ -86,7 +86,7 @@ class Denoised:
         said, kind = torch.zeros(count, device=device), torch.ones(count, dtype=torch.long, device=device)
         eps = self.net(img, clip_img, clean.need("text"), labels, said, kind, heads=("img",))[0]
         alpha, sigma = (x.view(-1, 1, 1, 1) for x in alpha_sigma(labels))
-        return in_floats(self.pictures.levels(index.cpu()).to(device)), (img - sigma * eps.float()) / alpha, index
+        return from_levels(self.pictures.levels(index.cpu()).to(device)), (img - sigma * eps.float()) / alpha, index
 
 
 class DecoderStage(TrainingStage):
@@ -187,7 +187,7 @@ class DecoderStage(TrainingStage):
         batch = {name: value[round(self.denoised_share * len(value)) :] for name, value in batch.items()}
         count, device = len(batch["levels"]), batch["levels"].device
         total = round(count / (1 - self.denoised_share))
-        at, pixels = generator_on(self.device, generator), in_floats(batch["levels"].to(self.device))
+        at, pixels = generator_on(self.device, generator), from_levels(batch["levels"].to(self.device))
         kinds = batch["kinds"].to(self.device)
         if self.strange:
             turned = torch.rand(count, generator=at, device=self.device) < self.strange

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from ..data.pictures import training_set
 from ..encoders.clip import clip_image_model
 from ..small.stem import ConvStem
 from ..training.augment import augmented
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, seeded_init, step_indices
+from .image_folder import training_set
 from .restyle import Restyle
 from .towers import image_tokens
 

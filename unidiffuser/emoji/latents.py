@@ -10,12 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..data.pictures import ImageFolder
 from ..encoders.autoencoder import Autoencoder
 from ..encoders.clip import ImageTokenEncoder, TextEncoder
 from ..media.images import to_images, to_levels
 from ..streams import Streams
 from ..training.augment import augmented
+from .image_folder import ImageFolder
 
 
 class Latents:

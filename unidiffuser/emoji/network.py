@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint, load_checkpoint
-from ..data.pictures import training_set
 from ..distributed import own_device
 from ..schedule import NUM_LABELS
 from ..small.network import build, config_of, predicts_noise
@@ -22,6 +21,7 @@ from ..training.network import attention_for, example_cost, export_model, prompt
 from ..training.objective import PAPER, diffusion_loss, draw_labels, noise_of_another
 from ..training.stage import Batch, ExampleCost, TrainingStage, generator_on, seeded_init
 from ..uvit import Block, UViT, UViTConfig
+from .image_folder import training_set
 from .latents import Latents
 from .transplant import transplanted
 

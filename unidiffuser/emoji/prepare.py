@@ -2,7 +2,7 @@
 
 The pictures are SVG sets republished by Iconify (noto: Apache-2.0, twemoji: CC BY 4.0, fluent and fluent flat: MIT); the
 captions are the English labels of emojibase-data (MIT). The result is an ordinary image folder (``metadata.jsonl`` beside
-the pictures), which :class:`unidiffuser.data.pictures.ImageFolder` reads like any other.
+the pictures), which `unidiffuser.data.captioned` reads like any other.
 
 The network draws four styles. Three more houses (noto-v1 and fxemoji: Apache-2.0, EmojiOne 2: CC BY 4.0) show encoders the same
 concepts in other drawings; their captions are the label alone.

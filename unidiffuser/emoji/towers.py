@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints.tokenizers import END, START, BytePairTokenizer
-from ..data.pictures import training_set
 from ..encoders.clip import clip_image_model
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, seeded_init
+from .image_folder import training_set
 from .vocabulary import clip_vocabulary
 
 

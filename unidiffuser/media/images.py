@@ -136,7 +136,7 @@ def to_tensor(images: Sequence[Image.Image]) -> Tensor:
     if len(sizes) != 1:
         raise ValueError(f"a batch needs pictures of one size, got {sorted(sizes) or 'none'}")
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])  # (B, H, W, 3)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return from_levels(torch.from_numpy(pixels))
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
@@ -146,6 +146,11 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     if not torch.isfinite(pixels).all():
         raise ValueError("the decoded pixels hold NaN or infinite values; use dtype float32 or lower the guidance")
     return [Image.fromarray(array) for array in to_levels(pixels).cpu().numpy()]
+
+
+def from_levels(levels: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 as (B, 3, H, W) float32 in [-1, 1], on the same device."""
+    return levels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_levels(pixels: Tensor) -> Tensor:
@@ -163,13 +168,14 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping
 
 
 def contact_sheet(
-    images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int | None = None, gap: int = 4
+    images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int | None = None
 ) -> Image.Image:
     """Grid of images on white, row by row, each above its caption; nearly square unless `columns` is given."""
     if not images:
         raise ValueError("a contact sheet needs at least one picture, got none")
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
+    gap = 4  # pixels between cells
     width, height = max(i.width for i in images), max(i.height for i in images)
     size = max(10, width // 16)  # font size in pixels
     font = ImageFont.load_default(size=size)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..media.images import fit
-from .captioned import INDEX, Pair, matches, read_listed
+from ..data.captioned import INDEX, Pair, matches, read_listed
+from ..media.images import fit, from_levels
 
 
 class ImageFolder:
@@ -52,10 +52,10 @@ class ImageFolder:
 
     def pixels(self, indices: Tensor) -> Tensor:
         """Pictures of indices (B,) as (B, 3, size, size) in [-1, 1]."""
-        return in_floats(self.levels(indices))
+        return from_levels(self.levels(indices))
 
     def levels(self, indices: Tensor) -> Tensor:
-        """Pictures of indices (B,) as (B, size, size, 3) uint8, to be converted with `in_floats` on another device."""
+        """Pictures of indices (B,) as (B, size, size, 3) uint8, to be converted by `from_levels` elsewhere."""
         if self._pixels is None:
             with ThreadPoolExecutor() as pool:  # Pillow's decoders release the interpreter lock
                 self._pixels = np.stack(list(pool.map(self._open, self._pairs)))
@@ -64,11 +64,6 @@ class ImageFolder:
     def _open(self, pair: Pair) -> np.ndarray:
         image = pair.image()
         return np.asarray(image if image.size == (self.size,) * 2 else fit(image, self.size, self.size))
-
-
-def in_floats(levels: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 as (B, 3, H, W) in [-1, 1], on the same device."""
-    return levels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def training_set(options: dict[str, Any]) -> ImageFolder:

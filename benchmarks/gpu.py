@@ -24,7 +24,7 @@ from benchmarks.clock import in_turns, network_flops, peak_flops
 from benchmarks.peers import Peer
 from unidiffuser.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from unidiffuser.checkpoints.config import V1, ModelConfig
-from unidiffuser.checkpoints.parts import InMemory, make_part
+from unidiffuser.checkpoints.parts import InMemoryTensors, make_part
 from unidiffuser.checkpoints.skeleton import skeleton
 from unidiffuser.encoders.autoencoder import autoencoder_kl
 from unidiffuser.encoders.captions import CaptionDecoder
@@ -59,7 +59,7 @@ def random_checkpoint(like: Checkpoint | ModelConfig, dtype: torch.dtype, device
         return (value + gains).to("cpu", dtype)
 
     parts = {
-        part: make_part(part, InMemory({name: fill(name, value) for name, value in module.state_dict().items()}))
+        part: make_part(part, InMemoryTensors({name: fill(name, value) for name, value in module.state_dict().items()}))
         for part, module in modules.items()
     }
     tokenizers = {} if isinstance(like, ModelConfig) else {

@@ -165,7 +165,7 @@ def test_partial_checkpoint_fails_only_where_a_part_is_needed(tmp_path: Path) ->
 def test_a_damaged_neighbour_is_named_when_its_part_is_needed(tmp_path: Path) -> None:
     write_original(tmp_path, clip=False)
     (tmp_path / "clip.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(FileNotFoundError, match=r"Passed over: .*clip\.safetensors is a git-lfs pointer"):
+    with pytest.raises(FileNotFoundError, match=r"Skipped: .*clip\.safetensors is a git-lfs pointer"):
         load_checkpoint(tmp_path).state_dict("clip_image")
 
 
@@ -415,6 +415,39 @@ def test_damaged_metadata(change: dict[str, str], words: str, tmp_path: Path) ->
         load_checkpoint(tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"uvit": {"depth": 10**6}}, "uvit.depth asks for 500000 layers, but the file has tensors for 1"),
+        ({"uvit": {"depth": 4.5}}, "uvit.depth"),
+        ({"uvit": {"detail_width": 8, "detail_blocks": 10**6}}, "uvit.detail_blocks"),
+        ({"vae": {"ddconfig": V1.vae.ddconfig | {"num_res_blocks": 10_000}}}, "vae.ddconfig.num_res_blocks"),
+        ({"clip_text": {"num_hidden_layers": 10**9}}, "clip_text.num_hidden_layers"),
+        ({"clip_text": {"max_position_embeddings": 10**12}}, "clip_text.max_position_embeddings asks for .* positions"),
+        ({"clip_image": {"image_size": 10**9, "patch_size": 1}}, "clip_image.image_size"),
+        ({"caption": {"gpt2": {"n_layer": 10**9}}}, "caption.gpt2.n_layer"),
+        ({"caption": {"gpt2": {"num_hidden_layers": 10**9}}}, "caption.gpt2.num_hidden_layers"),
+        ({"caption": {"gpt2": {"n_positions": 10**6}}}, "caption.gpt2.n_positions"),
+        ({"caption": {"gpt2": {"n_layer": "12"}}}, "caption.gpt2.n_layer"),
+    ],
+)
+def test_sizes_beyond_the_tensors_are_refused_before_anything_is_built(
+    section: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    texts = {"format": "unidiffuser", "version": "1", "config": json.dumps(section)}
+    save_file({"uvit.in_blocks.0.attn.qkv.weight": torch.zeros(1)}, tmp_path / "x.safetensors", metadata=texts)
+    with pytest.raises(ValueError, match=rf"x\.safetensors is damaged \({words}"):
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_a_block_with_an_absurd_number_is_refused(tmp_path: Path) -> None:
+    state = dict(UViT(CONFIG.uvit).state_dict())
+    state["in_blocks.999999999.attn.qkv.weight"] = torch.zeros(1)
+    torch.save(state, tmp_path / "uvit_v1.pth")
+    with pytest.raises(ValueError, match=r"uvit_v1\.pth: it has in_blocks\.999999999, but only 3 such modules"):
+        load_checkpoint(tmp_path)
+
+
 def test_incomplete_network_names_the_missing_tensor(tmp_path: Path) -> None:
     state = dict(UViT(CONFIG.uvit).state_dict())
     del state["text_embed.weight"]
@@ -429,7 +462,7 @@ def test_missing_shard_and_missing_config_of_a_diffusers_folder(tmp_path: Path) 
     index = unet / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}')
     save_file({"a": torch.zeros(1)}, unet / "one.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"two\.safetensors is not there"):
+    with pytest.raises(FileNotFoundError, match=r"two\.safetensors is missing"):
         load_checkpoint(tmp_path)
     index.write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):

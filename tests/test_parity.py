@@ -11,8 +11,9 @@ from layouts import CONFIG, diffusers_network, ldm_autoencoder, ldm_names
 from torch import Tensor
 
 from unidiffuser.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from unidiffuser.checkpoints.config import V0, V1, infer_uvit, infer_vae
+from unidiffuser.checkpoints.config import V0, V1
 from unidiffuser.checkpoints.keys import apply, uvit_recipes, uvit_to_diffusers, vae_recipes, vae_to_diffusers
+from unidiffuser.checkpoints.sizes import infer_uvit, infer_vae
 from unidiffuser.checkpoints.skeleton import assign_weights, skeleton
 from unidiffuser.encoders.autoencoder import Autoencoder, autoencoder_kl
 from unidiffuser.uvit import UViT, UViTConfig

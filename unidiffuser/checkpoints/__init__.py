@@ -1,4 +1,4 @@
-"""Checkpoints: three layouts in, one safetensors file out."""
+"""Checkpoints: reading of three layouts, writing of one safetensors file."""
 
 from .checkpoint import Checkpoint, convert, load_checkpoint, save_checkpoint
 from .config import CaptionConfig, ModelConfig, VAEConfig

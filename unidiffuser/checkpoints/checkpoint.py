@@ -1,7 +1,7 @@
-"""Checkpoints: three layouts in, one safetensors file out.
+"""Checkpoints: opening, loading into modules, writing and converting.
 
-`load_checkpoint` reads this project's single file, the original uvit_v0/v1.pth with its neighbours, or a diffusers folder.
-Each has a file of its own (layout_*.py).
+`load_checkpoint` reads this project's single file, the original uvit_v0.pth or uvit_v1.pth with its neighbours, or a diffusers
+folder; each layout has its own module, layout_*.py. `save_checkpoint` and `convert` write the single file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .keys import PARTS, Recipes, apply
 from .layout_diffusers import read_diffusers
 from .layout_original import read_original
 from .layout_own import FORMAT, TOKENIZERS, read_own, target_dtype, write_own
-from .parts import Contents, InMemory, Part, make_part
+from .parts import CheckpointContents, InMemoryTensors, ModelPart, make_part
 from .skeleton import assign_weights
 from .tokenizers import BytePairTokenizer, Spec, clip_spec, gpt2_spec
 from .weights import WeightFiles
@@ -51,7 +51,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Checkpoint:
-    """A checkpoint on disk. Weights are mapped when asked for; nothing is held until then.
+    """A checkpoint on disk, of any layout; weights are memory-mapped on access.
 
     Attributes:
         path: the file or folder.
@@ -62,15 +62,15 @@ class Checkpoint:
         self,
         path: Path,
         config: ModelConfig,
-        parts: dict[str, Part],
+        parts: dict[str, ModelPart],
         tokenizers: dict[str, Spec] | None = None,
-        notes: tuple[str, ...] = (),
+        skipped: tuple[str, ...] = (),
     ):
         self.path, self.config = path, config
-        self._parts, self._tokenizers, self._notes = parts, tokenizers or {}, notes
+        self._parts, self._tokenizers, self._skipped = parts, tokenizers or {}, skipped
 
     def parts(self) -> tuple[str, ...]:
-        """Which of "uvit", "vae", "clip_text", "clip_image", "caption" are there."""
+        """Present parts of "uvit", "vae", "clip_text", "clip_image", "caption"."""
         return tuple(name for name in PARTS if name in self._parts)
 
     def state_dict(
@@ -80,13 +80,20 @@ class Checkpoint:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> dict[str, Tensor]:
-        """Tensors of a part under canonical names, or those that begin with `prefix`, without it.
+        """Tensors of a part under canonical names (see `keys`).
 
-        As stored, they are memory-mapped: they cost memory when touched, and writing to one does not change the file.
-        With another `device` or `dtype` (of the floating-point ones) they are copies, made one by one.
+        Tensors that are returned as stored are memory-mapped: they take memory once touched, and writing to one does not change
+        the file. On another device or in another dtype they are copies, made one by one.
+
+        Args:
+            part: "uvit", "vae", "clip_text", "clip_image" or "caption".
+            prefix: return only the tensors whose names begin with it, under names without it.
+            device: None for the CPU.
+            dtype: of the floating-point tensors; None keeps each as stored.
 
         Raises:
-            FileNotFoundError: the checkpoint lacks the part; says what to download.
+            FileNotFoundError: the part is absent; the text says what to download.
+            ValueError: there is no part of this name.
         """
         found = self._part(part)
         names = [name for name in found.shapes if name.startswith(prefix)]
@@ -108,60 +115,73 @@ class Checkpoint:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Module:
-        """Make a part the weights of a module (best made under `modules.skeleton()`), and set it to evaluation mode.
+        """Assign a part's tensors to a module and set it to evaluation mode.
 
-        `rename` turns canonical names into the module's. Peak resident memory is about what the module then occupies.
+        Peak resident memory is about what the loaded module occupies.
+
+        Args:
+            module: a module of the part's sizes, best built in `skeleton.skeleton`.
+            part, prefix, device, dtype: as for `state_dict`.
+            rename: recipes for the module's names from the canonical ones; None if they are equal.
+
+        Returns:
+            The same module.
 
         Raises:
-            FileNotFoundError: the part is not there.
-            ValueError: it does not fit; names the file and the first missing, unexpected and misshapen tensors.
+            FileNotFoundError: the part is absent.
+            ValueError: the tensors are not the module's; names the file and the first missing, unexpected and misshapen one.
         """
         tensors = self.state_dict(part, prefix, device, dtype)
         if rename is not None:
             tensors = apply(rename(tensors), tensors)
         where = f"the {_TITLES[part]} in {self._part(part).source.name}"
-        assign_weights(module, tensors, where, f"If the file is not the one you meant: get {_WHAT_TO_GET[part]}.")
-        module.to(device=device)  # what is in no checkpoint, such as tables of positions
+        assign_weights(module, tensors, where, f"If this is the wrong file, get {_WHAT_TO_GET[part]}.")
+        module.to(device=device)  # moves tables of positions and masks, which no checkpoint holds
         return module.eval()
 
     def clip_tokenizer(self) -> BytePairTokenizer:
-        """The text encoder's tokenizer; the published CLIP's if the checkpoint brings none."""
+        """The text encoder's tokenizer; CLIP's published one if the checkpoint has none."""
         return BytePairTokenizer.from_spec(self._tokenizers.get("clip_tokenizer") or clip_spec())
 
     def gpt2_tokenizer(self) -> BytePairTokenizer:
-        """The caption decoder's tokenizer; GPT-2's with the stop token if the checkpoint brings none."""
+        """The caption decoder's tokenizer; GPT-2's with a stop token if there is none."""
         return BytePairTokenizer.from_spec(self._tokenizers.get("gpt2_tokenizer") or gpt2_spec())
 
     def tokenizer_specs(self) -> dict[str, Spec]:
-        """Both tokenizers in the form that `save_checkpoint` takes."""
+        """Both tokenizers, as `save_checkpoint` takes them."""
         return {"clip_tokenizer": self.clip_tokenizer().spec, "gpt2_tokenizer": self.gpt2_tokenizer().spec}
 
-    def _part(self, name: str) -> Part:
+    def _part(self, name: str) -> ModelPart:
         if name not in PARTS:
-            raise ValueError(f"there is no part {name!r}; the parts are {', '.join(PARTS)}.")
+            raise ValueError(f"there is no part {name!r}; use one of {', '.join(PARTS)}.")
         if name not in self._parts:
-            notes = "".join(f" Passed over: {note}" for note in self._notes)
+            skipped = "".join(f" Skipped: {reason}" for reason in self._skipped)
             place = "beside it" if self.path.is_file() else "into it"
             raise FileNotFoundError(
-                f"{self.path} has no {_TITLES[name]}, which this needs. Put {place}: {_WHAT_TO_GET[name]}.{notes}"
+                f"{self.path} has no {_TITLES[name]}, which this needs. Put {place}: {_WHAT_TO_GET[name]}.{skipped}"
             )
         return self._parts[name]
 
 
 def load_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
-    """Open a checkpoint: "emoji" (bundled), a file, or a folder. Only headers are read.
+    """Open a checkpoint of any layout without reading its weights.
 
-    Parts may be absent; an error then arises where one is needed.
+    Parts may be absent; the error is raised where one is needed.
+
+    Args:
+        path_or_name: the name of a bundled model ("emoji"), a file or a folder.
 
     Raises:
         FileNotFoundError: there is no such model, file or folder.
-        ValueError: it is damaged, unsafe or no checkpoint of a kind known here.
+        ValueError: it is damaged, unsafe or no checkpoint of a known layout.
     """
     path, bundled = Path(path_or_name), str(path_or_name) in BUNDLED
     if bundled:
         path = ASSETS / f"{path_or_name}.safetensors"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: this installation has no bundled model {str(path_or_name)!r}.")
+            raise FileNotFoundError(
+                f"{path} is missing, so there is no bundled model {str(path_or_name)!r}; install unidiffuser again."
+            )
     if path.is_dir():
         contents = _read_folder(path)
     elif path.is_file():
@@ -174,13 +194,13 @@ def load_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
             f"For the published 1 B model get uvit_v1.pth, autoencoder_kl.pth and caption_decoder.pth {_PUBLISHED}."
         )
     config = _completed(contents.config, path.with_suffix(".json")) if bundled else contents.config
-    return Checkpoint(path, config, contents.parts, contents.tokenizers, contents.notes)
+    return Checkpoint(path, config, contents.parts, contents.tokenizers, contents.skipped)
 
 
 def _completed(config: ModelConfig, file: Path) -> ModelConfig:
-    """`config` with what the JSON file beside a bundled model adds to it.
+    """`config` updated from the JSON file beside a bundled model.
 
-    Settings can then change without another copy of the weights in the repository's history.
+    The file lets settings change without a new copy of the weights in the repository.
     """
     if not file.is_file():
         return config
@@ -188,7 +208,7 @@ def _completed(config: ModelConfig, file: Path) -> ModelConfig:
     return ModelConfig.from_dict({**stored, **{name: {**stored[name], **fields} for name, fields in added.items()}})
 
 
-def _read_folder(path: Path) -> Contents:
+def _read_folder(path: Path) -> CheckpointContents:
     if (path / "model_index.json").is_file() or (path / "unet").is_dir():
         return read_diffusers(path)
     contents = read_original(path)
@@ -207,40 +227,46 @@ def save_checkpoint(
     tokenizers: Mapping[str, Spec] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write the single safetensors file, complete or not at all.
+    """Write a model to the single safetensors file, atomically.
 
     Args:
-        path: the file, which is replaced if it exists.
+        path: the file; replaced if it exists.
         config: sizes of the parts.
         state_dicts: for each part its tensors, under canonical names, diffusers' or transformers'.
-        tokenizers: "clip_tokenizer" and "gpt2_tokenizer", each {"vocab", "merges"}; absent means the published ones.
-        dtype: float32, float16 or bfloat16 for all floating-point tensors; None keeps each as it is, bit by bit.
+        tokenizers: "clip_tokenizer" and "gpt2_tokenizer", each {"vocab": {token: id}, "merges": ["a b", ...]}; an absent one is
+            the published one.
+        dtype: float32, float16 or bfloat16 for all floating-point tensors; None keeps each, bit for bit.
 
     Raises:
-        ValueError: an unknown part or tokenizer, or a value that float16 cannot hold.
         OSError: the file cannot be written.
+        ValueError: an unknown part, tokenizer or dtype, or a value too large for float16.
     """
     unknown = [name for name in state_dicts if name not in PARTS] + [n for n in tokenizers or {} if n not in TOKENIZERS]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is neither a part ({', '.join(PARTS)}) nor a tokenizer ({', '.join(TOKENIZERS)}).")
-    parts = {name: make_part(name, InMemory(dict(tensors))) for name, tensors in state_dicts.items()}
+        raise ValueError(f"{unknown[0]!r} is neither a part nor a tokenizer; use {', '.join(PARTS + TOKENIZERS)}.")
+    parts = {name: make_part(name, InMemoryTensors(dict(tensors))) for name, tensors in state_dicts.items()}
     write_own(Path(path), config, parts, dict(tokenizers or {}), dtype)
 
 
 def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-    """Convert a checkpoint of any layout into one self-contained safetensors file, tensor by tensor.
+    """Convert a checkpoint of any layout to the single safetensors file.
 
     Args:
-        src: as for `load_checkpoint`; parts that are absent stay absent.
+        src: as for `load_checkpoint`; absent parts stay absent, with a warning.
         dst: the file to write, ending in .safetensors.
         dtype: as for `save_checkpoint`.
+
+    Raises:
+        FileNotFoundError: `src` does not exist.
+        OSError: the file cannot be written.
+        ValueError: another ending, or as for `load_checkpoint` and `save_checkpoint`.
     """
     dst = Path(dst)
     if dst.suffix != ".safetensors":
-        raise ValueError(f"the result is one safetensors file, so {dst} should end in .safetensors.")
+        raise ValueError(f"the result is one safetensors file, so {dst} should end in .safetensors; rename it.")
     checkpoint = load_checkpoint(src)
     absent = [_TITLES[name] for name in PARTS if name not in checkpoint.parts()]
     if absent:
-        logger.warning("%s has no %s; neither will %s.", checkpoint.path, " and no ".join(absent), dst)
+        logger.warning("%s has no %s, so %s will not have it either.", checkpoint.path, " and no ".join(absent), dst)
     tokenizers = checkpoint.tokenizer_specs()
     write_own(dst, checkpoint.config, checkpoint._parts, tokenizers, dtype)

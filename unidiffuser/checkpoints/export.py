@@ -1,4 +1,4 @@
-"""A checkpoint written back in the original layout."""
+"""Export of a checkpoint to the original layout."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ from torch import Tensor
 from ..media.files import atomic_write
 from .checkpoint import Checkpoint
 
-_MASKED = -1e4  # what GPT-2's attention put in masked places when the published decoder was trained
+_MASKED = -1e4  # value of masked attention logits in the GPT-2 of the published decoder
 
 
 def export_original(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write uvit_v1.pth (v0 without data types), autoencoder_kl.pth and caption_decoder.pth, of the parts that are there.
+    """Write a checkpoint in the original layout, bit for bit as `convert` read it.
 
-    Bit by bit what `convert` read from such files: names get their "module." back, GPT-2 its tied output matrix, and each
-    attention the causal mask that the reference's transformers 4.23 insists on. CLIP was never part of the set.
+    The files are uvit_v1.pth (or uvit_v0.pth), autoencoder_kl.pth and caption_decoder.pth, of the parts that are present; the
+    published set has no CLIP. The caption decoder gets back its prefix "module.", the tied output matrix of GPT-2 and the
+    causal masks that the reference's transformers 4.23 requires.
+
+    Args:
+        checkpoint: of any layout.
+        folder: existing or not; files in it are replaced.
 
     Returns:
         The paths written.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     version = "v1" if checkpoint.config.uvit.data_types else "v0"
     names = {"uvit": f"uvit_{version}.pth", "vae": "autoencoder_kl.pth", "caption": "caption_decoder.pth"}

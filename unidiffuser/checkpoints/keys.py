@@ -1,11 +1,11 @@
-"""The names of tensors: whatever dialect a file speaks, one canonical name.
+"""Conversion of state-dict keys from each layout to canonical names, and back.
 
-Canonical names are: for the U-ViT those of the published uvit_v0/v1.pth, for the autoencoder those of latent diffusion,
-for the two CLIP towers HF's published ones (``text_model.*``; ``vision_model.*``, ``visual_projection.weight``), for the
-caption decoder ``encode_prefix.*``, ``decode_prefix.*`` and ``gpt.*`` with GPT-2 under HF's names.
+Canonical names are those of the published uvit_v0/v1.pth for the U-ViT, of latent diffusion for the autoencoder, and of
+transformers for the two CLIP towers (`text_model.*`; `vision_model.*`, `visual_projection.weight`). The caption decoder has
+`encode_prefix.*`, `decode_prefix.*` and `gpt.*`, with GPT-2 under transformers' names.
 
-A dialect is a dict of recipes, one for each canonical name: which stored tensors it is made of, and how. Nothing is read
-to build one, so it works on names alone and what it makes can stay memory-mapped.
+A conversion is a dict of recipes, one for each target name: which stored tensors it needs, and what is done to them. It is
+built from names alone, so no weights are read, and tensors that are only renamed stay memory-mapped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one tensor is made: `make` applied to the stored tensors `keys`."""
+    """Source of one tensor: `make` applied to the stored tensors `keys`."""
 
     keys: tuple[str, ...]
     make: Callable[..., Tensor] = _same
@@ -36,7 +36,7 @@ Recipes = dict[str, Recipe]
 
 
 def apply(recipes: Recipes, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Make every tensor of `recipes` whose ingredients are there."""
+    """Convert tensors: every target name whose source tensors are present."""
     return {
         name: recipe.make(*(tensors[key] for key in recipe.keys))
         for name, recipe in recipes.items()
@@ -46,6 +46,19 @@ def apply(recipes: Recipes, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _rename(names: Iterable[str], rename: Callable[[str], str] = str) -> Recipes:
     return {rename(name): Recipe((name,)) for name in names}
+
+
+def numbered(names: Iterable[str], prefix: str) -> int:
+    """Length of a numbered list of modules: of `prefix`0.*, `prefix`1.*, ...
+
+    Raises:
+        ValueError: a number below the largest one is missing.
+    """
+    matches = (re.match(re.escape(prefix) + r"(\d+)\.", name) for name in names)
+    found = {int(match[1]) for match in matches if match}
+    if found and max(found) >= len(found):
+        raise ValueError(f"it has {prefix}{max(found)}, but only {len(found)} such modules; download it again.")
+    return len(found)
 
 
 # ---- U-ViT ----------------------------------------------------------------------------------------------------------
@@ -70,7 +83,7 @@ _SKIP_LEAVES = {"skip_linear": "skip.skip_linear", "norm1": "skip.norm"}
 
 
 def uvit_diffusers_names(name: str) -> tuple[str, ...]:
-    """What an original U-ViT tensor is called in diffusers: one name, or three for a qkv."""
+    """The diffusers name of an original U-ViT tensor: one name, or three for a qkv."""
     if name in _UVIT_TABLES:
         return (_UVIT_TABLES[name],)
     module, leaf = name.rsplit(".", 1)
@@ -88,7 +101,7 @@ def uvit_diffusers_names(name: str) -> tuple[str, ...]:
 
 
 def uvit_names(blocks: int, data_types: bool, qkv_bias: bool = False) -> list[str]:
-    """The original names of a U-ViT with `blocks` blocks on either side of the middle one."""
+    """Original names of a U-ViT with `blocks` blocks on each side of the middle."""
     modules = ["patch_embed.proj", "text_embed", "text_out", "clip_img_embed", "clip_img_out", "norm", "decoder_pred"]
     places = ["mid_block"] + [f"{side}_blocks.{i}" for side in ("in", "out") for i in range(blocks)]
     modules += [f"{place}.{leaf}" for place in places for leaf in (*_BLOCK_LEAVES, "attn.qkv")]
@@ -100,17 +113,16 @@ def uvit_names(blocks: int, data_types: bool, qkv_bias: bool = False) -> list[st
 
 
 def uvit_recipes(keys: Iterable[str]) -> Recipes:
-    """Original names from a file in the original layout or diffusers' (which splits each qkv)."""
+    """Original U-ViT names from the original layout or diffusers' (split qkv)."""
     keys = set(keys)
     if "vae_img_in.proj.weight" not in keys:
         return _rename(keys, lambda name: name.removeprefix("module."))
-    found = [re.match(r"transformer\.transformer_in_blocks\.(\d+)\.", key) for key in keys]
-    blocks = 1 + max((int(m[1]) for m in found if m), default=-1)
+    blocks = numbered(keys, "transformer.transformer_in_blocks.")
     bias = "transformer.transformer_mid_block.attn1.to_q.bias" in keys
     names = uvit_names(blocks, "data_type_token_embedding.weight" in keys, bias)
     recipes = {name: Recipe(uvit_diffusers_names(name)) for name in names}
     recipes = {name: Recipe(r.keys, _concatenate) if len(r.keys) > 1 else r for name, r in recipes.items()}
-    # NOTE: transformer.pos_embed.proj is a second patch embedding that diffusers makes, saves and never uses.
+    # NOTE: transformer.pos_embed.proj is a second patch embedding that diffusers saves and never uses.
     used = {key for recipe in recipes.values() for key in recipe.keys}
     unknown = {key for key in keys - used if not key.startswith("transformer.pos_embed.")}
     present = {name: recipe for name, recipe in recipes.items() if keys.issuperset(recipe.keys)}
@@ -118,7 +130,10 @@ def uvit_recipes(keys: Iterable[str]) -> Recipes:
 
 
 def uvit_to_diffusers(names: Iterable[str]) -> Recipes:
-    """diffusers' UniDiffuserModel names from the original ones; its unused patch embedding is filled with the used one."""
+    """Names of diffusers' UniDiffuserModel from the original ones.
+
+    Its second, unused patch embedding copies the used one.
+    """
     recipes: Recipes = {}
     for name in names:
         targets = uvit_diffusers_names(name)
@@ -130,7 +145,7 @@ def uvit_to_diffusers(names: Iterable[str]) -> Recipes:
 
 
 def _concatenate(*tensors: Tensor) -> Tensor:
-    if tensors[0].is_meta:  # of which torch.cat would import torch's compiler
+    if tensors[0].is_meta:  # torch.cat of meta tensors imports torch's compiler, which takes a second
         rows = sum(tensor.shape[0] for tensor in tensors)
         return torch.empty(rows, *tensors[0].shape[1:], dtype=tensors[0].dtype, device="meta")
     return torch.cat(tensors)
@@ -159,7 +174,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 def vae_recipes(keys: Iterable[str]) -> Recipes:
-    """LDM names from a file in that layout (also inside a whole SD checkpoint) or diffusers' AutoencoderKL."""
+    """Latent diffusion's names from its own, a whole SD checkpoint's or diffusers'."""
     keys = list(keys)
     if not any(".mid_block." in key for key in keys):
         first_stage = [key for key in keys if key.startswith("first_stage_model.")]
@@ -178,7 +193,7 @@ def vae_recipes(keys: Iterable[str]) -> Recipes:
 
 
 def vae_to_diffusers(names: Iterable[str]) -> Recipes:
-    """Names of diffusers' AutoencoderKL from the LDM ones."""
+    """Names of diffusers' AutoencoderKL from latent diffusion's."""
     names = list(names)
     levels = 1 + max((int(m[1]) for m in (re.search(r"\.up\.(\d+)\.", name) for name in names) if m), default=-1)
     recipes = {}
@@ -197,7 +212,7 @@ def _is_attention_matrix(name: str) -> bool:
 
 
 def _as_convolution(weight: Tensor) -> Tensor:
-    return weight.reshape(*weight.shape[:2], 1, 1)  # LDM does attention with 1 x 1 convolutions
+    return weight.reshape(*weight.shape[:2], 1, 1)  # attention projections are 1 x 1 convolutions in latent diffusion
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
@@ -231,19 +246,19 @@ _OPENAI_IMAGE = {
 
 
 def clip_text_recipes(keys: Iterable[str]) -> Recipes:
-    """HF's text-tower names from HF's (any version, with or without the image tower) or OpenAI's."""
+    """transformers' text-tower names from its own (of any version) or OpenAI's."""
     keys = list(keys)
     if "ln_final.weight" in keys:
         return _openai_tower(keys, "", "text_model.", _OPENAI_TEXT)
     prefixed = any(key.startswith("text_model.") for key in keys)
-    # NOTE: transformers 5 dropped the prefix text_model in CLIPTextModel's own files.
+    # NOTE: transformers 5 saves a CLIPTextModel without the prefix text_model.
     tower = [key for key in keys if not prefixed or key.startswith("text_model.")]
     dropped = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
     return _rename((key for key in tower if not key.endswith(dropped)), lambda key: key if prefixed else f"text_model.{key}")
 
 
 def clip_image_recipes(keys: Iterable[str]) -> Recipes:
-    """HF's image-tower names, with the projection, from HF's (with or without the text tower) or OpenAI's."""
+    """transformers' image-tower names from its own or OpenAI's."""
     keys = list(keys)
     if "visual.conv1.weight" in keys:
         recipes = _openai_tower(keys, "visual.", "vision_model.", _OPENAI_IMAGE)
@@ -273,10 +288,10 @@ def _openai_tower(keys: list[str], source: str, target: str, names: dict[str, st
 
 
 def caption_recipes(keys: Iterable[str]) -> Recipes:
-    """Names without "module." and with GPT-2 under "gpt.", from the original file or diffusers' text_decoder.
+    """Caption-decoder names from the original file or diffusers' text_decoder.
 
-    Left out are the frozen CLIP some original files carry along, and the causal masks that old versions of transformers
-    stored with each attention.
+    The prefix "module." is removed and GPT-2 is put under "gpt.". The frozen CLIP in some original files is left out, and so
+    are the causal masks that old versions of transformers stored.
     """
     kept = (
         key

@@ -1,8 +1,10 @@
-"""This project's layout: one safetensors file with every part, the sizes and the tokenizers.
+"""Reader and writer of this project's layout, one safetensors file.
 
-Keys are `<part>.<canonical name>` (checkpoint_keys.py). In the metadata, all texts: "format" = "unidiffuser", "version" = "1",
-"config" = ModelConfig as JSON, "clip_tokenizer" and "gpt2_tokenizer" = {"vocab": {...}, "merges": [...]} as JSON (absent: the
-bundled ones of the published models).
+Keys are `<part>.<canonical name>` (see `keys`). The metadata, all strings, holds
+
+- "format" = "unidiffuser" and "version" = "1",
+- "config": a `ModelConfig` as JSON,
+- "clip_tokenizer" and "gpt2_tokenizer": {"vocab": {token: id}, "merges": ["a b", ...]} as JSON; absent for the published ones.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .keys import PARTS, Recipe
-from .parts import Contents, Part
+from .parts import CheckpointContents, ModelPart
+from .sizes import check_sizes
 from .tokenizers import Spec
 from .weights import WeightFiles, write_safetensors
 
@@ -24,27 +27,35 @@ FORMAT = "unidiffuser"
 TOKENIZERS = ("clip_tokenizer", "gpt2_tokenizer")
 
 
-def read_own(files: WeightFiles, metadata: dict[str, str]) -> Contents:
-    """The single safetensors file that `save_checkpoint` writes."""
+def read_own(files: WeightFiles, metadata: dict[str, str]) -> CheckpointContents:
+    """Read the single safetensors file that `save_checkpoint` writes.
+
+    Raises:
+        ValueError: a newer version, damaged metadata, or a config whose sizes the tensors contradict.
+    """
     if metadata.get("version") != "1":
-        raise ValueError(f"{files.name} has format version {metadata.get('version')!r}; this release reads 1. Update it.")
-    try:
-        config = ModelConfig.from_dict(json.loads(metadata["config"]))
-        tokenizers = {name: json.loads(metadata[name]) for name in TOKENIZERS if name in metadata}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the metadata of {files.name} is damaged ({error}); convert it again.") from error
+        raise ValueError(
+            f"{files.name} has format version {metadata.get('version')!r}, this release reads '1'; update unidiffuser."
+        )
     parts = {}
     for name in PARTS:
         prefix = name + "."
         recipes = {key.removeprefix(prefix): Recipe((key,)) for key in files.shapes if key.startswith(prefix)}
         if recipes:
-            parts[name] = Part(files, recipes)
-    return Contents(config, parts, tokenizers)
+            parts[name] = ModelPart(files, recipes)
+    try:
+        config = ModelConfig.from_dict(json.loads(metadata["config"]))
+        check_sizes(config, {name: part.shapes for name, part in parts.items()})
+        tokenizers = {name: json.loads(metadata[name]) for name in TOKENIZERS if name in metadata}
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"the metadata of {files.name} is damaged ({error}); convert it again.") from error
+    return CheckpointContents(config, parts, tokenizers)
 
 
 def write_own(
-    path: Path, config: ModelConfig, parts: Mapping[str, Part], tokenizers: dict[str, Spec], dtype: torch.dtype | None
+    path: Path, config: ModelConfig, parts: Mapping[str, ModelPart], tokenizers: dict[str, Spec], dtype: torch.dtype | None
 ) -> None:
+    """Write the single file tensor by tensor; arguments as for `save_checkpoint`."""
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype must be float32, float16 or bfloat16, not {dtype}.")
     shapes = {
@@ -64,11 +75,12 @@ def write_own(
 
 
 def target_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype after a conversion: `dtype` if the tensor is floating-point."""
     return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:
     cast = tensor.to(target_dtype(tensor, dtype))
     if cast.dtype != tensor.dtype and torch.isinf(cast).any() and not torch.isinf(tensor).any():
-        raise ValueError(f"{name} has values that {dtype} cannot hold; use bfloat16 or float32.")
+        raise ValueError(f"{name} has values too large for {dtype}; use bfloat16 or float32.")
     return cast

@@ -1,4 +1,4 @@
-"""What a reader of any layout returns: the parts of a model that it found, under canonical names, and their sizes."""
+"""Parts of a checkpoint under canonical names, for the readers of all layouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tokenizers import Spec
 from .weights import WeightFiles, read_json, shape_of, windows
 
 _TIED = "gpt.lm_head.weight"
-LANDMARKS = {  # a tensor every part of that kind has
+IDENTIFYING_KEYS = {  # a tensor by which a part is recognised
     "uvit": "pos_embed",
     "vae": "decoder.conv_out.weight",
     "clip_text": "text_model.embeddings.token_embedding.weight",
@@ -25,8 +25,8 @@ LANDMARKS = {  # a tensor every part of that kind has
 }
 
 
-class InMemory:
-    """Tensors in memory behind the interface of WeightFiles."""
+class InMemoryTensors:
+    """Tensors in memory, with the interface of `WeightFiles`."""
 
     name = "the given state dict"
 
@@ -37,22 +37,28 @@ class InMemory:
         return self.shapes
 
 
-class Part:
-    """The tensors of one part under canonical names, made from stored ones when asked for.
+class ModelPart:
+    """Tensors of one part under canonical names, converted on access.
 
-    `shapes` has a "meta" tensor (shape and dtype) for each name.
+    Attributes:
+        source: the stored tensors.
+        recipes: for each canonical name, the stored tensors it is made from.
+        shapes: for each canonical name, a tensor on "meta" of its shape and dtype.
     """
 
-    def __init__(self, source: WeightFiles | InMemory, recipes: Recipes):
+    def __init__(self, source: WeightFiles | InMemoryTensors, recipes: Recipes):
         self.source, self.recipes = source, recipes
         self.shapes = apply(recipes, {key: shape_of(tensor) for key, tensor in source.shapes.items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors, memory-mapped where the source is a file."""
+        """All tensors; memory-mapped if the source is a file."""
         return apply(self.recipes, self.source.open())
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) in the given order, through mappings so short-lived that little of the file stays resident."""
+        """Yield (name, tensor) in the given order.
+
+        The file is mapped anew for each window of tensors, so that little of it stays resident.
+        """
         sizes = {name: self.shapes[name].numel() * self.shapes[name].element_size() for name in names}
         for group in windows(sizes):
             stored = self.source.open()
@@ -61,28 +67,49 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a reader found. `notes` tell why files that might have helped were passed over."""
+class CheckpointContents:
+    """Result of reading a checkpoint.
+
+    Attributes:
+        config: sizes of all parts; those of an absent part are v1's.
+        parts: the parts found, by name.
+        tokenizers: the tokenizers found, by name.
+        skipped: for each unreadable file that may hold an absent part, the reason.
+    """
 
     config: ModelConfig
-    parts: dict[str, Part]
+    parts: dict[str, ModelPart]
     tokenizers: dict[str, Spec] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
-def make_part(name: str, source: WeightFiles | InMemory) -> Part:
-    """A part from tensors in any dialect. GPT-2's output matrix is left out where it equals the input embedding."""
-    part = Part(source, RECIPES[name](source.shapes))
+def make_part(name: str, source: WeightFiles | InMemoryTensors) -> ModelPart:
+    """Convert tensors of any known naming to a part.
+
+    GPT-2's output matrix is left out if it equals the input embedding.
+
+    Args:
+        name: one of `keys.PARTS`.
+        source: the stored tensors.
+
+    Raises:
+        ValueError: modules of a numbered list are missing.
+    """
+    try:
+        part = ModelPart(source, RECIPES[name](source.shapes))
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from error
     if name == "caption" and _TIED in part.recipes:
         both = (part.recipes[key].keys[0] for key in (_TIED, "gpt.transformer.wte.weight"))
         stored = source.open()
         head, embedding = (stored.get(key) for key in both)
         if head is not None and embedding is not None and torch.equal(head, embedding):
-            part = Part(source, {key: recipe for key, recipe in part.recipes.items() if key != _TIED})
+            part = ModelPart(source, {key: recipe for key, recipe in part.recipes.items() if key != _TIED})
     return part
 
 
-def infer(sizes: Callable[..., Any], part: Part) -> Any:
+def infer(sizes: Callable[..., Any], part: ModelPart) -> Any:
+    """`sizes` of the part's shapes, with errors that name the file."""
     try:
         return sizes(part.shapes)
     except KeyError as error:
@@ -92,7 +119,13 @@ def infer(sizes: Callable[..., Any], part: Part) -> Any:
 
 
 def hf_fields(folder: Path, kind: str, section: str) -> dict[str, Any]:
-    """The fields a transformers config.json settles that shapes do not; {} without one."""
+    """Fields of a config.json that shapes do not determine; {} without the file.
+
+    Args:
+        folder: folder of the config.json.
+        kind: class of transformers, "CLIPTextConfig" or "CLIPVisionConfig".
+        section: key of the tower's fields in the config of a whole CLIP model.
+    """
     path = folder / "config.json"
     if not path.is_file():
         return {}

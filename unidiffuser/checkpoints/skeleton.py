@@ -1,4 +1,4 @@
-"""Torch modules made straight on loaded weights: no random weights first, no second copy."""
+"""Modules built on loaded weights, without random initialisation or a copy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _FILL = re.compile(r"(?!requires_grad_)\w*[a-z]_")  # normal_, zeros_, copy_, ..
 
 
 class skeleton(TorchFunctionMode):  # in lower case: used like a function
-    """`with skeleton():` modules are made with weights on "meta" and with real constant tables.
+    """Context for building modules with weights on "meta" and real constant tables.
 
-    Weights come from torch.empty, zeros, rand and randn; tables of positions or masks from arange, ones and the like, and
-    no checkpoint holds those. `torch.device("meta")` would leave them without values. Filling a weight does nothing: random
-    numbers for "meta" would make torch import its compiler, which takes a second and 80 MB.
+    Weights come from torch.empty, zeros, rand and randn and go to "meta". Tables of positions and masks come from arange, ones
+    and the like and keep their values, since no checkpoint holds them; `torch.device("meta")` would lose them. Filling a weight
+    does nothing: random numbers for "meta" make torch import its compiler, which takes a second and 80 MB.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -33,12 +33,18 @@ class skeleton(TorchFunctionMode):  # in lower case: used like a function
 
 
 def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str, help_text: str = "") -> None:
-    """Make `tensors` the parameters and buffers of a module, without a copy.
+    """Make given tensors the parameters and buffers of a module, without a copy.
 
-    Parameters that are tied in the module stay so, and only one of their names need be given.
+    Tied parameters stay tied, and one of their names is enough.
+
+    Args:
+        module: usually built in `skeleton`.
+        tensors: for each parameter and persistent buffer a tensor, by its name in the module.
+        where: subject of the error text, such as "the autoencoder in FILE".
+        help_text: end of the error text: what to do.
 
     Raises:
-        ValueError: names or shapes differ; names the first of each kind.
+        ValueError: names or shapes differ; names the first missing, unexpected and misshapen tensor.
     """
     members: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     stored = set(module.state_dict())

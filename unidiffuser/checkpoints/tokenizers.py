@@ -1,10 +1,10 @@
-"""Byte-pair tokenizers in the manner of CLIP and of GPT-2, from a vocabulary and merges in memory.
+"""Byte-pair tokenizers of CLIP and GPT-2, from a vocabulary and merges in memory.
 
-Built on the `tokenizers` library itself, whose interface is steadier than that of the classes in transformers. The merges
-of the two published models are bundled (see assets/ATTRIBUTIONS.md), so nothing is downloaded; small models bring their own.
+They are built on the `tokenizers` library, whose interface is more stable than transformers' tokenizer classes. The merges of
+the published models are bundled (see assets/ATTRIBUTIONS.md), so nothing is downloaded; a checkpoint may contain its own.
 
-CLIP (Radford et al., arXiv 2103.00020) lower-cases and ends a word with "</w>"; GPT-2 (Radford et al., 2019) keeps the case
-and begins a word with its space. Which of the two a vocabulary is for shows in whether any token ends with "</w>".
+CLIP (Radford et al., arXiv 2103.00020) lower-cases, and its words end with "</w>"; GPT-2 (Radford et al., 2019) keeps the case,
+and its words begin with their space. A vocabulary with a token that ends with "</w>" is taken for CLIP's.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ Spec = dict[str, Any]  # {"vocab": {token: id}, "merges": ["a b", ...]}, as in a
 
 
 class BytePairTokenizer:
-    """Text to ids and back.
+    """Byte-pair tokenizer, in CLIP's or GPT-2's form by its vocabulary.
 
     Args:
-        vocab: id of every token. START, END and STOP are special wherever they occur in it.
+        vocab: id of every token. START, END and STOP are special tokens if they are in it.
         merges: pairs "a b" in order of priority.
 
     Raises:
-        ValueError: the two do not belong together.
+        ValueError: the merges use tokens that the vocabulary lacks.
     """
 
     def __init__(self, vocab: Mapping[str, int], merges: Sequence[str]):
@@ -53,7 +53,7 @@ class BytePairTokenizer:
         try:
             model = BPE(vocab=self.vocab, merges=[_pair(merge) for merge in merges], **options)
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"the tokenizer's vocabulary and merges do not belong together ({error}).") from error
+            raise ValueError(f"the tokenizer's vocab and merges contradict each other ({error}); save both again.") from error
         self._tokenizer = Tokenizer(model)
         if self._lowercase:
             self._tokenizer.normalizer = normalizers.Sequence(
@@ -73,32 +73,37 @@ class BytePairTokenizer:
 
     @classmethod
     def from_spec(cls, spec: Spec) -> BytePairTokenizer:
-        """From what `spec` returns."""
+        """The tokenizer of a `spec`; ValueError if it is none."""
         if not isinstance(spec.get("vocab"), dict) or not isinstance(spec.get("merges"), list):
             raise ValueError('a tokenizer must be given as {"vocab": {token: id}, "merges": ["a b", ...]}.')
         return cls(spec["vocab"], spec["merges"])
 
     @property
     def spec(self) -> Spec:
-        """The vocabulary and merges, ready for JSON."""
+        """{"vocab": {token: id}, "merges": ["a b", ...]}, ready for JSON."""
         return {"vocab": self.vocab, "merges": self.merges}
 
     def __len__(self) -> int:
         return len(self.vocab)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without start and end."""
+        """Token ids of a text, without start and end tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of ids; invalid UTF-8 becomes the replacement character."""
+        """Text of token ids; invalid UTF-8 becomes the replacement character."""
         text = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text.replace(_WORD_END, " ").strip() if self._lowercase else text
 
     def __call__(self, texts: Sequence[str], length: int) -> Tensor:
-        """Ids (B, length) for a text encoder: START, the text, END, and END again as padding.
+        """Token ids for a text encoder, padded with END.
 
-        A text of more than length - 2 tokens is cut; a warning tells which words are lost.
+        Args:
+            texts: B of them. One of more than length - 2 tokens is cut, with a warning that quotes the lost words.
+            length: tokens of each row, START and END included.
+
+        Returns:
+            (B, length) int64: START, the text, END, END, ...
         """
         start, end = self.vocab[START], self.vocab[END]
         rows = []
@@ -108,7 +113,7 @@ class BytePairTokenizer:
             if len(encoding.ids) > len(ids):
                 at = encoding.offsets[len(ids)][0]
                 logger.warning(
-                    "A prompt of %d tokens is cut to the %d that the text encoder reads; lost from character %d on: %s",
+                    "A prompt of %d tokens is cut to the text encoder's limit of %d; lost from character %d on: %s",
                     len(encoding.ids), len(ids), at, _shorten(text[at:]),
                 )  # fmt: skip
             rows.append([start, *ids, *[end] * (length - 1 - len(ids))])
@@ -126,7 +131,7 @@ def _shorten(text: str, limit: int = 120) -> str:
 
 @lru_cache(maxsize=1)
 def clip_spec() -> Spec:
-    """The published CLIP models' 49,408 tokens: bytes, bytes that end a word, merges, start and end."""
+    """CLIP's published tokenizer: 49,408 tokens, the last two for start and end."""
     merges = _bundled_merges("clip_merges.txt.gz")
     letters = _byte_letters()
     tokens = [*letters, *(letter + _WORD_END for letter in letters), *_merged(merges), START, END]
@@ -135,7 +140,7 @@ def clip_spec() -> Spec:
 
 @lru_cache(maxsize=1)
 def gpt2_spec() -> Spec:
-    """GPT-2's 50,257 tokens (bytes, merges, the end of a text) and the caption decoder's stop token, id 50257."""
+    """GPT-2's published tokenizer, 50,257 tokens, and the stop token with id 50257."""
     merges = _bundled_merges("gpt2_merges.txt.gz")
     tokens = [*_byte_letters(), *_merged(merges), END, STOP]
     return {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}
@@ -151,14 +156,18 @@ def _merged(merges: list[str]) -> list[str]:
 
 
 def _byte_letters() -> list[str]:
-    """A printable character for each byte, in the order of both vocabularies: the printable ones first."""
+    """A printable character for each byte, in both vocabularies' order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
 def read_spec(folder: Path) -> Spec | None:
-    """The vocabulary and merges of a tokenizer folder as transformers saves it; None if there is none."""
-    whole = folder / "tokenizer.json"
+    """Read a tokenizer folder of transformers; None if it holds no tokenizer.
+
+    Raises:
+        ValueError: its files are damaged.
+    """
+    fast = folder / "tokenizer.json"
     vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
     try:
         if vocab_file.is_file() and merges_file.is_file():
@@ -168,8 +177,8 @@ def read_spec(folder: Path) -> Spec | None:
             added = folder / "added_tokens.json"
             if added.is_file():
                 vocab |= json.loads(added.read_text(encoding="utf-8"))
-        elif whole.is_file():
-            data = json.loads(whole.read_text(encoding="utf-8"))
+        elif fast.is_file():
+            data = json.loads(fast.read_text(encoding="utf-8"))
             vocab = data["model"]["vocab"] | {token["content"]: token["id"] for token in data["added_tokens"]}
             merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in data["model"]["merges"]]
         else:

@@ -1,8 +1,8 @@
-"""Files of named tensors: opened safely, mapped instead of read, written whole or not at all.
+"""Files of named tensors: safe reading by memory map, and atomic writing.
 
-Two kinds are read, told apart by their content and never by their name: safetensors, and what torch.save wrote (with
-weights_only, so that no code in a pickle runs). Both are memory-mapped: a tensor costs memory once it is touched, and only
-as pages of the file that the system may drop again.
+Two formats are read, recognised by content, not by name: safetensors, and files of torch.save (with `weights_only`, so that a
+pickle cannot run code). Both are memory-mapped: a tensor takes memory once it is touched, as pages of the file that the system
+may drop again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..media.files import atomic_write
 
-# Pages of a mapped file count as resident until the mapping goes, so long copies are made through one mapping per window.
+# Touched pages of a mapped file stay resident until it is unmapped, so long copies map each window of tensors anew.
 WINDOW_BYTES = 32 << 20
 
 _SAFETENSORS_NAMES = {
@@ -32,14 +32,17 @@ _SAFETENSORS_NAMES = {
 
 
 class WeightFiles:
-    """The tensors of one file, or of the several that a sharded checkpoint consists of.
+    """Named tensors of one file, or of all shards of a sharded checkpoint.
 
     Args:
-        *paths: files that together hold the tensors; a later one wins where a name occurs twice.
+        *paths: the files; if a name occurs twice, the later file wins.
+
+    Attributes:
+        shapes: for each name, a tensor on "meta" of its shape and dtype.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file is not a safe, whole file of tensors; the text says what it is instead.
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is damaged, unsafe or no file of tensors; the text says what it is.
     """
 
     def __init__(self, *paths: Path):
@@ -48,18 +51,21 @@ class WeightFiles:
 
     @property
     def name(self) -> str:
-        """The file for use in messages."""
+        """Path for error texts."""
         return str(self.paths[0]) if len(self.paths) == 1 else f"{self.paths[0].parent} ({len(self.paths)} shards)"
 
     def open(self) -> dict[str, Tensor]:
-        """All tensors through a fresh memory map, which lives as long as any of them. Writing to one changes no file."""
+        """All tensors through a new memory map, which lives as long as any of them.
+
+        Writing to a tensor does not change the file.
+        """
         tensors: dict[str, Tensor] = {}
         for path in self.paths:
             tensors |= _open(path)
         return tensors
 
     def metadata(self) -> dict[str, str]:
-        """The texts in a safetensors header; none in other files."""
+        """Metadata of a safetensors header; {} for other files."""
         if not is_safetensors(self.paths[0]):
             return {}
         with safe_open(self.paths[0], framework="pt") as file:
@@ -67,19 +73,27 @@ class WeightFiles:
 
 
 def shape_of(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape and dtype on "meta"."""
+    """A tensor on "meta" of the same shape and dtype."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins like safetensors: a length, then a JSON object of at most that length."""
+    """Whether a file begins like safetensors, with a length and a JSON object."""
     with path.open("rb") as file:
         head = file.read(9)
     return len(head) == 9 and head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] < 100 << 20
 
 
 def find_weights(folder: Path, stem: str) -> WeightFiles | None:
-    """`stem` as .safetensors or .bin in a folder, whole or as the shards of an index; safetensors first; None if absent."""
+    """Find `stem`.safetensors or `stem`.bin in a folder, in one file or in shards.
+
+    Returns:
+        The files, safetensors preferred; None if there are none.
+
+    Raises:
+        FileNotFoundError: a shard is missing.
+        ValueError: a file is damaged.
+    """
     for suffix in (".safetensors", ".bin"):
         path = folder / (stem + suffix)
         if path.is_file():
@@ -93,16 +107,16 @@ def find_weights(folder: Path, stem: str) -> WeightFiles | None:
 def _shard_names(index: Path) -> list[str]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise ValueError(f"{index} has no weight_map; download it again.")
+        raise ValueError(f"{index} has no weight_map, so its shards are unknown; download it again.")
     shards = sorted(set(names.values()))
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"{index} lists {len(shards)} shards and {missing[0]} is not there; download it too.")
+        raise FileNotFoundError(f"{index} lists {len(shards)} shards and {missing[0]} is missing; download it too.")
     return shards
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ValueError that names the file when it is not one."""
+    """The JSON object in a file; ValueError if it holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -121,36 +135,44 @@ def _open(path: Path) -> dict[str, Tensor]:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or incomplete ({error}); download or convert it again.") from error
-    _refuse_what_is_no_weights(path)
+    _refuse_other_content(path)
     try:
         # NOTE: files of torch < 1.6 are plain pickles, which cannot be mapped.
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
-            raise ValueError(f"{path} is refused: it is damaged, or a pickle of something other than tensors.") from error
+            raise ValueError(
+                f"{path} is refused: it is damaged, or a pickle of something other than tensors; download it again."
+            ) from error
         raise ValueError(
-            f"{path} is refused: its pickle asks for {code[1]}, and what is not a plain tensor could run code when loaded. "
-            "Use a safetensors version, or a file that holds a plain state dict."
+            f"{path} is refused: its pickle asks for {code[1]}, which could run code when loaded. "
+            "Use a safetensors file, or one that holds a plain state dict."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, incomplete or no weights file ({_first_line(error)}).") from error
+        raise ValueError(
+            f"{path} is damaged, incomplete or no weights file ({_first_line(error)}); download it again."
+        ) from error
     if not isinstance(value, dict) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
-        raise ValueError(f"{path} holds no plain state dict of named tensors.")
+        raise ValueError(f"{path} holds no plain state dict of named tensors; save its state dict alone.")
     return value
 
 
-def _refuse_what_is_no_weights(path: Path) -> None:
+def _refuse_other_content(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(256).lstrip().lower()
     if not head:
         raise ValueError(f"{path} is empty; download it again.")
     if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` there or download the file.")
+        raise ValueError(
+            f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder or download the file."
+        )
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError(f"{path} is a web page, not weights; use the site's download link for the file itself.")
+        raise ValueError(f"{path} is a web page, not weights; use the download link of the file itself.")
     if not head.startswith((b"pk", b"\x80")):  # zip, and the pickles of old torch
-        raise ValueError(f"{path} is neither a safetensors nor a PyTorch weights file, or its beginning is damaged.")
+        raise ValueError(
+            f"{path} is neither a safetensors nor a PyTorch weights file, or its beginning is damaged; download it again."
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -158,7 +180,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def windows(sizes: Mapping[str, int], limit: int = WINDOW_BYTES) -> Iterator[list[str]]:
-    """Split names, kept in order, into groups of at most `limit` bytes (or of one name that is larger)."""
+    """Split names into groups of at most `limit` bytes, or of one larger tensor."""
     group: list[str] = []
     total = 0
     for name, size in sizes.items():
@@ -174,16 +196,17 @@ def windows(sizes: Mapping[str, int], limit: int = WINDOW_BYTES) -> Iterator[lis
 def write_safetensors(
     path: Path, shapes: Mapping[str, Tensor], tensors: Callable[[], Iterable[tuple[str, Tensor]]], metadata: dict[str, str]
 ) -> None:
-    """Write safetensors one tensor at a time, so that no more than one of them need be in memory.
+    """Write a safetensors file atomically, with one tensor in memory at a time.
 
     Args:
-        path: the file to make or replace.
+        path: the file; replaced if it exists.
         shapes: for each name a tensor, possibly on "meta", of the shape and dtype to write.
-        tensors: called once; gives (name, tensor) for every name, in the order of `shapes`.
-        metadata: texts for the header.
+        tensors: called once; yields (name, tensor) for every name, in the order of `shapes`.
+        metadata: strings for the header.
 
     Raises:
-        OSError: the file cannot be written (no room, no right); there is none then.
+        OSError: the disk is full or the folder not writable; an existing file stays as it is.
+        ValueError: a tensor differs from its entry in `shapes`; likewise.
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
@@ -197,6 +220,8 @@ def write_safetensors(
         file.write(struct.pack("<Q", len(text)) + text)
         for (name, shape), (given, tensor) in zip(shapes.items(), tensors(), strict=True):
             if given != name or tensor.shape != shape.shape or tensor.dtype != shape.dtype:
-                raise ValueError(f"{name} came as {given} {tuple(tensor.shape)} {tensor.dtype}; nothing was written.")
+                raise ValueError(
+                    f"{name} is {given} {tuple(tensor.shape)} {tensor.dtype}, not as announced; nothing was written."
+                )
             data = tensor.detach().cpu().contiguous().reshape(-1)
             file.write(data.view(torch.uint8).numpy().data)

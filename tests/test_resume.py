@@ -14,7 +14,7 @@ import torch
 from unidiffuser.cli.bulk import Item, run_items
 from unidiffuser.distributed import World
 from unidiffuser.evaluation.digests import settings_digest
-from unidiffuser.evaluation.parts import Answers, collect, write_part
+from unidiffuser.evaluation.parts import Outputs, collect, write_part
 from unidiffuser.media.files import write_text
 from unidiffuser.media.resume import check_settings, run_parts
 
@@ -67,6 +67,6 @@ def test_folders_of_older_runs_go_on(tmp_path: Path) -> None:
 
     cell = tmp_path / f"cell-{settings_digest([{'x': 1}, 5, 2])[:12]}"
     write_text(cell / "settings.json", json.dumps({"x": 1}, indent=1))
-    write_part(cell / "00000002.safetensors", Answers([{"k": "old"}] * 2, {"a": np.array([7, 7])}))
-    answers = collect(tmp_path, "cell", {"x": 1}, 5, 2, lambda some: Answers([{"k": k} for k in some], {"a": np.array(some)}))
-    assert answers.arrays["a"].tolist() == [0, 1, 7, 7, 4]
+    write_part(cell / "00000002.safetensors", Outputs([{"k": "old"}] * 2, {"a": np.array([7, 7])}))
+    outputs = collect(tmp_path, "cell", {"x": 1}, 5, 2, lambda some: Outputs([{"k": k} for k in some], {"a": np.array(some)}))
+    assert outputs.arrays["a"].tolist() == [0, 1, 7, 7, 4]

@@ -25,8 +25,8 @@ from torch import nn
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
 from unidiffuser.emoji.assemble import assemble
 from unidiffuser.emoji.autoencoder import SCALE, PatchedAutoencoder, principal_colours, reduced
+from unidiffuser.emoji.groups import GroupSampler
 from unidiffuser.emoji.image_folder import ImageFolder
-from unidiffuser.emoji.network import Kin
 from unidiffuser.emoji.restyle import Restyle, exchanged
 from unidiffuser.emoji.stages import make_stage
 from unidiffuser.emoji.towers import image_tokens, load_clip
@@ -145,21 +145,21 @@ def test_logit_normal_labels_of_images_are_normal_in_the_logarithm_of_noise_over
 
 
 @given(values=st.lists(st.sampled_from("abc"), min_size=1, max_size=12), seed=st.integers(0, 2**31))
-def test_kin_are_of_the_same_kind_and_all_of_it_are_found(values, seed):
+def test_items_of_the_same_group_are_drawn_and_all_of_them(values, seed):
     index = torch.arange(len(values)).repeat(300)
-    found = Kin(values).draw(index, torch.Generator().manual_seed(seed)).view(300, -1)
-    others = Kin(values).another(index, torch.Generator().manual_seed(seed)).view(300, -1)
+    found = GroupSampler(values).draw(index, torch.Generator().manual_seed(seed)).view(300, -1)
+    others = GroupSampler(values).draw_other(index, torch.Generator().manual_seed(seed)).view(300, -1)
     for row, value in enumerate(values):
         assert {values[k] for k in found[:, row].tolist()} == {value}
-        kin = {k for k, other in enumerate(values) if other == value}
-        assert set(found[:, row].tolist()) == kin
-        assert set(others[:, row].tolist()) == (kin - {row} or {row})
+        group = {k for k, other in enumerate(values) if other == value}
+        assert set(found[:, row].tolist()) == group
+        assert set(others[:, row].tolist()) == (group - {row} or {row})
 
 
 def checks_what_learns(stage: TrainingStage) -> None:
     """Captions are those of the token's picture, the latent is of one of the same shape; nothing else is mixed up."""
     seen = []
-    for latents in (stage.latents, stage.captioning):
+    for latents in (stage.latents, stage.captioning.latents):
         latents.std.zero_()  # so that a latent tells its picture
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -168,7 +168,7 @@ def checks_what_learns(stage: TrainingStage) -> None:
         )
         stage.loss(None, {"index": torch.arange(200) % stage.size}, torch.Generator().manual_seed(0))
     clean, labels = seen[0]
-    latents, records = stage.captioning, stage.captioning.records
+    latents, records = stage.captioning.latents, stage.captioning.latents.records
     given = labels["img"] == 0
     of_token = torch.cdist(clean.clip_img.flatten(1), latents.clip_img.flatten(1)).argmin(1)
     of_latent = torch.cdist(clean.img.flatten(1), latents.mean.flatten(1)).argmin(1)
@@ -185,7 +185,7 @@ def checks_what_learns(stage: TrainingStage) -> None:
 def seen_by_the_loss(stage: TrainingStage, count: int) -> tuple[Streams, dict[str, torch.Tensor]]:
     """Pairs, as the means of their latents, and labels of one batch of a network's stage with `drawing`."""
     seen = []
-    for latents in (stage.latents, stage.drawing):
+    for latents in (stage.latents, stage.drawing.latents):
         latents.std.zero_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -201,7 +201,7 @@ def checks_what_is_drawn(stage: TrainingStage) -> None:
     clean, labels = seen_by_the_loss(stage, 400)
     drawn = labels["text"] == 0
     assert 0 < drawn.sum() < len(drawn)
-    for rows, latents, forms in ((drawn, stage.drawing, 1), (~drawn, stage.latents, 2)):
+    for rows, latents, forms in ((drawn, stage.drawing.latents, 1), (~drawn, stage.latents, 2)):
         far = torch.cdist(clean.img.flatten(1)[rows], latents.mean.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
         distance, picture = far.min(1)
         assert distance.max() < 1e-3
@@ -215,7 +215,7 @@ def checks_what_is_painted_again(stage: TrainingStage) -> None:
     Pictures are changed below label 2 alone. Where another picture has a part, only the first caption is said.
     """
     seen = []
-    stage.drawing.std.zero_()
+    stage.drawing.latents.std.zero_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "unidiffuser.emoji.network.diffusion_loss",
@@ -223,17 +223,17 @@ def checks_what_is_painted_again(stage: TrainingStage) -> None:
         )
         stage.loss(None, {"index": torch.arange(40000) % stage.size}, torch.Generator().manual_seed(0))
     clean, labels, noise = seen[0]
-    at, records = labels["img"], stage.drawing.records
+    at, records = labels["img"], stage.drawing.latents.records
     assert (labels["text"] == 0).all()
 
     def shown(x: torch.Tensor) -> torch.Tensor:
-        far = torch.cdist(x.flatten(1), stage.drawing.mean.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+        far = torch.cdist(x.flatten(1), stage.drawing.latents.mean.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
         return far.argmin(1)
 
     rows = shown(clean.img), shown(add_noise(clean.img, noise.img, at.float()))
-    (goal, version), (begun, other) = ((x // stage.drawing.versions, x % stage.drawing.versions) for x in rows)
+    (goal, version), (begun, other) = ((x // stage.drawing.latents.versions, x % stage.drawing.latents.versions) for x in rows)
     # There is next to no noise at the labels that are looked at.
-    assert set(version[at < 2].tolist()) == set(range(stage.drawing.versions))
+    assert set(version[at < 2].tolist()) == set(range(stage.drawing.latents.versions))
     assert not version[at >= 2].any()
     early, late = at < 3, (at >= 3) & (at < 5)
     assert not other[late].any()
@@ -241,8 +241,8 @@ def checks_what_is_painted_again(stage: TrainingStage) -> None:
     assert 0.2 < (goal != begun)[late].float().mean() < 1
     for a, b in zip(goal[late].tolist(), begun[late].tolist(), strict=True):
         assert records[a]["shape"] == records[b]["shape"]
-    of_text = torch.cdist(clean.text.flatten(1), stage.drawing.text.flatten(1)).argmin(1)
-    captions = stage.drawing.captions[goal]
+    of_text = torch.cdist(clean.text.flatten(1), stage.drawing.latents.text.flatten(1)).argmin(1)
+    captions = stage.drawing.latents.captions[goal]
     assert (captions == of_text[:, None]).any(1).all()
     first = captions[:, 0] == of_text
     assert first[~early].all()
@@ -254,7 +254,7 @@ def checks_what_is_moved(stage: TrainingStage) -> None:
     clean, labels = seen_by_the_loss(stage, 4000)
     below, side = labels["img"] < 500, clean.img.shape[-1]
     places = [(torch.arange(side) + move).clamp(0, side - 1) for move in (-2, 0, 2)]
-    moves = torch.stack([stage.drawing.mean[:, :, rows][..., columns] for rows in places for columns in places])
+    moves = torch.stack([stage.drawing.latents.mean[:, :, rows][..., columns] for rows in places for columns in places])
     far = (clean.img[:, None, None] - moves.transpose(0, 1)).flatten(3).abs().amax(3)  # (pairs, pictures, moves)
     as_moved = far.amin(1) < 1e-5
     assert as_moved.any(1)[below].all()
@@ -267,11 +267,11 @@ def checks_what_is_moved(stage: TrainingStage) -> None:
 def checks_what_is_borrowed(stage: TrainingStage, palette: Palette) -> None:
     """Some captions are shown with another picture of the same shape, in the code of the colour they name; moved or not."""
     clean, labels = seen_by_the_loss(stage, 2000)
-    latents, records = stage.drawing, stage.drawing.records
+    latents, records = stage.drawing.latents, stage.drawing.latents.records
     of_text = torch.cdist(clean.text.flatten(1), latents.text.flatten(1)).argmin(1)
     pictures = {int(text): row for row, (text, *_) in enumerate(latents.captions.tolist())}
     wanted = torch.tensor([pictures[text] for text in of_text.tolist()])
-    torch.testing.assert_close(palette.write_code(clean.img, latents.manners[wanted]), clean.img, rtol=0, atol=1e-4)
+    torch.testing.assert_close(palette.write_code(clean.img, latents.styles[wanted]), clean.img, rtol=0, atol=1e-4)
     whole = labels["img"] >= 500  # the others are moved
     bare, known = palette.remove_code(clean.img[whole]), palette.remove_code(latents.mean)
     far = torch.cdist(bare.flatten(1), known.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
@@ -279,7 +279,7 @@ def checks_what_is_borrowed(stage: TrainingStage, palette: Palette) -> None:
     wanted, shown = wanted[whole].tolist(), far.argmin(1).tolist()
     assert {records[a]["shape"] == records[b]["shape"] for a, b in zip(wanted, shown, strict=True)} == {True}
     lent = {row for row, given in zip(wanted, shown, strict=True) if row != given}
-    assert lent == set(stage.aside.nonzero()[:, 0].tolist()) & set(wanted)
+    assert lent == set(stage.drawing.aside.nonzero()[:, 0].tolist()) & set(wanted)
     assert 0 < len(lent) < len(set(wanted))
 
 

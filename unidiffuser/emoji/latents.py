@@ -1,4 +1,4 @@
-"""Pairs as latents, made once by the frozen encoders of a checkpoint and kept in memory."""
+"""The latents of an image folder, encoded once by the frozen encoders of a checkpoint and kept in memory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,24 @@ from .image_folder import ImageFolder
 class Latents:
     """The latents of an image folder.
 
+    Args:
+        checkpoint: its autoencoder and encoders.
+        images: N pictures with captions.
+        versions: V, latents of each picture: as it is, and V - 1 augmented ones.
+        strength: arguments of `augmented` ("place", "colour" ...).
+        seed: of the augmentation.
+        batch_size: pictures encoded at once.
+        device: of the encoders and of the latents.
+        style_field: field of the records that names the style, for an autoencoder with a palette. The latents then carry the
+            code of that style instead of the one that the palette recognises in the picture.
+
     Attributes:
-        mean, std: (N * V, C, H/8, W/8) of the autoencoder's posterior, scaled; an image latent is drawn anew at every visit.
-        clip_img: (N * V, 1, D) CLIP image tokens.
-        versions: V; rows i * V ... of the three are picture i as it is, then as :func:`.augment.augmented` changes it.
-        text: (T, L, text_dim), one text latent for each different caption.
-        captions: (N, forms) rows of ``text`` for the captions of each picture; a picture with fewer repeats its last.
-        manners: (N, M) of the autoencoder's palette, 1 for the one that a record names and all 0 where it names none of them;
-            None without a palette, or where nothing says which field names them.
+        mean, std: (N V, C, H/8, W/8) of the autoencoder's posterior, scaled. Image latents are sampled from it at every draw.
+        clip_img: (N V, 1, D) CLIP image tokens. Rows i V ... of these three are the versions of picture i.
+        text: (T, L, text_dim), one text latent for each distinct caption.
+        captions: (N, forms) rows of `text` with the captions of each picture; a picture with fewer repeats its last.
+        styles: (N, M), one-hot styles of the palette, 0 where a record names none of them; None without a palette or a
+            `style_field`.
         records: the N records of the image folder.
     """
 
@@ -42,16 +52,8 @@ class Latents:
         seed: int = 0,
         batch_size: int = 32,
         device: torch.device | str = "cpu",
-        manner_of: str | None = None,
+        style_field: str | None = None,
     ):
-        """What is encoded, and how.
-
-        Args:
-            versions, strength ("place", "colour" ...), seed: of the changes.
-            device: where it is done and where they are kept.
-            manner_of: the field of the records that names the manner of an autoencoder with a palette: latents then have the
-                code of what the record says, rather than of what the palette sees in the picture.
-        """
         self.versions, self.records = versions, images.records
         generator = torch.Generator().manual_seed(seed)
         self.autoencoder = Autoencoder.from_checkpoint(checkpoint, device=device, dtype=torch.float32)
@@ -60,9 +62,9 @@ class Latents:
         means, stds, clip_imgs = [], [], []
         with torch.no_grad():
             for chunk in tqdm(torch.arange(len(images)).split(batch_size), desc="encode", leave=False):
-                given = images.pixels(chunk).to(device)
-                changed = [augmented(given, generator, **(strength or {})) for _ in range(versions - 1)]
-                pixels = torch.stack([given, *changed], dim=1).flatten(0, 1)
+                originals = images.pixels(chunk).to(device)
+                changed = [augmented(originals, generator, **(strength or {})) for _ in range(versions - 1)]
+                pixels = torch.stack([originals, *changed], dim=1).flatten(0, 1)
                 mean, std = self.autoencoder.posterior(pixels)
                 means.append(mean)
                 stds.append(std)
@@ -72,7 +74,7 @@ class Latents:
                     clip_imgs.append(tokens(to_images(pixels)))
             texts = sorted({text for record in images.records for text in record["text"]})
             self.text = torch.cat([self.encode_text(texts[i : i + 256]) for i in range(0, len(texts), 256)])
-        # clone: what inference mode made may not take part in a training step
+        # clone: tensors made in inference mode cannot take part in a training step
         self.mean, self.std, self.clip_img = (torch.cat(x).clone() for x in (means, stds, clip_imgs))
         self.text = self.text.clone()
         numbers = {text: i for i, text in enumerate(texts)}
@@ -80,45 +82,53 @@ class Latents:
         self.captions = torch.tensor(
             [[numbers[r["text"][min(k, len(r["text"]) - 1)]] for k in range(forms)] for r in images.records], device=device
         )
-        self.manners = self._named(checkpoint, manner_of)
-        if self.manners is not None:
+        self.styles = self._styles(checkpoint, style_field)
+        if self.styles is not None:
             every = torch.arange(len(self.mean), device=device)
-            self.mean = self.in_manner(self.mean, every // versions)
+            self.mean = self.with_style_code(self.mean, every // versions)
 
-    def _named(self, checkpoint: Checkpoint, field: str | None) -> Tensor | None:
+    def _styles(self, checkpoint: Checkpoint, field: str | None) -> Tensor | None:
         palette = checkpoint.config.vae.palette
         if palette is None or field is None:
             return None
-        named = [[record.get(field) == manner for manner in palette["manners"]] for record in self.records]
+        named = [[record.get(field) == style for style in palette["manners"]] for record in self.records]
         return torch.tensor(named, dtype=self.mean.dtype, device=self.mean.device)
 
-    def in_manner(self, img: Tensor, index: Tensor | None) -> Tensor:
-        """Image latents (B, C, H, W) in the code of the pictures ``index`` (B,), or in none; as they are without manners."""
-        if self.manners is None or self.autoencoder.palette is None:
+    def with_style_code(self, img: Tensor, index: Tensor | None) -> Tensor:
+        """Latents (B, C, H, W) with the style codes of the pictures `index` (B,), or with none; unchanged without styles."""
+        if self.styles is None or self.autoencoder.palette is None:
             return img
         palette = self.autoencoder.palette
-        return palette.remove_code(img) if index is None else palette.write_code(img, self.manners[index])
+        return palette.remove_code(img) if index is None else palette.write_code(img, self.styles[index])
 
     def to(self, device: torch.device) -> Latents:
-        """Itself, with all pairs on the device; the encoders stay where they are."""
+        """Itself, with all latents on the device; the encoders stay on theirs."""
         if self.mean.device != device:
             for name in ("mean", "std", "clip_img", "text", "captions"):
                 setattr(self, name, getattr(self, name).to(device))
-            self.manners = None if self.manners is None else self.manners.to(device)
+            self.styles = None if self.styles is None else self.styles.to(device)
         return self
 
-    def draw(self, index: Tensor, shares: Tensor, generator: torch.Generator, changed: Tensor | None = None) -> Streams:
-        """Latents of the pairs ``index`` (B,): any version, its posterior sampled, a caption form by ``shares``: (forms,), or
-        (B, forms) for shares of each pair's own.
+    def draw(self, index: Tensor, forms: Tensor, generator: torch.Generator, changed: Tensor | None = None) -> Streams:
+        """Latents of the pictures `index` (B,), each in a random version, with its posterior sampled and one of its captions.
 
-        Where ``changed`` (B,) is false, the picture is as it is. All of them, and the generator, on the pairs' own device.
+        Args:
+            index: (B,) rows of `captions`.
+            forms: (forms,) or (B, forms), relative probability of each caption form.
+            generator: on the latents' device, like `index` and `changed`.
+            changed: (B,), False for items that must not be augmented.
         """
         device = generator.device
-        shares = shares.to(device).expand(len(index), -1)
-        form = torch.multinomial(shares, 1, generator=generator)
+        forms = forms.to(device).expand(len(index), -1)
+        form = torch.multinomial(forms, 1, generator=generator)
         text = self.text[self.captions[index].gather(1, form)[:, 0]]
         version = torch.randint(self.versions, index.shape, generator=generator, device=device)
         row = index * self.versions + (version if changed is None else version * changed)
         mean = self.mean[row]
         img = mean + self.std[row] * torch.randn(mean.shape, generator=generator, device=device)
         return Streams(img, self.clip_img[row], text)
+
+    def draw_index(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count,) random pictures; all latents are moved to the generator's device first."""
+        self.to(generator.device)
+        return torch.randint(len(self.captions), (count,), generator=generator, device=generator.device)

@@ -375,7 +375,7 @@ def test_a_killed_run_goes_on_and_nothing_is_done_twice(tmp_path, encoders, monk
     with pytest.raises(KeyboardInterrupt):
         encode(parts, tmp_path / "out", encoders, SMALL, ALONE)
     assert sorted(p.name for p in (tmp_path / "out").glob("*.safetensors")) == ["00000.safetensors"]
-    with pytest.raises(FileNotFoundError, match="until it says"):
+    with pytest.raises(FileNotFoundError, match="until all parts are encoded"):
         LatentShards(tmp_path / "out")
     monkeypatch.setattr(shards, "save_file", save)
     done: list[int] = []

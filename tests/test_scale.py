@@ -161,7 +161,7 @@ def test_a_shard_that_vanishes_in_mid_epoch_stops_the_run(shards, tmp_path):
     first = {stage.shards.locate(int(i))[0] for i in window}
     for number in set(range(5)) - first:
         (shards / f"{number:05d}.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="has vanished; bring it back"):
+    with pytest.raises(FileNotFoundError, match="has vanished; restore it"):
         train(stage, settings, progress=False)
     assert [p.name for p in checkpoints(tmp_path / "run")][-1] == "00000002"  # 2 x 6 pairs were still there
 

@@ -1,1 +1,1 @@
-"""From metadata to latent shards: filtering of LAION-style tables, reading of downloaded pictures, encoding."""
+"""From tables of links to latent shards: filter LAION-style tables, read captioned pictures, encode them."""

@@ -1,4 +1,4 @@
-"""The columns of published image-text tables, under the names that their subsets give them."""
+"""Column names of the published image-text tables."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "language": ("LANGUAGE", "lang"),
     "aesthetic": ("AESTHETIC_SCORE", "aesthetic", "aesthetic_score_laion_v2", "prediction"),
 }
-"""Our name -> names in the tables; the case of letters does not matter. LAION-2B (joined), LAION-high-resolution and the
-aesthetic subsets write URL, TEXT, WIDTH, HEIGHT, similarity, hash, punsafe, pwatermark; the multilingual parts add LANGUAGE;
-laion-aesthetic says `aesthetic`, improved-aesthetics AESTHETIC_SCORE; ReLAION uses lower case; COYO and DataComp their own."""
+"""Name used here -> names in the tables, in upper or lower case. LAION-2B (joined), LAION-high-resolution and the aesthetic
+subsets have URL, TEXT, WIDTH, HEIGHT, similarity, hash, punsafe, pwatermark; the multilingual subsets add LANGUAGE;
+laion-aesthetic has `aesthetic`, improved-aesthetics AESTHETIC_SCORE; ReLAION is in lower case; COYO and DataComp differ."""
 
 NEEDED = ("url", "caption")
 
 
 def find_columns(names: Iterable[str], renamed: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Our names -> the names in one table.
+    """Map the names used here to the columns of one table.
 
     Args:
-        names: the columns that the table has.
-        renamed: our name -> its name, for tables that call it something else.
+        names: columns of the table.
+        renamed: name used here -> column, for tables with other names than those in `COLUMNS`.
 
     Raises:
-        ValueError: a renamed column is not there.
+        ValueError: an unknown name, or a column that the table does not have.
     """
-    there = {name.lower(): name for name in reversed(list(names))}
+    present = {name.lower(): name for name in reversed(list(names))}
     found: dict[str, str] = {}
     for ours, candidates in COLUMNS.items():
         for candidate in (ours, *candidates):
-            if candidate.lower() in there:
-                found[ours] = there[candidate.lower()]
+            if candidate.lower() in present:
+                found[ours] = present[candidate.lower()]
                 break
     for ours, theirs in (renamed or {}).items():
         if ours not in COLUMNS:
-            raise ValueError(f"there is no column {ours!r} to rename; known are {', '.join(COLUMNS)}")
-        if theirs.lower() not in there:
-            raise ValueError(f"no column {theirs!r}; the table has {', '.join(sorted(there.values()))}")
-        found[ours] = there[theirs.lower()]
+            raise ValueError(f"cannot rename {ours!r}, which is not a known column; choose from {', '.join(COLUMNS)}")
+        if theirs.lower() not in present:
+            raise ValueError(f"no column {theirs!r}; the table has {', '.join(sorted(present.values()))}")
+        found[ours] = present[theirs.lower()]
     return found

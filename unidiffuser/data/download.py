@@ -1,4 +1,4 @@
-"""The img2dataset command for a folder of filtered tables. It does the downloading; we only know its settings."""
+"""The img2dataset command that downloads the pictures of filtered tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .columns import NEEDED, find_columns
 
-# What img2dataset calls its own results; a table's column of that name cannot be passed through.
+# Columns that img2dataset writes itself; it cannot copy a table's column of the same name.
 RESERVED = {"key", "caption", "url", "width", "height", "original_width", "original_height", "status", "error_message", "exif",
             "md5", "sha256", "sha512"}  # fmt: skip
 
@@ -24,24 +24,33 @@ def img2dataset_command(
     threads: int = 64,
     renamed: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Arguments, the program first, that download the pictures of these tables into webdataset shards with their json.
+    """Program and arguments that download the pictures of tables into webdataset shards.
 
-    Pictures keep their shape, with the shorter side at most ``image_size``; the crop to a square is made when they are encoded.
-    Shrinking is by area, as img2dataset's other filters alias. All further columns of the tables go into the json.
+    Pictures keep their aspect ratio, with the shorter side at most `image_size`; they are cropped to squares when they are
+    encoded. All other columns of the tables are copied into the json of each sample.
+
+    Args:
+        tables: a parquet file, or a folder of them.
+        out: folder for the shards.
+        image_size: in pixels.
+        per_shard: rows of the table in one shard.
+        processes: processes of img2dataset.
+        threads: threads of each process.
+        renamed: name used here -> column, see `find_columns`.
 
     Raises:
-        FileNotFoundError: no parquet there.
-        ValueError: no column for the url or the caption.
+        FileNotFoundError: no parquet file.
+        ValueError: no column for the URL or the caption.
     """
     import pyarrow.parquet as pq
 
     files = [tables] if tables.is_file() else sorted(tables.glob("*.parquet"))
     if not files:
-        raise FileNotFoundError(f"no .parquet files in {tables}")
+        raise FileNotFoundError(f"no .parquet files in {tables}; check the path")
     names = pq.read_schema(files[0]).names
     columns = find_columns(names, renamed)
     if missing := [name for name in NEEDED if name not in columns]:
-        raise ValueError(f"{files[0]} has no column for {' and '.join(missing)}; name it with --rename")
+        raise ValueError(f"{files[0]} has no column for {' and '.join(missing)}; name it with --rename {missing[0]}=ITS_NAME")
     extra = [n for n in names if n not in (columns["url"], columns["caption"]) and n not in RESERVED]
     settings = {
         "url_list": tables,
@@ -62,5 +71,5 @@ def img2dataset_command(
 
 
 def as_shell(arguments: list[str]) -> str:
-    """For a terminal, one setting a line."""
+    """The command quoted for a shell, one argument per line."""
     return " \\\n    ".join(map(shlex.quote, arguments))

@@ -1,11 +1,11 @@
-"""Choosing rows of LAION-style tables: a stream of parquet in, parquet out, and a count of what each rule dropped."""
+"""Filtering of LAION-style parquet tables by thresholds, with counts of the rows that each rule drops."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rules:
-    """What a row must satisfy; a rule that is None is not asked. Bounds are inclusive.
+    """Thresholds that a row must satisfy; None switches a rule off. Bounds are inclusive.
 
     Attributes:
         min_side: shorter side of the picture in pixels.
@@ -29,8 +29,8 @@ class Rules:
         min_similarity: CLIP similarity of picture and caption.
         max_watermark, max_unsafe: probabilities in [0, 1].
         min_aesthetic: score of LAION's predictor, 0 to 10.
-        language: code such as "en"; asked only of tables that say it, as the multilingual ones do.
-        min_caption, max_caption: characters of the caption, white space at its ends not counted.
+        language: code such as "en"; ignored for tables without a language column, which only multilingual ones have.
+        min_caption, max_caption: characters of the caption without white space at its ends.
     """
 
     min_side: int | None = None
@@ -45,9 +45,9 @@ class Rules:
 
 
 PRESETS: Mapping[str, Rules] = {
-    # The paper (section 5 and appendix) names its sets and not its thresholds. The sets' own definitions are: English and CLIP
-    # similarity of 0.28 and more for laion2B-en, 1024 x 1024 for laion-high-resolution, score 5 and more for aesthetics 5+.
-    # pwatermark < 0.8 and punsafe < 0.5 are what LAION applied to its aesthetic subsets.
+    # The paper (section 5 and appendix) names its data sets but no thresholds. The data sets are defined by: English and CLIP
+    # similarity of at least 0.28 for laion2B-en, 1024 x 1024 for laion-high-resolution, score of at least 5 for aesthetics 5+.
+    # LAION applied pwatermark < 0.8 and punsafe < 0.5 to its aesthetic subsets.
     "laion2b-256": Rules(min_side=256, min_similarity=0.28, language="en"),
     "high-resolution-512": Rules(min_side=1024, language="en"),
     "aesthetics-512": Rules(min_side=512, min_aesthetic=5.0, max_watermark=0.8, max_unsafe=0.5, language="en"),
@@ -56,16 +56,20 @@ PRESETS: Mapping[str, Rules] = {
 
 @dataclass
 class Count:
-    """What became of the rows. A row is dropped by the first rule it breaks, in the order of ``dropped``."""
+    """Counts of rows.
+
+    Attributes:
+        read, kept: rows.
+        dropped: rule -> rows; a row counts for the first rule that it violates, in this order.
+        files: tables read.
+        unreadable: table -> reason.
+    """
 
     read: int = 0
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     files: int = 0
-    unreadable: dict[str, str] = field(default_factory=dict)  # file -> why
-
-    def to_dict(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def filter_tables(
@@ -77,39 +81,43 @@ def filter_tables(
     batch_rows: int = 65536,
     report: Callable[[Path], Any] | None = None,
 ) -> Count:
-    """Write the rows that satisfy the rules to one parquet file per input file, all their columns kept.
+    """Write the rows that satisfy the rules to one parquet file per input file, with all their columns.
 
-    Memory holds ``batch_rows`` rows. A file that was done before (its output and count are there, made with the same rules)
-    is not read again.
+    A file that was filtered before with the same rules, and whose output and count exist, is skipped.
 
     Args:
         source: a parquet file, or a folder of them.
-        out: folder; gets the tables and ``filter.json`` (the rules and the count).
-        renamed: our column name -> the table's, see :mod:`.columns`.
+        out: folder for the tables and `filter.json` (rules and counts).
+        rules: the thresholds.
+        renamed: name used here -> column, see `find_columns`.
+        batch_rows: rows in memory at once.
         report: called after each file.
 
+    Returns:
+        The counts of all files.
+
     Raises:
-        FileNotFoundError: no parquet there.
-        ValueError: a table lacks a column that a rule asks for, or url or caption; nothing is guessed.
+        FileNotFoundError: no parquet file.
+        ValueError: a table lacks the column of a rule, of the URL or of the caption.
     """
     files = [source] if source.is_file() else sorted(source.glob("*.parquet"))
     if not files:
-        raise FileNotFoundError(f"no .parquet files in {source}")
+        raise FileNotFoundError(f"no .parquet files in {source}; check the path")
     total = Count()
     for file in files:
         target, note = out / file.name, out / f".{file.name}.json"
         if target.resolve() == file.resolve():
-            raise ValueError(f"{out} is the folder that is read; name another one for the result")
+            raise ValueError(f"{out} is also the source, which would be overwritten; name another folder for the result")
         settings = {"rules": vars(rules), "renamed": dict(renamed or {}), "bytes": file.stat().st_size}
         count = _done(target, note, settings)
         if count is None:
             count = _filter_file(file, target, rules, dict(renamed or {}), batch_rows)
             if not count.unreadable:
-                write_text(note, json.dumps({"settings": settings, "count": count.to_dict()}))
+                write_text(note, json.dumps({"settings": settings, "count": vars(count)}))
         _add(total, count)
         if report is not None:
             report(file)
-    write_text(out / "filter.json", json.dumps({"rules": vars(rules), "count": total.to_dict()}, indent=1))
+    write_text(out / "filter.json", json.dumps({"rules": vars(rules), "count": vars(total)}, indent=1))
     return total
 
 
@@ -134,7 +142,7 @@ def _filter_file(file: Path, target: Path, rules: Rules, renamed: dict[str, str]
     try:
         table = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        log.warning("%s cannot be read (%s); passed over", file, error)
+        log.warning("%s cannot be read (%s); skipped", file, error)
         return Count(unreadable={file.name: str(error).splitlines()[0]})
     with table:
         schema = table.schema_arrow
@@ -148,13 +156,13 @@ def _filter_file(file: Path, target: Path, rules: Rules, renamed: dict[str, str]
                     if kept.num_rows:
                         writer.write_batch(kept)
         except _Damaged as error:
-            log.warning("%s is damaged (%s); passed over", file, error)
+            log.warning("%s is damaged (%s); skipped", file, error)
             return Count(unreadable={file.name: str(error).splitlines()[0]})
     return count
 
 
 class _Damaged(Exception):
-    """A table whose end can be read, but not some page of it."""
+    """A table with a readable footer and an unreadable page."""
 
 
 def _batches(table: pq.ParquetFile, rows: int) -> Iterator[pa.RecordBatch]:
@@ -171,7 +179,7 @@ def _apply(batch: pa.RecordBatch, tests: list[tuple[str, Test]], count: Count) -
 
     count.read += batch.num_rows
     for name, passes in tests:
-        mask = pc.fill_null(passes(batch), False)  # a missing value breaks the rule
+        mask = pc.fill_null(passes(batch), False)  # a missing value violates the rule
         kept = batch.filter(mask)
         count.dropped[name] += batch.num_rows - kept.num_rows
         batch = kept
@@ -180,11 +188,11 @@ def _apply(batch: pa.RecordBatch, tests: list[tuple[str, Test]], count: Count) -
 
 
 Test = Callable[[Any], Any]
-"""A record batch -> its rows that pass, as an array of booleans."""
+"""Maps a record batch to an array of booleans, true for rows that pass."""
 
 
 def _tests(rules: Rules, columns: dict[str, str], file: Path) -> Iterator[tuple[str, Test]]:
-    """The rules that are asked, in a fixed order, as (name, test)."""
+    """Name and test of each active rule, in a fixed order."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

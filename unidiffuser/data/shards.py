@@ -1,14 +1,14 @@
 """Latent shards: files of encoded pairs, and the order in which training reads them.
 
-A shard is one safetensors file, so a row can be read without the rest and a truncated file is noticed by its header:
+A shard is one safetensors file, so that single rows can be read and truncation is detected from the header:
 
     mean, std   (N, C, H/8, W/8) fp16   the autoencoder's posterior, scaled; a sample is mean + std * noise
     clip_img    (N, 1, D)        fp16   CLIP image tokens
-    text        (T, L, text_dim) fp16   text latents, those of one picture in a row
-    first       (N + 1,)         int64  rows of ``text`` that are captions of picture i: first[i] .. first[i + 1] - 1
+    text        (T, L, text_dim) fp16   text latents, those of one picture next to each other
+    first       (N + 1,)         int64  the captions of picture i are rows first[i] .. first[i + 1] - 1 of `text`
 
-Its header tells the keys of the pictures and what was dropped on the way. ``manifest.json`` beside the shards is written when
-all of them are done; it is what training trusts.
+The header contains the keys of the pictures and the counts of dropped ones. `manifest.json` beside the shards is written when
+all of them are finished, and lists what training reads.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from torch import Tensor
 from ..media.files import replacing
 
 MANIFEST = "manifest.json"
-WINDOW = 16  # shards that are mixed with each other; more mix better and keep more files open
+WINDOW = 16  # shards that are shuffled together; more shuffle better and keep more files open
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-    """Write one shard, complete or not at all; ``notes`` are plain values for its header."""
+    """Write one shard atomically; `notes` are JSON values for its header."""
     with replacing(path) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"notes": json.dumps(notes)})
 
@@ -42,7 +42,7 @@ def read_notes(path: Path) -> dict[str, Any]:
     """The notes in a shard's header.
 
     Raises:
-        ValueError: the file is no whole shard.
+        ValueError: the file is damaged or truncated.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -53,15 +53,19 @@ def read_notes(path: Path) -> dict[str, Any]:
 
 
 class LatentShards:
-    """Encoded pairs of one folder, by a global index: shard after shard in the manifest's order.
+    """Encoded pairs of a folder, numbered through all shards in the manifest's order.
 
     Args:
-        folder: with ``manifest.json``, as `unidiffuser data encode` leaves it.
-        window: shards whose pairs are mixed with each other in an epoch.
+        folder: contains `manifest.json` and the shards, as written by `unidiffuser data encode`.
+        window: shards whose pairs are shuffled together in an epoch.
+
+    Attributes:
+        manifest: content of the manifest.
+        fingerprint: digest of the manifest.
 
     Raises:
-        FileNotFoundError: no manifest: nothing was encoded, or not all of it.
-        ValueError: the manifest is empty.
+        FileNotFoundError: no manifest, so encoding was not started or not finished.
+        ValueError: a manifest without pairs.
     """
 
     def __init__(self, folder: str | Path, window: int = WINDOW):
@@ -69,14 +73,14 @@ class LatentShards:
         path = self.folder / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(
-                f"no {MANIFEST} in {self.folder}: run `unidiffuser data encode` until it says that all is done"
+                f"no {MANIFEST} in {self.folder}: run `unidiffuser data encode` until all parts are encoded"
             )
         text = path.read_text(encoding="utf-8")
         self.manifest: dict[str, Any] = json.loads(text)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.shards: list[dict[str, Any]] = [shard for shard in self.manifest["shards"] if shard["samples"]]
         if not self.shards:
-            raise ValueError(f"{path} lists no encoded pair; see its counts of what was dropped")
+            raise ValueError(f"{path} lists no encoded pair; see its counts of dropped ones")
         self.sizes = np.array([shard["samples"] for shard in self.shards])
         self.starts = np.concatenate([[0], self.sizes.cumsum()])
         self._open = functools.lru_cache(maxsize=2 * window)(self._open_file)
@@ -84,7 +88,7 @@ class LatentShards:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getstate__(self) -> dict[str, Any]:  # open files do not travel to other processes
+    def __getstate__(self) -> dict[str, Any]:  # open files cannot be pickled for other processes
         return {k: v for k, v in self.__dict__.items() if k != "_open"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -92,10 +96,10 @@ class LatentShards:
         self._open = functools.lru_cache(maxsize=2 * self.window)(self._open_file)
 
     def order(self, batch_size: int, seed: int, step: int) -> Tensor:
-        """Global indices (batch_size,) of one step, a function of its arguments alone.
+        """Indices (batch_size,) of the pairs of one training step, a function of the arguments alone.
 
-        An epoch shows every pair once. Its shards come in a random order, cut into windows, and the pairs of a window in a
-        random order: memory and open files stay bounded however many shards there are.
+        An epoch contains every pair once. Its shards are shuffled and cut into windows, and the pairs of each window are
+        shuffled, so that memory and open files stay bounded for any number of shards.
         """
         out: list[np.ndarray] = []
         have, first = 0, step * batch_size
@@ -111,22 +115,22 @@ class LatentShards:
         return torch.from_numpy(np.concatenate(out))
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Number of the shard, and row in it, of a global index."""
+        """Number of the shard that contains the pair of an index, and its row there."""
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         return shard, index - int(self.starts[shard])
 
     def name_of(self, index: int) -> str:
-        """Shard and key of a pair."""
+        """File name of the shard, and key of the pair, for error messages."""
         shard, row = self.locate(index)
         path = self.folder / self.shards[shard]["name"]
         return f"{path.name}:{read_notes(path)['keys'][row]}" if path.is_file() else f"{path.name}:row {row}"
 
     def read(self, indices: Tensor) -> list[dict[str, Tensor]]:
-        """The pairs of these indices in float32: "mean", "std" (C, h, w), "clip_img" (1, D), "text" (captions, L, D).
+        """Read pairs in float32: each has "mean", "std" (C, h, w), "clip_img" (1, D) and "text" (captions, L, D).
 
         Raises:
-            FileNotFoundError: a shard has vanished.
-            ValueError: a shard is not as it was encoded.
+            FileNotFoundError: a shard is missing.
+            ValueError: a shard has changed since it was encoded.
         """
         rows = []
         for index in indices.tolist():
@@ -142,8 +146,8 @@ class LatentShards:
         path = self.folder / shard["name"]
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} has vanished; bring it back, or encode again what is missing and start a new run: leaving it out "
-                "would change what every later step sees"
+                f"{path} has vanished; restore it, or encode it again and start a new training run, since without it every "
+                "later step would have other pairs"
             )
         if path.stat().st_size != shard["bytes"]:
             raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {shard['bytes']}: remove it and encode again")
@@ -153,7 +157,7 @@ class LatentShards:
 
 @functools.lru_cache(maxsize=4)
 def _epoch(sizes: tuple[int, ...], window: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The shards of an epoch in their order, and where each window of them ends."""
+    """Shuffled shard numbers of an epoch, and the position in the epoch at which each window ends."""
     order = np.random.default_rng([seed, epoch]).permutation(len(sizes))
     ends = np.add.reduceat(np.asarray(sizes)[order], np.arange(0, len(sizes), window)).cumsum()
     return order, ends
@@ -161,7 +165,7 @@ def _epoch(sizes: tuple[int, ...], window: int, seed: int, epoch: int) -> tuple[
 
 @functools.lru_cache(maxsize=4)
 def _window(sizes: tuple[int, ...], window: int, seed: int, epoch: int, number: int) -> np.ndarray:
-    """Global indices of the pairs of one window, in their order."""
+    """Shuffled indices of the pairs of one window."""
     shards = _epoch(sizes, window, seed, epoch)[0][number * window : (number + 1) * window]
     starts = np.concatenate([[0], np.cumsum(sizes)])
     rows = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])

@@ -130,15 +130,15 @@ def train(
         ValueError: captions that do not match the pictures, a name that is none, a setting out of range.
     """
     from ..unidiffuser.encoders.captions import CaptionDecoder  # NOTE: these take seconds that other nodes need not wait for
-    from ..unidiffuser.training import lessons, teach
+    from ..unidiffuser.training import lora_data, lora_run
     from ..unidiffuser.training.curve import draw_curve
     from ..unidiffuser.training.loop import train as run
 
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} cannot be the name of a file: use letters, digits, spaces, dots, - and _")
-    settings = teach.Teaching(rank=rank, variations=variations, kept=kept_pairs, seed=seed % 2**31)
-    words = lessons.spread([[line] for line in caption_lines(captions, len(pictures))], variations)
-    shown = lessons.variations(pictures, variations, settings.strength, settings.seed)
+    settings = lora_run.LoRASettings(rank=rank, variations=variations, kept=kept_pairs, seed=seed % 2**31)
+    words = lora_data.captions_of_variations([[line] for line in caption_lines(captions, len(pictures))], variations)
+    shown = lora_data.variations(pictures, variations, settings.strength, settings.seed)
     device, sizes = comfy.model_management.get_torch_device(), require_model(model).diffusion_model.config
     rounds = -(-kept_pairs // 16)
 
@@ -158,8 +158,8 @@ def train(
         learned = Streams(**latents).map(lambda x: x.float().cpu().clone())
         learned = learned.replace(text=captioner.encode_prefix(learned.need("text").to(device)).detach().cpu())
         comfy.model_management.unload_all_models()
-        stage = teach.lora_stage_of(
-            teach.trainable_network(sizes, {name: weight.clone() for name, weight in weights.items()}).to(device),
+        stage = lora_run.build_lora_stage(
+            lora_run.trainable_network(sizes, {name: weight.clone() for name, weight in weights.items()}).to(device),
             captioner,
             learned,
             words,
@@ -170,7 +170,7 @@ def train(
             watch=watch_pairs,
         )
         folder = run_folder(name, stage.fingerprint(), learning_rate, batch_size)
-        config = teach.lora_run(
+        config = lora_run.lora_config(
             folder,
             steps=steps,
             batch_size=batch_size,
@@ -178,7 +178,7 @@ def train(
             seed=settings.seed,
             sample_every=preview_every,
         )
-        stage.out = folder / teach.FILE
+        stage.out = folder / lora_run.FILE
         run(stage, config, progress=False, device=str(device), watch=watch)
     rows = [json.loads(line) for line in (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()]
     plot, sample = draw_curve(rows), open_image(max((folder / "samples").iterdir()))

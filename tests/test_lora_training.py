@@ -1,4 +1,4 @@
-"""Teaching with a LoRA: what is learned, what is kept, what the file holds."""
+"""LoRA training: the training pairs, prior preservation, and the file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from unidiffuser.encoders.captions import CaptionDecoder
 from unidiffuser.runtime.lora import layers_of, read_lora
 from unidiffuser.small.network import predicts_noise
 from unidiffuser.streams import Streams
-from unidiffuser.training import lessons, teach
+from unidiffuser.training import lora_data, lora_run
+from unidiffuser.training.adapters import AdaptedModel
 from unidiffuser.training.curve import draw_curve
 from unidiffuser.training.loop import train
-from unidiffuser.training.lora import Adapted, LoraStage
+from unidiffuser.training.lora_stage import LoRAStage
 from unidiffuser.training.objective import diffusion_loss
 from unidiffuser.training.stages import make_stage
 
@@ -55,7 +56,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(out: Path, checkpoint: Path, pictures: Path, steps: int = 6, **options: Any) -> Any:
     chosen = {"data": str(pictures), "word": "zor", "checkpoint": str(checkpoint), "kept": 3, "variations": 2, "rank": 2}
-    return teach.lora_run(
+    return lora_run.lora_config(
         out, steps=steps, batch_size=4, learning_rate=0.02, save_every=3, sample_every=100, options={**chosen, **options}
     )
 
@@ -65,40 +66,40 @@ def losses(out: Path) -> list[dict[str, float]]:
 
 
 def test_pictures_and_their_captions(pictures: Path, tmp_path: Path) -> None:
-    found, captions = lessons.read_pictures(pictures, 64, "zor")
+    found, captions = lora_data.read_pictures(pictures, 64, "zor")
     assert [picture.size for picture in found] == [(64, 64), (64, 64)]
     assert captions == [["zor"], ["zor cat"]]
     with pytest.raises(ValueError, match=r"a\.png has no caption"):
-        lessons.read_pictures(pictures, 64)
+        lora_data.read_pictures(pictures, 64)
     with pytest.raises(FileNotFoundError, match="holds no picture"):
-        lessons.read_pictures(tmp_path, 64, "zor")
+        lora_data.read_pictures(tmp_path, 64, "zor")
     with pytest.raises(FileNotFoundError, match="no folder"):
-        lessons.read_pictures(tmp_path / "nowhere", 64, "zor")
+        lora_data.read_pictures(tmp_path / "nowhere", 64, "zor")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with pytest.raises(ValueError, match=r"broken\.png"):
-        lessons.read_pictures(tmp_path, 64, "zor")
+        lora_data.read_pictures(tmp_path, 64, "zor")
 
 
 def test_several_captions_of_a_picture_take_turns(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), RED).save(tmp_path / "a.png")
     record = {"file_name": "a.png", "text": ["zor", "zor, noto"]}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(record), encoding="utf-8")
-    found, captions = lessons.read_pictures(tmp_path, 8)
+    found, captions = lora_data.read_pictures(tmp_path, 8)
     assert found[0].size == (8, 8)
-    assert lessons.spread(captions, 3) == ("zor", "zor, noto", "zor")
+    assert lora_data.captions_of_variations(captions, 3) == ("zor", "zor, noto", "zor")
 
 
 def test_variations_begin_with_the_picture_itself(pictures: Path) -> None:
-    found, _ = lessons.read_pictures(pictures, 32, "zor")
-    made = lessons.variations(found, 3, 0.5, seed=0)
+    found, _ = lora_data.read_pictures(pictures, 32, "zor")
+    made = lora_data.variations(found, 3, 0.5, seed=0)
     assert len(made) == 6
     assert made[0].tobytes() == found[0].tobytes()
     assert made[3].tobytes() == found[1].tobytes()
     assert len({picture.tobytes() for picture in made}) == 6
-    assert lessons.variations(found, 1, 0.5, seed=0)[1].tobytes() == found[1].tobytes()
+    assert lora_data.variations(found, 1, 0.5, seed=0)[1].tobytes() == found[1].tobytes()
 
 
-def asked(stage: LoraStage, model: Adapted) -> float:
+def asked(stage: LoRAStage, model: AdaptedModel) -> float:
     """Error in what is to be learned, on the same noise for every model."""
     batch = stage.examples(torch.arange(stage.size).repeat(16), list(range(16 * stage.size)))
     with torch.no_grad():
@@ -112,10 +113,10 @@ def test_a_run_learns_keeps_and_writes_what_it_learned(
     checkpoint: Path = request.getfixturevalue(kind)
     run = config(tmp_path, checkpoint, pictures, steps=40)
     stage = make_stage(run)
-    assert isinstance(stage, LoraStage)
+    assert isinstance(stage, LoRAStage)
     seen: list[tuple[int, dict[str, float]]] = []
     model = train(stage, run, progress=False, device="cpu", watch=lambda done, terms, _: seen.append((done, terms)))
-    assert isinstance(model, Adapted)
+    assert isinstance(model, AdaptedModel)
     rows = losses(tmp_path)
     first, last = ({k: sum(r[k] for r in part) / len(part) for k in rows[0]} for part in (rows[:5], rows[-5:]))
     assert rows[0]["keep"] < 1e-9  # before the first step nothing has moved
@@ -126,13 +127,13 @@ def test_a_run_learns_keeps_and_writes_what_it_learned(
     assert list((tmp_path / "samples").iterdir())
 
     plain = unidiffuser.load(checkpoint, dtype=torch.float32)
-    taught = unidiffuser.load(checkpoint, dtype=torch.float32, lora=[(tmp_path / teach.FILE, 1.0)])
+    taught = unidiffuser.load(checkpoint, dtype=torch.float32, lora=[(tmp_path / lora_run.FILE, 1.0)])
     generator = torch.Generator().manual_seed(0)
     item = [torch.randn(2, *shape, generator=generator) for shape in plain.config.uvit.item_shapes.values()]
     with torch.no_grad():
         for mine, theirs in zip(model.network(*item, 300.0, 700.0), taught.net(*item, 300.0, 700.0), strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
-        with model.as_before():
+        with model.disabled():
             before = model.network(*item, 300.0, 700.0)
         for mine, theirs in zip(before, plain.net(*item, 300.0, 700.0), strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
@@ -142,7 +143,7 @@ def test_a_run_learns_keeps_and_writes_what_it_learned(
     weights = plain.checkpoint.state_dict("uvit")
     layers = {name.removesuffix(".weight") for name, w in weights.items() if name.endswith(".weight") and w.ndim > 1}
     lora = read_lora(
-        tmp_path / teach.FILE, {part: layers_of(plain.checkpoint.state_dict(part)) for part in ("uvit", "caption")}
+        tmp_path / lora_run.FILE, {part: layers_of(plain.checkpoint.state_dict(part)) for part in ("uvit", "caption")}
     )
     assert set(lora.changes["uvit"]) == layers - {"token_embedding"}  # every matrix and convolution
     taught.unload_lora()
@@ -160,10 +161,10 @@ def test_a_broken_run_goes_on_with_the_losses_of_an_unbroken_one(checkpoint: Pat
 
     with pytest.raises(KeyboardInterrupt):
         train(make_stage(broken), broken, progress=False, device="cpu", watch=stop)
-    assert not (tmp_path / "broken" / teach.FILE).exists()
+    assert not (tmp_path / "broken" / lora_run.FILE).exists()
     train(make_stage(broken), broken, progress=False, device="cpu")
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
-    assert (tmp_path / "broken" / teach.FILE).read_bytes() == (tmp_path / "whole" / teach.FILE).read_bytes()
+    assert (tmp_path / "broken" / lora_run.FILE).read_bytes() == (tmp_path / "whole" / lora_run.FILE).read_bytes()
 
 
 def test_another_word_is_another_run(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
@@ -178,17 +179,17 @@ def test_without_captions_the_decoder_is_left_alone(checkpoint: Path, pictures: 
     run = config(tmp_path, checkpoint, pictures, steps=1, captions=False)
     train(make_stage(run), run, progress=False, device="cpu")
     assert set(losses(tmp_path)[0]) == {"step", "loss", "learn", "keep"}
-    model = unidiffuser.load(checkpoint, dtype=torch.float32, lora=[(tmp_path / teach.FILE, 1.0)])
+    model = unidiffuser.load(checkpoint, dtype=torch.float32, lora=[(tmp_path / lora_run.FILE, 1.0)])
     decoder = unidiffuser.load(checkpoint, dtype=torch.float32).captioner
     assert all(torch.equal(a, b) for a, b in zip(model.captioner.parameters(), decoder.parameters(), strict=True))
 
 
-def stage_of(checkpoint: Path, streams: Streams, words: tuple[str, ...]) -> LoraStage:
+def stage_of(checkpoint: Path, streams: Streams, words: tuple[str, ...]) -> LoRAStage:
     opened = load_checkpoint(checkpoint)
-    network = teach.trainable_network(opened.config.uvit, opened.state_dict("uvit", dtype=torch.float32))
+    network = lora_run.trainable_network(opened.config.uvit, opened.state_dict("uvit", dtype=torch.float32))
     captioner = CaptionDecoder.from_checkpoint(opened, dtype=torch.float32)
-    kept_tokens = lessons.said_of(captioner, streams.need("text"))
-    return LoraStage(Adapted(network, captioner, 2, 0), lessons.Lessons(streams, words, streams, kept_tokens), Path())
+    prior_tokens = lora_data.decode_tokens(captioner, streams.need("text"))
+    return LoRAStage(AdaptedModel(network, captioner, 2, 0), lora_data.LoRAData(streams, words, streams, prior_tokens), Path())
 
 
 def test_the_loss_does_not_depend_on_how_a_batch_is_cut(checkpoint: Path) -> None:
@@ -223,9 +224,9 @@ def test_what_is_learned_counts_as_in_the_objective_that_made_the_network(kind: 
 
 def test_settings_out_of_range_are_told(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rank must be at least 1"):
-        teach.Teaching(rank=0)
+        lora_run.LoRASettings(rank=0)
     with pytest.raises(ValueError, match="keep must not be negative"):
-        teach.Teaching(keep=-1.0)
+        lora_run.LoRASettings(keep=-1.0)
     with pytest.raises(ValueError, match="unknown options colour"):
         make_stage(config(tmp_path, checkpoint, pictures, colour=1))
 

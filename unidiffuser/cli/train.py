@@ -60,10 +60,10 @@ def train_lora(
 ) -> None:
     """Teach a model a new thing: its word calls the picture, and its picture calls the word. Goes on where it was stopped."""
     from ..training.loop import train as run
-    from ..training.teach import FILE, lora_run, lora_stage
+    from ..training.lora_run import FILE, lora_config, lora_stage
 
     options = {"data": str(pictures), "word": word, "checkpoint": model, "rank": rank, "kept": kept}
-    config = lora_run(
+    config = lora_config(
         out,
         steps=steps,
         batch_size=batch_size,

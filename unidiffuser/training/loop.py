@@ -1,24 +1,24 @@
-"""One training loop for every stage, one process or many: bf16, accumulation, EMA, warm-up and decay, exact resume.
+"""One training loop for every stage and any number of processes: bf16, gradient accumulation, EMA, exact resume.
 
-Which examples a step sees, and every random number it draws, are functions of (seed, step, place in the batch) alone. So a
-checkpoint needs only the weights, the optimizer, the average and the step: the step *is* the position in the data and in the
-random numbers. A run that was killed continues with the losses of an unbroken one, also with another number of processes.
+Which examples a step sees, and every random number in it, depend on (seed, step, position in the batch) alone. A checkpoint
+therefore holds only the weights, the optimizer, the averaged weights and the step. A run that was killed continues with the
+losses of an uninterrupted one, on another number of processes too.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from ..distributed import World, joined
@@ -27,33 +27,44 @@ from .average import Average
 from .config import TrainConfig
 from .graphs import recorded
 from .optimizers import make_optimizers
-from .record import Board, LossLog, Speed, peak_of
+from .record import RunLog
 from .saving import last_good, resume, save, whole_weights
 from .sharding import autocast, distribute, is_sharded, synchronised, unwrapped, whole
-from .stage import TrainingStage
-
-log = logging.getLogger(__name__)
-
+from .stage import Batch, TrainingStage
 
 Watch = Callable[[int, dict[str, float], Image.Image | None], None]
+"""Callback after a step: steps done, loss terms, and the sample image if one was made."""
+
+
+class Pass(TypedDict):
+    """The part of a step that one process computes in one forward and backward pass."""
+
+    indices: Tensor
+    """(B,) of the examples."""
+    batch: Batch
+    seed: int
+    """Of the generator that `TrainingStage.loss` receives."""
 
 
 def train(
     stage: TrainingStage, config: TrainConfig, *, progress: bool = True, device: str | None = None, watch: Watch | None = None
 ) -> nn.Module:
-    """Run (or resume) a stage to ``config.steps`` and export it.
+    """Run a stage to `config.steps`, from its newest checkpoint if there is one, and export it.
 
     Args:
-        device: None is the GPU of this process where there is one, else the CPU.
-        watch: called in the first process after each step with the number of steps done, its terms, and the sample where one
-            was made. What it raises ends the run, which goes on from its last checkpoint when it is started again.
+        stage: model, data and loss.
+        config: settings of the run.
+        progress: show a progress bar.
+        device: of this process; None is its GPU if there is one, else the CPU.
+        watch: called in the main process after each step. An exception from it ends the run, which continues from its newest
+            checkpoint when it is started again.
 
     Returns:
-        the model with the averaged weights; with FSDP2, whole in the first process only.
+        the model with the averaged weights; with FSDP2, complete in the main process only.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite. The message names the step and the examples; weights and
-            checkpoints are those before it.
+            checkpoints are those from before it.
         ValueError: the run's checkpoint belongs to another config.
         OSError: a checkpoint cannot be written; the last good one is kept.
     """
@@ -66,7 +77,7 @@ def _train(stage: TrainingStage, config: TrainConfig, world: World, progress: bo
 
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    # With FSDP2 no process holds the whole model; the first one keeps a copy on its CPU to export.
+    # With FSDP2 no process holds the whole model; the main one keeps a copy on its CPU to export.
     twin = copy.deepcopy(stage.model) if world.main and world.size > 1 and config.strategy == "fsdp" else None
     net = distribute(stage.model, stage.blocks, config, world)
     model, called = unwrapped(net), recorded(net, config, world)
@@ -74,73 +85,52 @@ def _train(stage: TrainingStage, config: TrainConfig, world: World, progress: bo
     average = Average(model, config.ema_decay)
     run = {"stage": config.stage, "batch_size": config.batch_size, "seed": config.seed, "data": stage.fingerprint()}
     start = resume(out, net, optimizers, average, run, world)
-    speed = Speed(out, config.batch_size, stage.cost(), config.peak_tflops or peak_of(world.device), world.size)
-    if world.main:  # one process keeps the log
-        losses = LossLog(out, start)
+    log = RunLog(config, stage.cost(), start, world)
+    if world.main:
         write_text(out / "config.json", json.dumps(asdict(config), indent=1))
-    board = Board(out, config.tensorboard and world.main, start)
-
-    parameters = [p for p in model.parameters() if p.requires_grad]
     loader = _loader(stage, config, world, start)
     bar = tqdm(loader, initial=start, total=config.steps, disable=not (progress and world.main), desc=config.stage)
     net.train()
     for step, passes in zip(range(start, config.steps), bar, strict=True):
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = config.rate(step)
         terms = _gradients(stage, called, config, world, step, passes)
-        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)).item()
-        if not math.isfinite(norm):
-            raise FloatingPointError(_not_finite(config, "gradient", norm, step, "the batch as a whole"))
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        norm = _update(model, optimizers, config, step)
         average.update(step)
-        speed.tick()
-        done = step + 1
-        if world.main:
-            losses.add(step, terms)
-            if done % config.log_every == 0:
-                rates = speed.rates(config.log_every)
-                bar.set_postfix({k: f"{v:.4g}" for k, v in (losses.recent() | rates).items() if k != "tflops"})
-                board.add("loss", losses.recent(config.log_every), done)
-                board.add("speed", rates | {"learning_rate": config.rate(step), "gradient_norm": norm}, done)
-        picture = None
+        if shown := log.add(step, terms, norm):
+            bar.set_postfix(shown)
+        done, picture = step + 1, None
         if done % config.sample_every == 0 or done == config.steps:
             with average.in_place():
-                picture = _write_sample(stage, model, out / "samples" / f"{done:07d}.png", board, done, world)
-            if world.main:
-                losses.draw()
+                picture = _write_sample(stage, model, out / "samples" / f"{done:07d}.png", world)
+            log.sampled(picture, done)
         if done % config.save_every == 0 or done == config.steps:
-            if world.main:
-                losses.flush()
-                speed.write()
+            log.flush()
             save(out, done, net, optimizers, average, run, config.keep, world)
         if watch is not None and world.main:
             watch(done, terms, picture)
-    board.close()
+    log.close()
     return _export(stage, model, average, twin, world)
 
 
 def _gradients(
-    stage: TrainingStage, net: Any, config: TrainConfig, world: World, step: int, passes: list[dict[str, Any]]
+    stage: TrainingStage, net: Any, config: TrainConfig, world: World, step: int, passes: Sequence[Pass]
 ) -> dict[str, float]:
-    """Forward and backward of this process's share; the mean of each term over the whole batch."""
+    """Forward and backward passes of this process; returns the mean of each loss term over the whole batch."""
     total: dict[str, Tensor] = {}
     bad: list[str] = []
     for number, part in enumerate(passes):
         batch = {k: v.to(world.device, non_blocking=True) for k, v in part["batch"].items()}
         generator = torch.Generator().manual_seed(part["seed"])
-        share = len(part["indices"]) / config.batch_size
+        fraction = len(part["indices"]) / config.batch_size
         with synchronised(net, last=number == len(passes) - 1):
             with autocast(net, config.precision, world.device):
                 terms = stage.loss(net, batch, generator)
             # Gradients are averaged over the processes afterwards, hence the factor.
-            (terms["loss"] * (share * world.size)).backward()
+            (terms["loss"] * (fraction * world.size)).backward()
         if not torch.isfinite(terms["loss"]):
             names = [stage.example_name(i) for i in part["indices"][:4].tolist()]
             bad.append(f"process {world.rank}, pass {number}: {len(part['indices'])} examples, {', '.join(names)} ...")
         for name, value in terms.items():
-            total[name] = total.get(name, 0) + value.detach().float() * share
+            total[name] = total.get(name, 0) + value.detach().float() * fraction
     means = world.sum(torch.stack(list(total.values()))).tolist()
     values = dict(zip(total, means, strict=True))
     if not math.isfinite(values["loss"]):  # the same in every process, so all stop
@@ -149,15 +139,29 @@ def _gradients(
     return values
 
 
+def _update(model: nn.Module, optimizers: Sequence[Optimizer], config: TrainConfig, step: int) -> float:
+    """Clip the gradients and take the optimizers' step; returns the gradient norm before clipping."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(_not_finite(config, "gradient", norm, step, "the batch as a whole"))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate(step)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
 def _not_finite(config: TrainConfig, what: str, value: float, step: int, where: str) -> str:
     return (
-        f"{config.stage}: the {what} is {value} at step {step} ({where}); nothing was changed by it, the last good checkpoint "
-        f"is {last_good(Path(config.out))}. Look at these examples, lower learning_rate, or use precision: 'no'."
+        f"{config.stage}: the {what} is {value} at step {step} ({where}); weights and checkpoints are unchanged, the last good "
+        f"checkpoint is {last_good(Path(config.out))}. Look at these examples, lower learning_rate, or use precision: 'no'."
     )
 
 
 class _Steps(Dataset):
-    """The share of one process of every step, cut into passes."""
+    """This process's part of every step, as passes of at most `micro_batch` examples."""
 
     def __init__(self, stage: TrainingStage, config: TrainConfig, world: World):
         self.stage, self.config, self.rank, self.size = stage, config, world.rank, world.size
@@ -166,31 +170,29 @@ class _Steps(Dataset):
         if config.batch_size < world.size * self.passes:
             raise ValueError(f"batch_size {config.batch_size} is too small for {world.size} processes of {self.passes} passes")
 
-    def __getitem__(self, step: int) -> list[dict[str, Any]]:
+    def __getitem__(self, step: int) -> list[Pass]:
         config = self.config
         indices = self.stage.order(config.batch_size, config.seed, step)
         places = torch.arange(config.batch_size).tensor_split(self.size)[self.rank]
-        out = []
+        out: list[Pass] = []
         for part in places.tensor_split(self.passes):
             seeds = [example_seed(config.seed, step, place) for place in part.tolist()]
             batch = self.stage.examples(indices[part], seeds)
             for name, value in batch.items():
                 if len(value) != len(part):
-                    raise ValueError(
-                        f"stage {config.stage}: {name!r} of a batch has {len(value)} rows for {len(part)} examples"
-                    )
+                    raise ValueError(f"stage {config.stage}: {name!r} has {len(value)} rows for {len(part)} examples")
             out.append({"indices": indices[part], "batch": batch, "seed": seeds[0]})
         return out
 
 
 def example_seed(seed: int, step: int, place: int) -> int:
-    """Of the example in this place of this step's batch. Torch's CPU generator keeps 32 bits of a seed, so they are mixed."""
+    """Seed of the example at this place of this step's batch; mixed, as torch's CPU generator keeps only 32 bits of a seed."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + place * 0x94D049BB133111EB) & (2**64 - 1)
     mixed = ((mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93) & (2**64 - 1)
     return mixed >> 32
 
 
-def _loader(stage: TrainingStage, config: TrainConfig, world: World, start: int) -> Iterator[list[dict[str, Any]]]:
+def _loader(stage: TrainingStage, config: TrainConfig, world: World, start: int) -> Iterator[list[Pass]]:
     loader: Any = DataLoader(
         _Steps(stage, config, world),
         batch_size=None,
@@ -202,9 +204,8 @@ def _loader(stage: TrainingStage, config: TrainConfig, world: World, start: int)
     return iter(loader)
 
 
-def _write_sample(
-    stage: TrainingStage, model: nn.Module, path: Path, board: Board, step: int, world: World
-) -> Image.Image | None:
+def _write_sample(stage: TrainingStage, model: nn.Module, path: Path, world: World) -> Image.Image | None:
+    """The stage's sample image, written by the main process."""
     if not (world.main or is_sharded(model)):  # a sharded model needs all processes to run at all
         return None
     model.eval()
@@ -214,11 +215,11 @@ def _write_sample(
     if picture is not None and world.main:
         with replacing(path) as partial:
             picture.save(partial)
-        board.picture(picture, step)
     return picture
 
 
 def _export(stage: TrainingStage, model: nn.Module, average: Average, twin: nn.Module | None, world: World) -> nn.Module:
+    """Put the averaged weights into the model, complete in the main process, and let the stage write its result."""
     average.install()
     if is_sharded(model):
         weights = whole_weights(model)

@@ -17,7 +17,7 @@ def _latents(config: TrainConfig) -> TrainingStage:
 
 
 def _lora(config: TrainConfig) -> TrainingStage:
-    from .teach import lora_stage
+    from .lora_run import lora_stage
 
     return lora_stage(config)
 

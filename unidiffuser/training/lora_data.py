@@ -1,6 +1,6 @@
-"""What a LoRA learns from: a few pictures of the new thing with their captions, and pairs of the model's own to keep the rest.
+"""Training data of a LoRA: a few image-caption pairs to learn, and samples of the model itself for prior preservation.
 
-All of it is latents, made once, so that who encodes (the library, or ComfyUI with its own VAE and CLIP) and who trains need
+Everything is held as latents, made once, so the encoders (the library's, or ComfyUI's VAE and CLIP) and the training loop need
 not know each other.
 """
 
@@ -27,29 +27,30 @@ if TYPE_CHECKING:
     from ..encoders.captions import CaptionDecoder
     from ..engine import Engine
 
-NO_TOKEN = -100  # what no loss looks at
+IGNORED_TOKEN = -100  # the label that torch's cross-entropy skips by default
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """Pairs to learn and pairs to keep.
+class LoRAData:
+    """Pairs to learn, and prior samples whose predictions the LoRA must not change.
 
     Attributes:
-        learned: N pairs of the new thing, all three streams.
-        words: their N captions.
-        kept: M pairs as the model makes them itself.
-        kept_tokens: (M, T) what its caption decoder says of them, `NO_TOKEN` after the stop; None where nobody trains it.
+        pairs: the three streams of N image-caption pairs, (N, ...) each.
+        captions: their N captions.
+        prior: the three streams of M pairs sampled from the model without a prompt.
+        prior_tokens: (M, T) captions that the model's caption decoder gives the prior samples, `IGNORED_TOKEN` after the stop;
+            None if the caption decoder is not trained.
     """
 
-    learned: Streams
-    words: tuple[str, ...]
-    kept: Streams
-    kept_tokens: Tensor | None = None
+    pairs: Streams
+    captions: tuple[str, ...]
+    prior: Streams
+    prior_tokens: Tensor | None = None
 
     def fingerprint(self) -> str:
-        """Changes with anything that is learned or kept."""
-        digest = hashlib.sha256("\n".join(self.words).encode())
-        for streams in (self.learned, self.kept):
+        """16 hexadecimal digits that change with any pair, caption or prior sample."""
+        digest = hashlib.sha256("\n".join(self.captions).encode())
+        for streams in (self.pairs, self.prior):
             for _, stream in streams.items():
                 digest.update(stream.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -83,29 +84,35 @@ def read_pictures(folder: str | Path, size: int, word: str | None = None) -> tup
 
 
 def variations(pictures: Sequence[Image.Image], count: int, strength: float, seed: int) -> list[Image.Image]:
-    """Each picture `count` times: as it is, then a little turned, zoomed and shifted (`strength` 1: see `augmented`)."""
+    """`count` variations of each picture: itself, then copies that are slightly rotated, zoomed and shifted.
+
+    Args:
+        pictures: squares of one size.
+        strength: of the changes; 1 is the full range of `augmented`.
+
+    Returns:
+        `count` variations of the first picture, then of the second, and so on.
+    """
     pixels, generator = to_tensor(pictures), torch.Generator().manual_seed(seed)
     changed = [augmented(pixels, generator, place=strength, colour=0.0) for _ in range(count - 1)]
     return to_images(torch.stack([pixels, *changed], dim=1).flatten(0, 1))
 
 
-def spread(captions: Sequence[Sequence[str]], count: int) -> tuple[str, ...]:
+def captions_of_variations(captions: Sequence[Sequence[str]], count: int) -> tuple[str, ...]:
     """A caption for each of `count` variations of each picture; several captions of a picture take turns."""
     return tuple(forms[k % len(forms)] for forms in captions for k in range(count))
 
 
-def encode(model: Engine, pictures: Sequence[Image.Image], words: Sequence[str], seed: int) -> Streams:
-    """The pairs of squares and captions as latents, by the library's own encoders."""
+def encode_pairs(model: Engine, pictures: Sequence[Image.Image], captions: Sequence[str], seed: int) -> Streams:
+    """Streams (N, ...) of N square pictures and their captions, float32 on the CPU, by the model's own encoders."""
     with torch.no_grad():
         img = model.autoencoder.encode(to_tensor(pictures), item_generators(seed, len(pictures)))
         clip_img = model.image_token_encoder(pictures)
-        text = model.encode_texts(list(words))
-    return Streams(img, clip_img, text).map(
-        lambda x: x.float().cpu().clone()
-    )  # clone: an inference tensor cannot be learned from
+        text = model.encode_texts(list(captions))
+    return Streams(img, clip_img, text).map(_trainable_copy)
 
 
-def own_pairs(
+def sample_prior(
     net: Callable[..., Any],
     count: int,
     *,
@@ -115,32 +122,38 @@ def own_pairs(
     batch: int = 16,
     watch: Callable[[int], None] = lambda done: None,
 ) -> Streams:
-    """Pairs that a network makes out of nothing: samples of what it knows, from no data.
+    """`count` image-caption pairs that a network samples without a prompt, as latents (count, ...) on the CPU.
 
     Args:
-        watch: called with the number of pairs that are there, after each batch.
+        net: a UViT, on the device to sample on.
+        watch: called after each batch with the number of pairs done.
     """
     parts = []
     for first in range(0, count, batch):
         generators = item_generators(seed + first, min(batch, count - first))
         out = sample(net, NoisePath.joint(steps), Streams(), guidance=guidance, generator=generators)
-        parts.append(out.map(lambda x: x.float().cpu().clone()))
+        parts.append(out.map(_trainable_copy))
         watch(min(first + batch, count))
     return Streams(**{name: torch.cat([part.need(name) for part in parts]) for name, _ in parts[0].items()})
 
 
-def said_of(captioner: CaptionDecoder, text: Tensor) -> Tensor:
-    """What a caption decoder says of text latents (B, L, d): tokens (B, T), `NO_TOKEN` after the stop."""
-    return padded([found[0].tokens for found in captioner.decode(text, beams=1)])
+def decode_tokens(captioner: CaptionDecoder, text: Tensor) -> Tensor:
+    """Captions (B, T) that a caption decoder gives text latents (B, L, d), `IGNORED_TOKEN` after the stop."""
+    return pad_tokens([found[0].tokens for found in captioner.decode(text, beams=1)])
 
 
-def caption_tokens(captioner: CaptionDecoder, words: Sequence[str]) -> Tensor:
-    """The tokens (B, T) that a caption decoder should say for captions, with the stop; long ones are cut."""
+def caption_tokens(captioner: CaptionDecoder, captions: Sequence[str]) -> Tensor:
+    """Target tokens (B, T) of captions, the stop included; captions longer than the decoder writes are cut."""
     most, stop = captioner.config.max_new_tokens, captioner.config.stop_token_id
-    return padded([[*captioner.tokenizer.encode(text)[: most - 1], stop] for text in words])
+    return pad_tokens([[*captioner.tokenizer.encode(text)[: most - 1], stop] for text in captions])
 
 
-def padded(rows: Sequence[Sequence[int]], length: int = 0) -> Tensor:
-    """Rows of tokens as one tensor (B, T), `NO_TOKEN` after their ends."""
-    length = max([length, *map(len, rows)])
-    return torch.tensor([[*row, *[NO_TOKEN] * (length - len(row))] for row in rows])
+def pad_tokens(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Lists of tokens as one tensor (B, T), padded at the end with `IGNORED_TOKEN`."""
+    length = max(map(len, rows))
+    return torch.tensor([[*row, *[IGNORED_TOKEN] * (length - len(row))] for row in rows])
+
+
+def _trainable_copy(x: Tensor) -> Tensor:
+    """Float32 on the CPU; a clone, as autograd refuses tensors made in inference mode."""
+    return x.float().cpu().clone()

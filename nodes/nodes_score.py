@@ -8,6 +8,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
+from ..unidiffuser.media.files import lines_of
 from ..unidiffuser.scoring import caption_fit
 from ..unidiffuser.streams import Streams
 from .run_on_host import in_host
@@ -62,7 +63,7 @@ class ScoreCaptions(io.ComfyNode):
         levels: list[int],
         seed: list[int],
     ) -> io.NodeOutput:
-        texts = [line.strip() for text in captions for line in text.splitlines() if line.strip()]
+        texts = [line for text in captions for line in lines_of(text) if line]
         if not texts:
             raise ValueError("There is no caption to score: 'captions' is empty.")
         scores = score(model[0], clip[0], latent_image[0], clip_vision_output[0], texts, levels[0], seed[0])

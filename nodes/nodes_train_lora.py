@@ -20,7 +20,7 @@ from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
-from ..unidiffuser.media.files import replacing
+from ..unidiffuser.media.files import lines_of, read_lines, replacing
 from ..unidiffuser.media.images import fit, open_image, to_images
 from ..unidiffuser.streams import Streams
 from .host_parts import HostCaptionDecoder
@@ -180,7 +180,7 @@ def train(
         )
         stage.out = folder / lora_run.FILE
         run(stage, config, progress=False, device=str(device), watch=watch)
-    rows = [json.loads(line) for line in (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in read_lines(folder / "losses.jsonl") if line]
     plot, sample = draw_curve(rows), open_image(max((folder / "samples").iterdir()))
     path = publish(stage.out, name)
     shutil.rmtree(folder.parent, ignore_errors=True)  # with what was interrupted under this name and never went on
@@ -189,7 +189,7 @@ def train(
 
 def caption_lines(captions: Sequence[str], count: int) -> list[str]:
     """A caption for each of `count` pictures. ValueError when lines and pictures do not match."""
-    lines = [line.strip() for text in captions for line in text.splitlines() if line.strip()]
+    lines = [line for text in captions for line in lines_of(text) if line]
     if len(lines) not in (1, count):
         raise ValueError(
             f"There are {count} pictures and {len(lines)} captions. Write one line for each picture, or one for all of them."

@@ -131,7 +131,7 @@ def test_missing_and_renamed_columns(tmp_path):
         filter_tables(tmp_path / "u.parquet", tmp_path / "out", PRESETS["aesthetics-512"])
 
 
-def test_tables_that_cannot_be_read_are_told_and_tried_again(tmp_path):
+def test_tables_that_cannot_be_read_are_reported_and_tried_again(tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     pq.write_table(laion(100), source / "a.parquet")
@@ -355,7 +355,7 @@ def test_latents_are_the_models_own(tmp_path, encoders):
     assert torch.allclose(row["text"], encoders.texts([caption]), atol=5e-3)
 
 
-def test_a_killed_run_goes_on_and_nothing_is_done_twice(tmp_path, encoders, monkeypatch):
+def test_a_killed_run_continues_and_encodes_nothing_twice(tmp_path, encoders, monkeypatch):
     (tmp_path / "in").mkdir()
     for number in range(3):
         write_tar(tmp_path / f"in/{number:05d}.tar", tar_samples(6 * number, 6))
@@ -386,7 +386,7 @@ def test_a_killed_run_goes_on_and_nothing_is_done_twice(tmp_path, encoders, monk
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
 
 
-def test_damaged_shards_are_told_and_done_when_they_are_whole(tmp_path, encoders):
+def test_damaged_shards_are_reported_and_encoded_once_repaired(tmp_path, encoders):
     (tmp_path / "in").mkdir()
     for number in range(3):
         write_tar(tmp_path / f"in/{number:05d}.tar", tar_samples(4 * number, 4))
@@ -407,7 +407,7 @@ def test_damaged_shards_are_told_and_done_when_they_are_whole(tmp_path, encoders
     assert json.loads((tmp_path / "out/manifest.json").read_text())["samples"] == 8
 
 
-def test_a_shard_that_vanishes_while_encoding_is_told(tmp_path, encoders):
+def test_a_shard_that_vanishes_while_encoding_is_reported(tmp_path, encoders):
     (tmp_path / "in").mkdir()
     write_tar(tmp_path / "in/00000.tar", tar_samples(0, 4))
     write_tar(tmp_path / "in/00001.tar", tar_samples(4, 4))

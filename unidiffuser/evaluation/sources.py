@@ -70,7 +70,7 @@ def read_shards(path: str | Path) -> Iterator[Pair]:
     """Samples of webdataset shards, in the order of the shards; `path` may contain `{000..009}` and `*`."""
     names = [name for pattern in expand(str(path)) for name in sorted(glob.glob(pattern))]
     if not names:
-        raise FileNotFoundError(f"no shard matches {path}")
+        raise FileNotFoundError(f"no shard matches {path}; check the path and its pattern")
     for shard in map(Path, names):
         for pair in read_shard(shard):
             if pair.has_picture:

@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 
 from ...checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from ...data.captioned import read_listed
 from ...media.files import replacing
 from ...small.network import config_of
 from ...training.config import TrainConfig
@@ -49,7 +50,7 @@ NETWORKS: dict[str, dict[str, Any]] = {  # options that are other than in the fi
 
 def pack(data: Path, archive: Path) -> None:
     """The pictures that training reads, as lossless WebP, with their metadata; no held-out pair is among them."""
-    records = [json.loads(line) for line in (data / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = [pair.fields for pair in read_listed(data)]
     records = [r for r in records if r["tone"] == 0 and r["split"] in SPLITS]
     with replacing(archive) as temporary, tarfile.open(temporary, "w:gz") as tar:
 

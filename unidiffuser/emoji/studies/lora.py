@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
+from ...data.captioned import read_listed
 from ...media.images import contact_sheet
 from ...pipeline import load
 from ..judge import load_judge
@@ -101,8 +102,7 @@ def tokens(model: Any, pictures: list[Image.Image]) -> torch.Tensor:
 def ask(folder: Path, out: Path, data: Path, lora: str | None, sheet: Path | None, count: int) -> None:
     model, judge = load("emoji", lora=[(lora, 1.0)] if lora else []), load_judge()
     learned, held = opened(folder / "learn"), opened(folder / "held-back")
-    records = [json.loads(line) for line in (data / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-    records = [record for record in records if record["tone"] == 0]
+    records = [pair.fields for pair in read_listed(data) if pair.fields["tone"] == 0]
 
     made = model.text_to_image(WORD, count=DRAWN, seed=0)
     real = tokens(model, [Image.open(data / r["file_name"]).convert("RGB") for r in records] + held)

@@ -1,4 +1,4 @@
-"""Trained encoders put together into one file, ready for training the network."""
+"""Trained encoders combined into one checkpoint, ready for training the network."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoints.checkpoint import save_checkpoint
+from ..checkpoints.config import CaptionConfig, ModelConfig
+from ..uvit import UViTConfig
+from .autoencoder import vae_config
+
 
 def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
-    """Write the runs ``autoencoder``, ``encoders`` and ``captioner`` below ``runs`` as one file that lacks only a network.
+    """Write the finished runs `autoencoder`, `encoders` and `captioner` as one checkpoint that lacks only a network.
 
     Args:
-        runs: folder of the three run folders, all finished.
-            More may be there: ``autoencoder_plain``, or else ``autoencoder_longer``, takes the place of the first, and
-            ``image_tower`` that of the image half of the second.
-        out: the ``.safetensors`` file, which the ``uvit`` stage takes as its checkpoint.
-        dtype: of the weights in the file; the network is then trained on the latents of exactly these encoders.
+        runs: contains the three run folders. If it also contains `autoencoder_plain` or `autoencoder_longer`, that one replaces
+            `autoencoder` (the first of these); `image_tower` replaces the image half of `encoders`.
+        out: the .safetensors file, the checkpoint that the stage `uvit` starts from.
+        dtype: of the weights in the file.
+
+    Raises:
+        FileNotFoundError: a run is missing or not finished.
     """
-    from ..checkpoints.checkpoint import save_checkpoint
-    from ..checkpoints.config import CaptionConfig, ModelConfig, VAEConfig
-    from ..uvit import UViTConfig
 
     def weights(name: str, drop: tuple[str, ...] = ("position_ids", "gpt.lm_head.weight")) -> dict[str, Tensor]:
         path = runs / name
@@ -41,29 +45,16 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
     clip_sizes = json.loads((runs / f"{encoders}/clip.json").read_text(encoding="utf-8"))
     caption_sizes = json.loads((runs / "captioner/caption.json").read_text(encoding="utf-8"))
     vae = json.loads((runs / f"{autoencoder}/config.json").read_text(encoding="utf-8"))["options"]
-    patch, channels = vae["patch_size"], vae["channels"]
-    ddconfig = {
-        "in_channels": 3 * patch**2,
-        "out_ch": 3 * patch**2,
-        "ch": channels[0],
-        "ch_mult": [c // channels[0] for c in channels],
-        "num_res_blocks": vae["layers"],
-        "z_channels": 4,
-        "double_z": True,
-        "resolution": vae["image_size"] // patch,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
     tokenizers = {"clip_tokenizer": clip_sizes.pop("tokenizer"), "gpt2_tokenizer": caption_sizes.pop("tokenizer")}
-    vae_config = VAEConfig(ddconfig=ddconfig, patch_size=patch)
+    kl_config = vae_config(vae["image_size"], vae["patch_size"], vae["channels"], vae["layers"])
     config = ModelConfig(
         uvit=UViTConfig(
-            img_size=vae["image_size"] // vae_config.downscale,
+            img_size=vae["image_size"] // kl_config.downscale,
             text_dim=caption_sizes["hidden_dim"],
             num_text_tokens=clip_sizes["clip_text"]["max_position_embeddings"],
             clip_img_dim=clip_sizes["clip_image"]["projection_dim"],
         ),
-        vae=vae_config,
+        vae=kl_config,
         clip_text=clip_sizes["clip_text"],
         clip_image={**clip_sizes["clip_image"], "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
         caption=CaptionConfig(**caption_sizes),

@@ -1,10 +1,9 @@
-"""Stage 2b: an image encoder of its own, whose token tells apart what the captions of a small set say.
+"""Stage `image_tower`: the image encoder whose token conditions the network, trained to classify fields of the records.
 
-A contrastive run of a small set sees few captions of one thing in a batch, so that it learns things well and ways of drawing
-them hardly at all, and a transformer on plain patches knows its pictures rather than what they show. Here an encoder with
-convolutions in front names fields of the records (the thing, the style) from pictures changed in what does not matter for
-each. UniDiffuser asks no common space of its text and its image encoder: the published one has its text from ViT-L/14 and its
-image token from ViT-B/32.
+A contrastive run on a small set has few captions of one thing in a batch, so it separates things well and styles hardly at
+all, and a transformer on plain patches memorises its pictures. Here an encoder with a convolutional stem classifies fields (the
+thing, the style) of pictures augmented in whatever does not matter for that field. UniDiffuser needs no common space of its
+text and image encoders: the published one has its text from ViT-L/14 and its image token from ViT-B/32.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ from .image_folder import training_set
 from .restyle import Restyle
 from .towers import image_tokens
 
-SMOOTHING = 0.1  # of the labels
-STATISTICS = 40  # batches for the statistics that the norms keep
+SMOOTHING = 0.1  # label smoothing
+STATISTICS = 40  # batches for the running statistics of the norms
 
 
-class Namer(nn.Module):
-    """An image encoder, and for each field a unit vector a value: the nearer the token's direction, the likelier.
+class FieldClassifier(nn.Module):
+    """An image encoder and, for each field, a linear classifier on directions (cosine logits).
 
     Args:
         tower: a CLIPVisionModelWithProjection.
-        values: how many values each field has.
+        values: number of values of each field.
     """
 
     def __init__(self, tower: Any, values: dict[str, int]):
@@ -59,15 +58,15 @@ class Namer(nn.Module):
 
 
 class ImageTowerStage(TrainingStage):
-    """Options:
+    """Trains an image encoder on an image folder.
 
-    data, where, image_size: the image folder, a record filter, the side in pixels.
-    encoders_of: a finished run of the stage "encoders", whose text half stays as it is.
-    image: fields of transformers' CLIPVisionConfig; ``stem`` in it has the arguments of `ConvStem`.
-    tell: field of the records -> ``share`` of a batch that learns it, ``restyle``, and the arguments of
-        :func:`.augment.augmented`. ``restyle`` is the share of these pictures that are shown with the feature statistics of
-        others, see :class:`Restyle`: for a field that does not depend on how a picture is drawn. It needs a stem.
-    favour: a field of the records; three of four pictures of a batch are ones that have it true. Left out: all are alike.
+    Options:
+        data, where, image_size: image folder, record filter, side in pixels.
+        encoders_of: folder of a finished run of the stage `encoders`; its text half is kept.
+        image: fields of transformers' CLIPVisionConfig, and `stem`, the arguments of `ConvStem`.
+        tell: field of the records -> settings of its classifier: `share` of a batch trained on it (relative), the arguments of
+            `augmented`, and `restyle`, the fraction of these pictures with the feature statistics of others (see `Restyle`),
+            for a field that does not depend on the style; it needs a stem.
     """
 
     def __init__(self, config: TrainConfig):
@@ -77,77 +76,65 @@ class ImageTowerStage(TrainingStage):
         self.images = training_set(options)
         self.size = len(self.images)
         records = self.images.records
-        self.tell: dict[str, dict[str, Any]] = {field: dict(told) for field, told in options["tell"].items()}
-        self.shares = torch.tensor([told.pop("share") for told in self.tell.values()])
-        self.restyled: list[float] = [told.pop("restyle", 0.0) for told in self.tell.values()]
+        self.augmentation: dict[str, dict[str, Any]] = {field: dict(given) for field, given in options["tell"].items()}
+        self.fractions = torch.tensor([given.pop("share") for given in self.augmentation.values()])
+        self.restyled: list[float] = [given.pop("restyle", 0.0) for given in self.augmentation.values()]
         self.targets: dict[str, Tensor] = {}
-        for field in self.tell:
+        for field in self.augmentation:
             if missing := sum(field not in record for record in records):
                 raise ValueError(f"{missing} records have no {field!r}, which `tell` names")
             values = sorted({record[field] for record in records})
             self.targets[field] = torch.tensor([values.index(record[field]) for record in records])
-        self.favoured: Tensor | None = None
-        if favour := options.get("favour"):
-            self.favoured = torch.tensor([i for i, record in enumerate(records) if record.get(favour)])
-            if not len(self.favoured):
-                raise ValueError(f"no record has a true {favour!r}, which `favour` names")
         self.sizes = {**options["image"], "image_size": options["image_size"]}
         with seeded_init(config.seed):
             tower = clip_image_model(self.sizes, norm=nn.BatchNorm2d)
             tower.set_attn_implementation("eager")  # for short sequences on a CPU, faster backwards than the fused kernel
-            model = Namer(tower, {field: int(found.max()) + 1 for field, found in self.targets.items()})
+            model = FieldClassifier(tower, {field: int(found.max()) + 1 for field, found in self.targets.items()})
         self.restyle = Restyle()
         if any(self.restyled):
             stem = tower.vision_model.embeddings.patch_embedding
             if not isinstance(stem, ConvStem):
-                raise ValueError("`restyle` changes the features of convolutions: give `image` a `stem`, or leave it out")
+                raise ValueError("`restyle` changes the features of convolutions: give `image` a `stem`, or remove `restyle`")
             # Where features are still fine: deeper ones, mixed too, gave fewer concepts of held-out pairs.
             next(iter(stem.blocks)).register_forward_hook(self.restyle)
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-
-    def order(self, batch_size: int, seed: int, step: int) -> Tensor:
-        rows = super().order(batch_size, seed, step)
-        if self.favoured is not None:
-            places = torch.arange(batch_size) % 4 > 0
-            rows[places] = self.favoured[step_indices(len(self.favoured), int(places.sum()), seed + 1, step)]
-        return rows
 
     def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
         return {"pixels": self.images.pixels(indices)} | {field: found[indices] for field, found in self.targets.items()}
 
     def parts(self, count: int) -> list[slice]:
-        """Which of a batch learns each field."""
-        ends = [0, *(self.shares.cumsum(0) / self.shares.sum() * count).round().long().tolist()]
+        """The part of a batch that each field is trained on."""
+        ends = [0, *(self.fractions.cumsum(0) / self.fractions.sum() * count).round().long().tolist()]
         return [slice(first, end) for first, end in pairwise(ends)]
 
     def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        pixels = self.changed(batch["pixels"], generator)
+        pixels = self._augment(batch["pixels"], generator)
         losses, wrong = {}, {}
         parts = self.parts(len(pixels))
         with self.restyle.during(list(zip(parts, self.restyled, strict=True)), generator):
-            named = model(pixels)
-        for part, (field, logits) in zip(parts, named.items(), strict=True):
+            classified = model(pixels)
+        for part, (field, logits) in zip(parts, classified.items(), strict=True):
             targets = batch[field][part]
             losses[field] = F.cross_entropy(logits[part], targets, label_smoothing=SMOOTHING)
             wrong[f"wrong_{field}"] = (logits[part].argmax(1) != targets).float().mean().detach() + 1e-4
         total = torch.stack(list(losses.values())).sum()
         return {"loss": total} | {name: loss.detach() for name, loss in losses.items()} | wrong
 
-    def changed(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Each part of a batch as its field wants it."""
-        parts = zip(self.parts(len(pixels)), self.tell.values(), strict=True)
-        return torch.cat([augmented(pixels[part], generator, **told) for part, told in parts])
+    def _augment(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Each part of a batch, augmented as its field needs it."""
+        parts = zip(self.parts(len(pixels)), self.augmentation.values(), strict=True)
+        return torch.cat([augmented(pixels[part], generator, **given) for part, given in parts])
 
     @torch.no_grad()
     def export(self, model: Any) -> None:
-        """``clip.pt`` and ``clip.json`` like those of ``encoders_of``, with this image half; tokens have unit variance."""
+        """Write `clip.pt` and `clip.json` like those of `encoders_of`, with this image half; tokens have unit variance."""
         tower = model.tower
         embedding = tower.vision_model.embeddings.patch_embedding
         if isinstance(embedding, ConvStem):
-            # The running statistics are those of the last weights, and these are averaged ones.
+            # The running statistics belong to the last weights; these are the averaged ones.
             generator = torch.Generator().manual_seed(0)
             rows = [step_indices(self.size, 128, 0, step) for step in range(min(STATISTICS, -(-self.size // 128)))]
-            update_bn((self.changed(self.images.pixels(part), generator) for part in rows), model)
+            update_bn((self._augment(self.images.pixels(part), generator) for part in rows), model)
             model.eval()
             embedding.fold_norms()
         tokens = torch.cat([image_tokens(tower, self.images.pixels(part)) for part in torch.arange(self.size).split(128)])

@@ -1,9 +1,8 @@
-"""The judge: a small classifier that tells which concept a picture shows and in which style it is drawn.
+"""The judge: a small classifier of a picture's concept and style.
 
-It is trained on real pictures of the ``train`` split only, never on generated ones and never on the pairs that a model is
-tested on, so that its own accuracy on real held-out pictures (the ceiling of every score) can be measured and is reported
-beside each score. Training is in :mod:`unidiffuser.emoji.judge_training`; this file is the network, its file and its
-verdicts.
+It is trained on real pictures of the `train` split only, never on generated ones and never on the pairs that a model is tested
+on, so its own accuracy on real held-out pictures (the ceiling of every score) can be measured and is reported beside each
+score. Training is in `unidiffuser.emoji.judge_training`.
 
     python -m unidiffuser.emoji.judge --data FOLDER --out FILE
 """
@@ -37,14 +36,14 @@ log = logging.getLogger(__name__)
 BUNDLED = Path(__file__).with_name("judge.safetensors")
 FORMAT = "unidiffuser-judge"
 VERSION = "2"
-SIDE = 128  # pixels, the bundled model's side: styles differ in fine things
-CONCEPT_SIDE = 64  # enough to tell the concepts, and forgiving about the finest detail
-WAVES = (1.0, 2.0, 4.0)  # half turns of the sines of a colour over its range
+SIDE = 128  # pixels, the bundled model's side: styles differ in fine detail
+CONCEPT_SIDE = 64  # pixels; enough for concepts, and insensitive to the finest detail
+WAVES = (1.0, 2.0, 4.0)  # frequencies of the colour encoding, half periods over the range of a channel
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in one picture; ``confidence`` in [0, 1] is the probability that it gives to the concept."""
+    """The class of one picture; `confidence` in [0, 1] is the probability of the label."""
 
     label: str
     style: str
@@ -52,12 +51,12 @@ class Verdict:
 
 
 def at_side(images: Tensor, side: int) -> Tensor:
-    """Pictures (B, C, H, W) at (side, side)."""
+    """Pictures (B, C, H, W) averaged to (B, C, side, side)."""
     return images if images.shape[-2:] == (side, side) else F.adaptive_avg_pool2d(images, side)
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut (He et al. 2016); ``stride`` 2 halves the sides."""
+    """Residual block of two 3x3 convolutions (He et al. 2016); `stride` 2 halves the sides."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -77,10 +76,10 @@ class Block(nn.Module):
 
 
 class Strokes(nn.Module):
-    """What tells how a picture is drawn: features (B, 2 * width) of colours and of the slopes between pixels.
+    """Style features (B, 2 * width) from colours and from differences between neighbouring pixels.
 
-    A house has a palette, and fills with one colour, a gradient or a texture. Sines make single colours of a palette easy to
-    tell, as they do positions; steps between pixels are shown enlarged, since a gradient's are small.
+    An emoji set has a palette, and fills with one colour, a gradient or a texture. A sinusoidal encoding separates the colours
+    of a palette; differences are amplified, since those of a gradient are small.
     """
 
     def __init__(self, width: int):
@@ -94,24 +93,24 @@ class Strokes(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W even."""
-        turned = [math.pi * wave * images for wave in WAVES]
+        phases = [math.pi * wave * images for wave in WAVES]
         slopes = [
             (8 * F.pad(images.diff(dim=3), (0, 1, 0, 0))).tanh(),
             (8 * F.pad(images.diff(dim=2), (0, 0, 0, 1))).tanh(),
         ]
-        x = torch.cat([images, *(x.sin() for x in turned), *(x.cos() for x in turned), *slopes], dim=1)
+        x = torch.cat([images, *(x.sin() for x in phases), *(x.cos() for x in phases), *slopes], dim=1)
         x = F.relu(self.norm(self.pixels(x.contiguous(memory_format=torch.channels_last))))
         x = self.far(F.relu(self.near_norm(self.near(x))))
         return torch.cat([x.mean(dim=(2, 3)), x.float().var(dim=(2, 3)).add(1e-4).sqrt().to(x.dtype)], dim=1)
 
 
 class Judge(nn.Module):
-    """Two networks of about 0.8 M parameters together: one for the concept, one for the style.
+    """Two classifiers of about 0.8 M parameters together, for the concept and for the style.
 
     Args:
         labels: of the concepts, in the order of the head's outputs.
         styles: likewise.
-        widths: channels at a half, a quarter and an eighth of ``CONCEPT_SIDE``, and of the features of the style.
+        widths: channels at 1/2, 1/4 and 1/8 of `CONCEPT_SIDE`, and of the style features.
     """
 
     def __init__(self, labels: Sequence[str], styles: Sequence[str], widths: tuple[int, int, int, int] = (40, 88, 112, 64)):
@@ -136,7 +135,7 @@ class Judge(nn.Module):
 
     def concept_logits(self, images: Tensor) -> Tensor:
         low = self.stem(at_side(images, CONCEPT_SIDE).contiguous(memory_format=torch.channels_last))
-        # Concepts are kept in four quarters, since pictures of one concept agree in their layout across styles.
+        # Features of each quadrant are kept apart, since pictures of one concept share their layout across styles.
         layout = F.adaptive_avg_pool2d(self.concept_body(low), 2).flatten(1)
         return cast(Tensor, self.concept_head(layout))
 
@@ -145,14 +144,16 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def judge(self, images: Tensor, batch: int = 128) -> list[Verdict]:
-        """One verdict for each picture of (B, 3, H, W) in [-1, 1]."""
+        """One verdict for each picture of (B, 3, H, W) in [-1, 1], `batch` at a time."""
         self.eval()
         verdicts = []
         for chunk in images.split(batch):
             concepts, styles = self(chunk)
             confidence, best = concepts.softmax(dim=1).max(dim=1)
-            for row, style, sure in zip(best.tolist(), styles.argmax(dim=1).tolist(), confidence.tolist(), strict=True):
-                verdicts.append(Verdict(self.labels[row], self.styles[style], sure))
+            for label, style, probability in zip(
+                best.tolist(), styles.argmax(dim=1).tolist(), confidence.tolist(), strict=True
+            ):
+                verdicts.append(Verdict(self.labels[label], self.styles[style], probability))
         return verdicts
 
     def classify(self, images: Sequence[Image.Image]) -> list[Verdict]:
@@ -160,17 +161,17 @@ class Judge(nn.Module):
         return self.judge(to_tensor(images)) if images else []
 
     def among(self, labels: Collection[str]) -> Judge:
-        """The same judge for a model that knows fewer concepts: it chooses among these.
+        """The judge restricted to these labels, for a model that knows fewer concepts.
 
         Raises:
-            ValueError: it knows none of them.
+            ValueError: it knows none of the labels.
         """
         wanted = set(labels)
-        rows = [k for k, label in enumerate(self.labels) if label in wanted]
-        if not rows:
+        kept = [k for k, label in enumerate(self.labels) if label in wanted]
+        if not kept:
             raise ValueError("the judge knows none of these labels; train one on this data, or remove `judge` from the config")
-        narrow = Judge([self.labels[row] for row in rows], self.styles, self.widths)
-        head = {f"concept_head.{name}": value.detach()[rows] for name, value in self.concept_head.named_parameters()}
+        narrow = Judge([self.labels[k] for k in kept], self.styles, self.widths)
+        head = {f"concept_head.{name}": value.detach()[kept] for name, value in self.concept_head.named_parameters()}
         narrow.load_state_dict(self.state_dict() | head)
         return narrow.eval()
 
@@ -182,7 +183,7 @@ class Judge(nn.Module):
         return digest.hexdigest()
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write the weights, labels and sizes as one safetensors file; complete or absent."""
+        """Write weights, labels and sizes to one safetensors file, completely or not at all."""
         metadata = {
             "format": FORMAT,
             "version": VERSION,
@@ -199,11 +200,11 @@ class Judge(nn.Module):
 
 
 def load_judge(path: str | Path = BUNDLED) -> Judge:
-    """Read a judge written by :meth:`Judge.save`; ready to judge, in fp32.
+    """Read a judge written by `Judge.save`, in float32 and evaluation mode.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not a judge.
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, not a judge, or of another version.
     """
     path = Path(path)
     if not path.is_file():
@@ -217,7 +218,7 @@ def load_judge(path: str | Path = BUNDLED) -> Judge:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is a safetensors file, but not of a judge (format {metadata.get('format')!r})")
+        raise ValueError(f"{path} is not a judge's file (format {metadata.get('format')!r})")
     if metadata.get("version") != VERSION:
         raise ValueError(
             f"{path} is a judge of version {metadata.get('version')}, this reads version {VERSION}: train it again"
@@ -236,9 +237,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="image folder made by `python -m unidiffuser.emoji prepare`")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
-    parser.add_argument("--concept-steps", type=int, default=1800, help="training steps of the half that tells concepts")
-    parser.add_argument("--style-steps", type=int, default=3000, help="of the half that tells styles; 0 leaves a half as it is")
-    parser.add_argument("--start", type=Path, help="go on from this judge")
+    parser.add_argument(
+        "--concept-steps", type=int, default=1800, help="training steps of the concept classifier; 0 leaves it as it is"
+    )
+    parser.add_argument("--style-steps", type=int, default=3000, help="likewise for styles")
+    parser.add_argument("--start", type=Path, help="continue training this judge")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", action="store_true", help="only report the accuracy of the judge in --out")
     options = parser.parse_args(arguments)

@@ -1,9 +1,9 @@
-"""Finished work on disk, so that a run that is killed goes on where it stopped and ends with the same numbers.
+"""Finished work on disk: an interrupted evaluation resumes there and ends with the same figures.
 
-The work of an evaluation is cut into *cells* (a task, a split, a seed and its settings), and a cell into parts of a batch
-each. A part is one file, complete or absent; the boundaries of the parts are fixed, so a resumed run makes the missing ones
-just as an unbroken run would. A cell's folder carries a digest of all that its answers depend on: changed settings are
-another cell, and the old one stays for when they are changed back.
+An evaluation consists of *cells* (a task, a split, a seed and its settings), a cell of parts of one batch each. A part is one
+file, complete or absent; its items are fixed, so a resumed run computes the missing parts exactly as an uninterrupted one. A
+cell's folder name contains a digest of everything its outputs depend on: other settings make another cell, and the old one is
+kept for when they are changed back.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from ..media.images import open_image
 from ..media.resume import check_settings, run_parts
 from .digests import settings_digest
 
-SHOWN = 64  # pictures of a cell that are kept for the report: the first of a fixed order, so nobody chooses them
+SHOWN = 64  # pictures of a cell kept for the report: the first of a fixed shuffle, so that they are not selected
 
 
 @dataclass
 class Outputs:
-    """What came out for consecutive items.
+    """Outputs of consecutive items.
 
     Attributes:
-        items: one dict of plain values an item (captions, verdicts).
-        arrays: name -> (N, ...) numbers, row k of item k (features, embeddings).
-        shown: the first pictures.
-        seconds: wall time of each part and its number of items; not the same in two runs, unlike all else.
+        items: one dict of plain values for each item (caption, verdict).
+        arrays: name -> (N, ...), entry k of item k (features, embeddings).
+        shown: the first pictures, for the report.
+        seconds: wall time of each part and its number of items; the only field that differs between runs.
     """
 
     items: list[dict[str, Any]] = field(default_factory=list)
@@ -54,20 +54,22 @@ def collect(
     settings: Mapping[str, Any],
     total: int,
     size: int,
-    make: Callable[[range], Outputs],
+    generate: Callable[[range], Outputs],
     progress: bool = True,
 ) -> Outputs:
-    """All answers of a cell: those on disk, and the missing ones made and written part by part.
+    """All outputs of a cell; parts missing on disk are computed and written one by one.
 
     Args:
-        folder: of the run; the cell gets ``folder/name-digest/``.
-        settings: all that the answers depend on.
-        total: items of the cell; size: items of a part.
-        make: answers of a range of items; the time it takes is recorded, its own ``seconds`` are not read.
+        folder: of all cells; this one is kept in `folder/name-digest/`.
+        name: of the cell.
+        settings: everything the outputs depend on.
+        total: items of the cell.
+        size: items of a part.
+        generate: range of items -> their outputs; its time is recorded as `seconds`.
         progress: a bar on stderr.
 
     Raises:
-        ValueError: a part on disk that is damaged.
+        ValueError: a part on disk is damaged.
     """
     cell = folder / f"{name}-{settings_digest([settings, total, size])[:12]}"
     check_settings(cell / "settings.json", settings)
@@ -78,10 +80,10 @@ def collect(
     def make_part(number: int) -> None:
         items = ranges[number]
         begun = time.perf_counter()
-        made = make(items)
-        made.seconds = [(time.perf_counter() - begun, len(items))]
-        made.shown = made.shown[: max(0, SHOWN - items.start)]
-        write_part(files[number], made)
+        outputs = generate(items)
+        outputs.seconds = [(time.perf_counter() - begun, len(items))]
+        outputs.shown = outputs.shown[: max(0, SHOWN - items.start)]
+        write_part(files[number], outputs)
 
     with tqdm(total=total, desc=name, disable=not progress) as bar:
 
@@ -93,20 +95,20 @@ def collect(
     return join(parts)
 
 
-def write_part(file: Path, answers: Outputs) -> None:
-    """One safetensors file: the arrays, the pictures as PNG bytes, all else as JSON in the header."""
-    tensors = {f"array.{name}": np.ascontiguousarray(array) for name, array in answers.arrays.items()}
-    for k, image in enumerate(answers.shown):
+def write_part(file: Path, outputs: Outputs) -> None:
+    """One safetensors file: the arrays, the pictures as PNG bytes, the rest as JSON in the header."""
+    tensors = {f"array.{name}": np.ascontiguousarray(array) for name, array in outputs.arrays.items()}
+    for k, image in enumerate(outputs.shown):
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
         tensors[f"shown.{k:04d}"] = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
-    metadata = {"items": json.dumps(answers.items, ensure_ascii=False), "seconds": json.dumps(answers.seconds)}
+    metadata = {"items": json.dumps(outputs.items, ensure_ascii=False), "seconds": json.dumps(outputs.seconds)}
     with replacing(file) as temporary:
         save_file(tensors, temporary, metadata)
 
 
 def read_part(file: Path) -> Outputs:
-    """What :func:`write_part` wrote; ValueError if it is damaged."""
+    """Read a file of `write_part`; ValueError if it is damaged."""
     try:
         with safe_open(file, framework="numpy") as part:
             metadata = part.metadata()
@@ -117,16 +119,16 @@ def read_part(file: Path) -> Outputs:
         seconds = [(float(time), int(count)) for time, count in json.loads(metadata["seconds"])]
         return Outputs(json.loads(metadata["items"]), arrays, shown, seconds)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}); delete it and start again, only this part is made anew") from error
+        raise ValueError(f"{file} is damaged ({error}); delete it and start again: only this part is computed anew") from error
 
 
 def join(parts: Sequence[Outputs]) -> Outputs:
-    """Consecutive parts as one."""
-    whole = Outputs()
+    """Concatenate consecutive parts."""
+    joined = Outputs()
     for part in parts:
-        whole.items += part.items
-        whole.shown += part.shown
-        whole.seconds += part.seconds
+        joined.items += part.items
+        joined.shown += part.shown
+        joined.seconds += part.seconds
     names = parts[0].arrays if parts else {}
-    whole.arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in names}
-    return whole
+    joined.arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in names}
+    return joined

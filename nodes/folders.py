@@ -1,4 +1,4 @@
-"""Where checkpoints lie: the host's folder key "unidiffuser", its "checkpoints", and the model that comes with the pack."""
+"""Folders of checkpoints: models/unidiffuser, models/checkpoints, and the bundled model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LINK = "https://huggingface.co/thu-ml/unidiffuser-v1"
 
 
 def register() -> None:
-    """Tell the host about models/unidiffuser; folders of the user's extra_model_paths.yaml stay as they are."""
+    """Register models/unidiffuser with the host, beside the folders of extra_model_paths.yaml."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
     paths, _ = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, EXTENSIONS)  # a new key would otherwise list every file
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, EXTENSIONS)  # without extensions a new key lists every file
 
 
 def model_names() -> list[str]:
-    """What "Load UniDiffuser" offers: the bundled model first, then what can be the main file of a checkpoint."""
+    """Choices of "Load UniDiffuser": the bundled model, then every file that can be the main file of a checkpoint."""
     names = [n for n in folder_paths.get_filename_list(FOLDER) if _is_main_file(n, folder_paths.get_filename_list(FOLDER))]
     names += [n for n in folder_paths.get_filename_list("checkpoints") if n not in names]
     return [BUNDLED, *names]
@@ -39,10 +39,10 @@ def _is_main_file(name: str, all_names: list[str]) -> bool:
 
 
 def model_path(name: str) -> str:
-    """What the library loads for a name of `model_names`: a file, a diffusers folder or the name of the bundled model.
+    """The argument of `load_checkpoint` for a name of `model_names`: a file, a diffusers folder, or the bundled name.
 
     Raises:
-        FileNotFoundError: the file is not there (any more).
+        FileNotFoundError: the file does not exist.
     """
     if name == BUNDLED:
         return name
@@ -52,5 +52,5 @@ def model_path(name: str) -> str:
             return str(Path(path).parent) if PurePath(path).name == "model_index.json" else path
     raise FileNotFoundError(
         f"The checkpoint {name!r} is not in models/{FOLDER} or models/checkpoints. Put it there and press R, or choose "
-        f"another; the 1 B model is at {LINK} (weights under AGPL-3.0)."
+        f"another. The 1 B model is at {LINK} (weights under AGPL-3.0)."
     )

@@ -1,7 +1,7 @@
-"""The U-ViT as a native MODEL of the host: a BaseModel built with the host's operations, in the host's patcher.
+"""The U-ViT as a native MODEL: a BaseModel built with the host's operations, in the host's patcher.
 
-Samplers, schedulers, LoRA, merging, offloading and compilation of the host then work on it as on any other model. The host
-samples one tensor, so the streams of a sample travel through it as one flat pack (see `packing.py`).
+The host's samplers, schedulers, LoRA, merging, offloading and compilation then work on it as on any other model. The host
+samples one tensor, so the streams of a sample are packed into one (see `packing.py`).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from .saved_models import KEY, Origin
 
 logger = logging.getLogger(__name__)
 
-TEXT = "unidiffuser_text"  # names of the conditions that extra_conds hands to _apply_model
+TEXT = "unidiffuser_text"  # names of the conditions that extra_conds passes to _apply_model
 TEXT_LABEL = "unidiffuser_text_label"
 
 
 class OneForAll(comfy.conds.CONDRegular):
-    """A condition (1, ...) or (B, ...); the one is shown to the whole batch without being copied at each step."""
+    """A condition (1, ...) or (B, ...); one is expanded over the batch without a copy at each step."""
 
     def process_cond(self, batch_size: int, **kwargs: Any) -> OneForAll:
         if self.cond.shape[0] == 1:
@@ -45,7 +45,7 @@ class OneForAll(comfy.conds.CONDRegular):
 
 
 class TextLabel(comfy.conds.CONDRegular):
-    """A label 0..1000 for the text of every item; stacked as a list of numbers, which no device has to be asked for."""
+    """The text label, 0..1000, of every batch item; a list of numbers, so that reading it needs no device sync."""
 
     def __init__(self, cond: list[float]):
         super().__init__(cond)
@@ -78,7 +78,7 @@ class LatentFormat(comfy.latent_formats.SD15):
 
 
 class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
-    """Stable Diffusion's sigmas; timesteps are the labels less one and are not rounded, as the network takes fractions."""
+    """Stable Diffusion's sigmas. A timestep is the label minus one, unrounded: the network accepts fractions."""
 
     def timestep(self, sigma: Tensor) -> Tensor:
         return label_of_sigma(sigma) - 1
@@ -88,7 +88,7 @@ class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_samp
 
 
 class ModelConfig(comfy.supported_models_base.BASE):
-    """What the host wants to know about the model; `config` and `clip_width` become arguments of `HostUViT`."""
+    """The host's description of the model; `config` and `clip_width` become arguments of `HostUViT`."""
 
     unet_extra_config: ClassVar[dict[str, Any]] = {}
     latent_format = LatentFormat
@@ -109,9 +109,9 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
 
 class UniDiffuserModel(comfy.model_base.BaseModel):
-    """Predicts on packed streams, for the host's samplers (sigma in, denoised out) and for the UniDiffuser Sampler.
+    """Predicts packed streams, for the host's samplers (sigma in, denoised out) and for the UniDiffuser Sampler.
 
-    `transformer_options[WRAPPER_KEY]`, a `SampledStreams`, says what the pack holds.
+    `transformer_options[WRAPPER_KEY]` is the `SampledStreams` that describes the pack.
     """
 
     def __init__(self, model_config: ModelConfig, device: Any = None):
@@ -124,20 +124,20 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         return saved if self.origin is None else {**saved, KEY: self.origin.tensor()}
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
-        return latent if latent.ndim == 3 else super().process_latent_in(latent)  # a pack is in model units already
+        return latent if latent.ndim == 3 else super().process_latent_in(latent)  # a pack is already scaled
 
     def process_latent_out(self, latent: Tensor) -> Tensor:
         return latent if latent.ndim == 3 else super().process_latent_out(latent)
 
     def memory_required(self, input_shape: Any, cond_shapes: dict[str, Any] | None = None) -> float:
-        # The host multiplies batch and area; a pack's length counts every channel of the latent as area.
+        # The host multiplies batch and area, and the length of a pack counts every channel as area.
         channels = self.diffusion_model.config.in_chans
         if len(input_shape) == 3:
             input_shape = [input_shape[0], channels, -(-input_shape[2] // channels)]
         return super().memory_required(input_shape, cond_shapes=cond_shapes or {})
 
     def text_latent(self, cross_attn: Tensor, device: torch.device) -> Tensor:
-        """(B, L, text_dim) from a CONDITIONING tensor: CLIP text of at least L tokens, or a text latent itself.
+        """Text latent (B, L, text_dim) of a CONDITIONING tensor: CLIP text of at least L tokens, or a text latent.
 
         Raises:
             ValueError: the conditioning is of another text encoder.
@@ -146,12 +146,12 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         length, width = net.config.num_text_tokens, net.config.text_dim
         if cross_attn.shape[-1] not in (net.clip_width, width) or cross_attn.shape[1] < length:
             raise ValueError(
-                f"The text conditioning is {cross_attn.shape[1]} x {cross_attn.shape[2]}, from a text encoder that this "
-                f"model does not know; it needs {length} x {net.clip_width}. Encode the prompt with the CLIP output of "
-                f"'Load UniDiffuser', or hand over the CONDITIONING of a 'UniDiffuser Sampler'."
+                f"The CONDITIONING is {cross_attn.shape[1]} x {cross_attn.shape[2]}, from another text encoder; this model "
+                f"needs {length} x {net.clip_width}. Encode the prompt with the CLIP output of 'Load UniDiffuser', or connect "
+                f"the CONDITIONING of a 'UniDiffuser Sampler'."
             )
         if cross_attn.shape[1] > length:
-            logger.warning("The prompt is longer than %d tokens; the rest of it is left out.", length)
+            logger.warning("The prompt is longer than %d tokens; the rest is ignored.", length)
         text = cross_attn[:, :length].to(device=device, dtype=torch.float32)
         return text if text.shape[-1] == width else net.text_prefix(text.to(self.get_dtype_inference())).float()
 
@@ -181,29 +181,29 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         streams: SampledStreams = options.get(WRAPPER_KEY)
         if streams is None:
             raise ValueError(
-                "This sampler does not run the MODEL's own wrappers, which UniDiffuser needs. "
-                "Use KSampler, SamplerCustomAdvanced or the UniDiffuser Sampler."
+                "This sampler skips the wrappers of the MODEL, which UniDiffuser needs. Use 'KSampler', "
+                "'SamplerCustomAdvanced' or 'UniDiffuser Sampler'."
             )
-        if (ask := streams.request) is not None:
-            eps = self.predict(*unpack(x, streams.shapes), ask.t_img, ask.t_text, data_type=ask.data_type, heads=ask.heads)
+        if (call := streams.request) is not None:
+            eps = self.predict(*unpack(x, streams.shapes), call.t_img, call.t_text, data_type=call.data_type, heads=call.heads)
             return pack([e for e in eps if e is not None])
 
         sigma = t
         img, clip_img = unpack(x / torch.hypot(sigma, torch.ones_like(sigma)).view(-1, 1, 1), streams.shapes)
         text, labels = conds[TEXT].to(x.device), conds[TEXT_LABEL]
         t_text: Tensor | float = 0.0
-        if any(labels):  # the true unconditional of the paper: fresh noise at the text's highest noise level
+        if any(labels):  # the unconditional model of the paper: fresh noise at the highest text label
             t_text = torch.tensor(labels, device=x.device)
             noise = streams.text_noise(text.shape[1:]).to(text).repeat(text.shape[0] // len(streams.generators), 1, 1)
             text = torch.where(t_text[:, None, None] > 0, noise, text)
-        # NOTE: the label comes from sigma itself, so that it survives a node that replaces model_sampling.
+        # NOTE: the label is computed from sigma, so a node may replace model_sampling.
         eps = self.predict(img, clip_img, text, label_of_sigma(sigma), t_text, heads=("img", "clip_img"))
         return self.model_sampling.calculate_denoised(sigma, pack(eps[:2]), x)
 
     def predict(
         self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor | float, **kwargs: Any
     ) -> list[Tensor | None]:
-        """Noise predictions in fp32, computed in the model's dtype; shapes and labels as in `UViT.forward`."""
+        """Noise predictions in float32, computed in the model's dtype; arguments as in `UViT.forward`."""
         dtype = self.get_dtype_inference()
         out = self.diffusion_model(img.to(dtype), clip_img.to(dtype), text.to(dtype), t_img, t_text, **kwargs)
         return [None if o is None else o.float() for o in out]
@@ -216,14 +216,15 @@ def make_patcher(
     latent_format: LatentFormat | None = None,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of a network, sized and placed by the host's memory management.
+    """A MODEL, with dtype and devices chosen by the host's memory management.
 
     Args:
         config: sizes of the U-ViT.
-        clip_width: width of the CLIP text that conditions it.
-        weights: state dict of a `HostUViT` (see `host_keys`), in any of the host's ways of quantising; emptied while loading.
-        latent_format: None means Stable Diffusion's.
-        disable_dynamic: the host's own request for a patcher that loads everything at once.
+        clip_width: width of the CLIP text that it is conditioned on.
+        weights: state dict of a `HostUViT` (see `host_keys`), possibly quantised in one of the host's formats; emptied while
+            loading.
+        latent_format: None means Stable Diffusion 1's.
+        disable_dynamic: set by the host for a patcher that loads everything at once.
     """
     management = comfy.model_management
     load_device = management.get_torch_device()
@@ -237,7 +238,7 @@ def make_patcher(
         supported_dtypes=supported,
         weight_dtype=comfy.utils.weight_dtype(weights) if host_config.quant_config is None else None,
     )
-    computed_in = dtype if host_config.quant_config is None else None  # quantised weights name their own
+    computed_in = dtype if host_config.quant_config is None else None  # quantised weights name their own dtype
     host_config.set_inference_dtype(dtype, management.unet_manual_cast(computed_in, load_device, supported))
 
     model = host_config.get_model(weights)

@@ -1,4 +1,4 @@
-"""The U-ViT built with the host's operations, so that the host can move, cast, patch and quantise each of its weights."""
+"""The U-ViT built with the host's operations, so that the host can move, cast, patch and quantise every weight."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..unidiffuser.uvit import UViT, UViTConfig
 
 
 class HostAttention:
-    """The attention that the host was started with, or that a node has put on the MODEL.
+    """The host's attention, or the one that a node has set on the MODEL.
 
-    `options` are the transformer_options of the present call, which hold what such a node has put there.
+    `options` are the transformer_options of the current call, where such a node stores it.
     """
 
     def __init__(self) -> None:
@@ -28,10 +28,11 @@ class HostAttention:
 
 
 class _OnHost(UViT):
-    """A U-ViT on the host's operations, with what the host can only patch or offload in a leaf module held in one.
+    """A U-ViT on the host's operations.
 
-    `position` and `position_token` replace the root parameters `pos_embed` and `pos_embed_token`; patches on those would
-    be accepted and silently do nothing. `text_prefix` is the caption decoder's Linear from CLIP text to the text latent.
+    `position` and `position_token` replace the root parameters `pos_embed` and `pos_embed_token`: the host patches and
+    offloads only leaf modules, and silently ignores patches on root parameters. `text_prefix` is the caption decoder's Linear
+    from CLIP text to the text latent.
     """
 
     def __init__(self, config: UViTConfig, clip_width: int, operations: Any, device: Any = None, dtype: Any = None):
@@ -49,12 +50,12 @@ class _OnHost(UViT):
         self.dtype = dtype
 
     def position_tables(self) -> tuple[Tensor, Tensor | None]:
-        table = self._rows(self.position)
-        return table, self._rows(self.position_token) if self.config.data_types else None
+        table = self._table(self.position)
+        return table, self._table(self.position_token) if self.config.data_types else None
 
     @staticmethod
-    def _rows(embedding: torch.nn.Embedding) -> Tensor:
-        # NOTE: looked up, not read: only a call lets the host move, cast and patch the weight.
+    def _table(embedding: torch.nn.Embedding) -> Tensor:
+        # NOTE: a call, not an attribute: only then can the host move, cast and patch the weight.
         index = torch.arange(embedding.num_embeddings, device=comfy.model_management.get_torch_device())
         return embedding(index, out_dtype=torch.float32)[None]  # (1, tokens, D)
 
@@ -64,17 +65,17 @@ class HostUViT(_OnHost):
 
 
 class HostPictureUViT(_OnHost, PictureUViT):
-    """A network with large patches, such as the bundled one."""
+    """A small network with large patches."""
 
 
 def host_network(config: UViTConfig, *arguments: Any, **named: Any) -> _OnHost:
-    """The host's network of a config."""
-    kind = HostPictureUViT if isinstance(config, PictureUViTConfig) else HostUViT
-    return kind(config, *arguments, **named)
+    """The host's network for a config."""
+    network = HostPictureUViT if isinstance(config, PictureUViTConfig) else HostUViT
+    return network(config, *arguments, **named)
 
 
 def host_keys(weights: dict[str, Tensor], prefix_weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of a `HostUViT`: original U-ViT keys in `weights`, encode_prefix "weight" and "bias" in `prefix_weights`."""
+    """State dict of a `HostUViT` from the original U-ViT keys and the "weight" and "bias" of encode_prefix."""
     renamed = {"pos_embed": "position.weight", "pos_embed_token": "position_token.weight"}
     out = {renamed.get(k, k): v[0] if k in renamed else v for k, v in weights.items()}
     return out | {f"text_prefix.{k}": v for k, v in prefix_weights.items()}

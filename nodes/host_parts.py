@@ -1,13 +1,12 @@
-"""The parts of a checkpoint as host objects: CLIP, VAE, CLIP_VISION and the caption decoder, each behind the host's patcher."""
+"""The parts of a checkpoint as the host's MODEL, CLIP, VAE and CLIP_VISION."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import comfy.clip_model
 import comfy.clip_vision
@@ -27,18 +26,13 @@ from ..unidiffuser.small.palette import Palette
 from ..unidiffuser.small.stem import ConvStem
 from .host_model import LatentFormat, make_patcher
 from .host_network import host_keys
-from .memory_errors import say_what_to_do
 from .saved_models import Origin, read_network
 
-if TYPE_CHECKING:
-    from ..unidiffuser.encoders.captions import Caption, CaptionDecoder
-
-DRAFT_TOKENS = 12
-PALETTE = "palette."  # begins the names of an autoencoder's palette
+PALETTE = "palette."  # prefix of the palette's weights in an autoencoder
 
 
 class TextTower(comfy.clip_model.CLIPTextModel):
-    """The host's CLIP text transformer with a vocabulary of the checkpoint's size and no projection, which is not used."""
+    """The host's CLIP text model with the checkpoint's vocabulary size, and without the unused projection."""
 
     def __init__(self, config: dict[str, Any], dtype: Any, device: Any, operations: Any):
         super().__init__(config, dtype, device, operations)
@@ -47,9 +41,9 @@ class TextTower(comfy.clip_model.CLIPTextModel):
 
 
 def load_model(checkpoint: Checkpoint, name: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """MODEL. The caption decoder's Linear from CLIP text to the text latent comes with it.
+    """MODEL of a checkpoint, with the caption decoder's Linear from CLIP text to the text latent.
 
-    `name` is the checkpoint's in "Load UniDiffuser"; a file that the host saves from this MODEL remembers it.
+    `name` is that of the checkpoint in "Load UniDiffuser", for files that the host saves from this MODEL.
     """
     caption = checkpoint.state_dict("caption")
     prefix = {key: caption[f"encode_prefix.{key}"] for key in ("weight", "bias")}
@@ -60,7 +54,7 @@ def load_model(checkpoint: Checkpoint, name: str, disable_dynamic: bool = False)
 
 
 def load_saved_model(path: str, origin: Origin, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """MODEL of a file that the host has written."""
+    """MODEL of a file that the host saved."""
     patcher = _model(origin, read_network(path), disable_dynamic)
     patcher.cached_patcher_init = (load_saved_model, (path, origin))
     return patcher
@@ -75,7 +69,7 @@ def _model(origin: Origin, weights: dict[str, Tensor], disable_dynamic: bool) ->
 
 
 def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
-    """CLIP with the checkpoint's own vocabulary; `embeddings` are the host's folders of textual inversions."""
+    """CLIP with the checkpoint's vocabulary; `embeddings` are the host's folders of textual inversions."""
     from transformers import CLIPTextConfig
 
     config, tokenizer = CLIPTextConfig(**checkpoint.config.clip_text).to_dict(), checkpoint.clip_tokenizer()
@@ -90,7 +84,7 @@ def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
                 embedding_size=config["hidden_size"],
                 tokenizer_class=_HostTokenizer(tokenizer),
             )
-            # NOTE: the host never splits words below this length, and for ever starts new chunks for one that fits in none.
+            # NOTE: the host splits only longer words, and loops for ever on one that fits in no chunk.
             self.max_word_length = min(self.max_word_length, length - 2)
 
     class Tower(comfy.sd1_clip.SDClipModel):
@@ -126,7 +120,7 @@ def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
 
 
 class _HostTokenizer:
-    """A checkpoint's tokenizer with the interface, and the way of being made, that the host's SDTokenizer expects."""
+    """Adapts a checkpoint's tokenizer to the interface and constructor that the host's SDTokenizer expects."""
 
     def __init__(self, tokenizer: BytePairTokenizer):
         self.tokenizer = tokenizer
@@ -145,7 +139,7 @@ class _HostTokenizer:
 
 
 def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
-    """VAE. A checkpoint whose autoencoder works on unshuffled pixels gets the shuffling as hooks, so its keys stay LDM's."""
+    """VAE of a checkpoint. Pixel shuffling and the palette are hooks, so that the keys stay LDM's."""
     config = checkpoint.config.vae
     weights = {name: x for name, x in checkpoint.state_dict("vae").items() if not name.startswith(PALETTE)}
     vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": dict(config.ddconfig), "embed_dim": config.embed_dim}})
@@ -182,19 +176,19 @@ def _with_palette(model: torch.nn.Module, config: VAEConfig, weights: dict[str, 
     def paint(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         return palette(out, held.pop("styles"))
 
-    model.encoder.register_forward_pre_hook(recognise, prepend=True)  # before the pixels are folded
+    model.encoder.register_forward_pre_hook(recognise, prepend=True)  # before pixel_unshuffle
     model.quant_conv.register_forward_hook(write)
     model.post_quant_conv.register_forward_pre_hook(read)
-    model.decoder.register_forward_hook(paint)  # after they are unfolded
+    model.decoder.register_forward_hook(paint)  # after pixel_shuffle
 
 
 def load_clip_vision(checkpoint: Checkpoint) -> comfy.clip_vision.ClipVisionModel:
-    """CLIP_VISION; the host's own loader does not know a ViT of 12 layers, nor one with convolutions in front."""
+    """CLIP_VISION of a checkpoint; the host's own loader rejects a ViT of 12 layers or with a convolutional stem."""
     from transformers import CLIPVisionConfig
 
     config = dict(checkpoint.config.clip_image)
     stem = config.pop("stem", None)
-    with tempfile.TemporaryDirectory() as folder:  # ComfyUI 0.18 takes the sizes only from a file
+    with tempfile.TemporaryDirectory() as folder:  # ComfyUI 0.18 reads the sizes only from a file
         sizes = Path(folder) / "config.json"
         sizes.write_text(json.dumps({**CLIPVisionConfig().to_dict(), **config}))
         vision = comfy.clip_vision.ClipVisionModel(str(sizes))
@@ -202,70 +196,20 @@ def load_clip_vision(checkpoint: Checkpoint) -> comfy.clip_vision.ClipVisionMode
         made = {"operations": comfy.ops.manual_cast, "device": vision.patcher.offload_device, "dtype": vision.dtype}
         vision.model.vision_model.embeddings.patch_embedding = ConvStem(**stem, **made)
     if config["num_hidden_layers"] == 1:
-        _keep_what_goes_in(vision.model.vision_model.encoder)
+        _return_input(vision.model.vision_model.encoder)
     vision.load_sd(checkpoint.state_dict("clip_image"))
     return vision
 
 
-def _keep_what_goes_in(encoder: torch.nn.Module) -> None:
-    """Let an encoder of one layer return, as the state before its last layer, what it was given; the host looks for none there
-    and then fails. Its layers add to their input in place, hence the copy."""
-    given: list[torch.Tensor] = []
+def _return_input(encoder: torch.nn.Module) -> None:
+    """Make an encoder of one layer return its input as the penultimate state, which the host otherwise lacks and fails on."""
+    inputs: list[torch.Tensor] = []
 
     def remember(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        given[:] = [args[0].clone()]
+        inputs[:] = [args[0].clone()]  # a copy: the layers add to their input in place
 
-    def answer(module: torch.nn.Module, args: tuple[Any, ...], out: tuple[Any, ...]) -> tuple[Any, ...]:
-        return out[0], given.pop(), *out[2:]
+    def replace(module: torch.nn.Module, args: tuple[Any, ...], out: tuple[Any, ...]) -> tuple[Any, ...]:
+        return out[0], inputs.pop(), *out[2:]
 
     encoder.register_forward_pre_hook(remember)
-    encoder.register_forward_hook(answer)
-
-
-class HostCaptionDecoder:
-    """The library's caption decoder, loaded and freed by the host's memory management."""
-
-    def __init__(self, checkpoint: Checkpoint):
-        self.checkpoint, self.config = checkpoint, checkpoint.config.caption
-
-    @cached_property
-    def decoder(self) -> CaptionDecoder:
-        # NOTE: made when first used, and imported here: transformers' GPT-2 takes seconds that painting needs not wait for.
-        from ..unidiffuser.encoders.captions import CaptionDecoder
-
-        return CaptionDecoder.from_checkpoint(self.checkpoint)
-
-    @cached_property
-    def patcher(self) -> comfy.model_patcher.ModelPatcher:
-        management = comfy.model_management
-        return comfy.model_patcher.ModelPatcher(
-            self.decoder,
-            load_device=management.text_encoder_device(),
-            offload_device=management.text_encoder_offload_device(),
-        )
-
-    def decode(self, text: Tensor, **settings: Any) -> list[list[Caption]]:
-        """Captions of text latents (B, L, hidden_dim), or of CLIP text (B, L, prefix_dim), as `CaptionDecoder.decode`.
-
-        Raises:
-            ValueError: `text` is of another encoder, or a setting is out of range.
-        """
-        length, widths = self.config.prefix_length, (self.config.hidden_dim, self.config.prefix_dim)
-        if text.shape[-1] not in widths or text.shape[1] < length:
-            raise ValueError(
-                f"The CONDITIONING is {text.shape[1]} x {text.shape[2]}; this decoder reads {length} x {widths[0]}, the "
-                f"CONDITIONING output of a 'UniDiffuser Sampler' of the same checkpoint."
-            )
-        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
-        device = self.patcher.load_device
-        text = text[:, :length].to(device, torch.float32)
-        latents = text if text.shape[-1] == widths[0] else self.decoder.encode_prefix(text)
-        with torch.inference_mode(), say_what_to_do():
-            return self.decoder.decode(latents, **settings)
-
-    def draft(self, latents: Tensor) -> str:
-        """Quick first words of one text latent (1, L, hidden_dim), where the decoder is now: nothing is loaded or evicted."""
-        weight = self.decoder.decode_prefix.weight
-        with torch.inference_mode():
-            latents = latents.to(weight.device, torch.float32)
-            return self.decoder.decode(latents, beams=1, max_new_tokens=DRAFT_TOKENS)[0][0].text
+    encoder.register_forward_hook(replace)

@@ -1,8 +1,8 @@
-"""LoRA files whose names the host cannot match to a U-ViT: those trained on diffusers' UniDiffuserModel, and PEFT's own.
+"""Names of LoRA files that the host cannot match to a U-ViT: those of diffusers' UniDiffuserModel, and PEFT's own.
 
-The host knows the names of its own parameters, dotted and in kohya's way. Other names come to it here, as one more entry of
-its list of adapter kinds: asked for the adapter of a parameter, this one looks under the parameter's other names. diffusers
-splits qkv in three, and three LoRAs side by side are one of three times the rank.
+The host matches the names of its own parameters, dotted or in kohya's style. This module adds an entry to its list of adapter
+classes that looks up the adapter of a parameter under other names. diffusers splits qkv into three layers; their LoRAs
+concatenate to one LoRA of three times the rank.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OUTSIDE_BLOCKS = re.compile(r"patch_embed\.proj|(text|clip_img)_(embed|out)|deco
 
 
 class OtherNames(WeightAdapterBase):
-    """Finds the adapter of a U-ViT's parameter under names that are not the host's; the adapter is one of the host's."""
+    """Finds the adapter of a U-ViT parameter under other names; returns an adapter class of the host."""
 
     name = "unidiffuser_other_names"
 
@@ -36,7 +36,7 @@ class OtherNames(WeightAdapterBase):
         dora_scale: Tensor | None,
         loaded_keys: set[str] | None = None,
     ) -> WeightAdapterBase | None:
-        """The adapter of the host's parameter `x` (without ".weight"), or None; what it is made of joins `loaded_keys`."""
+        """The adapter of the host's parameter `x` (without ".weight"), or None; adds the keys used to `loaded_keys`."""
         name = x.removeprefix(HOST_PREFIX)
         if name == x or not (BLOCK.fullmatch(name) or (OUTSIDE_BLOCKS.fullmatch(name) and _is_of_uvit(lora))):
             return None
@@ -57,8 +57,8 @@ def _is_of_uvit(lora: dict[str, Tensor]) -> bool:
 
 
 def _spellings(name: str) -> list[str]:
-    """All the ways in which trainers write the name of a module."""
-    processor = name.replace(".to_", ".processor.to_").removesuffix(".0")  # diffusers before it used PEFT
+    """The names under which trainers store a module."""
+    processor = name.replace(".to_", ".processor.to_").removesuffix(".0")  # diffusers, before it adopted PEFT
     flat = name.replace(".", "_")
     return [f"{prefix}{n}" for n in dict.fromkeys((name, processor)) for prefix in PREFIXES] + [
         f"lora_unet_{flat}",
@@ -67,25 +67,25 @@ def _spellings(name: str) -> list[str]:
 
 
 def _find(name: str, lora: dict[str, Tensor], used: set[str], besides: str | None = None) -> WeightAdapterBase | None:
-    """The adapter of a module under any spelling of its name but `besides`; its keys join `used`."""
+    """The adapter of a module under any spelling of its name except `besides`; adds its keys to `used`."""
     for spelling in _spellings(name):
-        told = {key: lora.get(f"{spelling}.{key}") for key in ("alpha", "dora_scale")}
-        alpha = None if told["alpha"] is None else told["alpha"].item()
+        extras = {key: lora.get(f"{spelling}.{key}") for key in ("alpha", "dora_scale")}
+        alpha = None if extras["alpha"] is None else extras["alpha"].item()
         for kind in comfy.weight_adapter.adapters:
             if kind is OtherNames or spelling == besides:
                 continue
-            adapter = kind.load(spelling, lora, alpha, told["dora_scale"], used)
+            adapter = kind.load(spelling, lora, alpha, extras["dora_scale"], used)
             if adapter is not None:
-                used |= {f"{spelling}.{key}" for key, value in told.items() if value is not None}
+                used |= {f"{spelling}.{key}" for key, value in extras.items() if value is not None}
                 return adapter
     return None
 
 
 def _side_by_side(parts: list[WeightAdapterBase | None]) -> LoRAAdapter | None:
-    """One LoRA of a qkv from those of its q, k and v, of which some may be missing; None if that cannot be said as one."""
+    """One LoRA of qkv from those of q, k and v, some of which may be missing; None if they cannot be joined."""
     there = [part for part in parts if part is not None]
     if not there or any(not isinstance(part, LoRAAdapter) or any(w is not None for w in part.weights[3:]) for part in there):
-        return None  # NOTE: the host then says that these keys were not loaded
+        return None  # NOTE: the host then reports the keys as not loaded
     rows = there[0].weights[0].shape[0]
     ranks = [0 if part is None else part.weights[1].shape[0] for part in parts]
     down = torch.cat([part.weights[1] for part in there])  # (ranks together, D)
@@ -100,6 +100,6 @@ def _side_by_side(parts: list[WeightAdapterBase | None]) -> LoRAAdapter | None:
 
 
 def register() -> None:
-    """Tell the host's LoRA loader."""
+    """Add `OtherNames` to the host's adapter classes."""
     if OtherNames not in comfy.weight_adapter.adapters:
         comfy.weight_adapter.adapters.append(OtherNames)

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..unidiffuser.streams import item_generators
-from .host_parts import HostCaptionDecoder
+from .host_captions import HostCaptionDecoder
 from .shared_inputs import seed_input
 from .types import CATEGORY, CaptionDecoderType, show_text
 
@@ -19,8 +19,8 @@ class DecodeCaption(io.ComfyNode):
             node_id="UniDiffuserDecodeCaption",
             display_name="Decode Caption",
             category=CATEGORY,
-            description="Writes the words of the text that a UniDiffuser Sampler has made, one caption for each item of the "
-            "batch. The captions go into Preview as Text, or into CLIP Text Encode of any model.",
+            description="Writes the text of a UniDiffuser Sampler as words, one caption per batch item. Connect the captions "
+            "to Preview as Text, or to CLIP Text Encode of any model.",
             search_aliases=["caption", "describe", "interrogate", "img2txt", "image to text", "beam search"],
             is_output_node=True,
             inputs=[
@@ -30,23 +30,31 @@ class DecodeCaption(io.ComfyNode):
                     "method",
                     options=["beam", "nucleus"],
                     default="beam",
-                    tooltip="beam finds the likeliest words, always the same; nucleus draws, for variety.",
+                    tooltip="beam searches for the most likely caption and always finds the same one. nucleus draws words at "
+                    "random, for variety.",
                 ),
                 io.Int.Input(
                     "candidates",
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Captions for each item, best first; with beam at most as many as beams.",
+                    tooltip="Captions per batch item, best first. With beam, at most as many as beams.",
                 ),
-                io.Int.Input("beams", default=5, min=1, max=64, tooltip="Width of the beam search."),
+                io.Int.Input(
+                    "beams",
+                    default=5,
+                    min=1,
+                    max=64,
+                    tooltip="For beam only: captions searched in parallel. 5 is usual; more is slower and slightly better.",
+                ),
                 io.Float.Input(
                     "top_p",
                     default=0.8,
                     min=0.01,
                     max=1,
                     step=0.01,
-                    tooltip="nucleus only: share of the probability to draw from; less is safer.",
+                    tooltip="For nucleus only: draws from the most likely words that together have this probability. 0.8 is "
+                    "usual; lower is safer, higher more surprising.",
                 ),
                 io.Float.Input(
                     "temperature",
@@ -54,20 +62,20 @@ class DecodeCaption(io.ComfyNode):
                     min=0.05,
                     max=5,
                     step=0.05,
-                    tooltip="Above 1 flattens the choice of words, below 1 sharpens it.",
+                    tooltip="1 is neutral. Try 0.7 for more predictable captions and 1.3 for more varied ones.",
                 ),
-                seed_input("nucleus only: item k of the batch draws with seed + k."),
+                seed_input("For nucleus only: random seed. Batch item k uses seed + k, counted from 0."),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
-                io.String.Output(display_name="captions", is_output_list=True, tooltip="The best caption of each item."),
+                io.String.Output(display_name="captions", is_output_list=True, tooltip="The best caption of each batch item."),
                 io.String.Output(
-                    display_name="candidates", is_output_list=True, tooltip="All captions, item after item, best first."
+                    display_name="candidates", is_output_list=True, tooltip="All captions, item by item, best first."
                 ),
                 io.Float.Output(
                     display_name="scores",
                     is_output_list=True,
-                    tooltip="Mean log-probability of each candidate's words; 0 is certainty.",
+                    tooltip="How sure the decoder is of each candidate. 0 is certain, more negative is less so.",
                 ),
             ],
         )

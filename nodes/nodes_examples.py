@@ -1,4 +1,4 @@
-"""Example Picture: the pack's own pictures, so that every template runs on a fresh host."""
+"""UniDiffuser Example Image: the pack's own images, so that every template runs on a fresh host."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class ExamplePicture(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UniDiffuserExamplePicture",
-            display_name="UniDiffuser Example Picture",
+            display_name="UniDiffuser Example Image",
             category=CATEGORY,
-            description="One of the pictures that come with the nodes, to try a workflow with. Use Load Image for your own.",
+            description="An example image that comes with the nodes, to try a workflow. Use Load Image for your own images.",
             search_aliases=["example", "sample image", "test image"],
             inputs=[
                 io.Combo.Input(
                     "picture",
                     options=sorted(path.stem for path in FOLDER.glob("*.png")),
-                    tooltip="Emoji of Google's Noto, Apache-2.0.",
+                    tooltip="Emoji from Google's Noto, licensed under Apache-2.0.",
                 )
             ],
-            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The picture, 128 x 128 pixels.")],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The image, 128 x 128 pixels.")],
         )
 
     @classmethod

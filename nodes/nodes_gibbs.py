@@ -1,7 +1,7 @@
-"""Blocked Gibbs sampling (arXiv 2303.06555, section 5): picture and text are made from each other in turn.
+"""UniDiffuser Gibbs Chain: blocked Gibbs sampling (arXiv 2303.06555, section 5) of image and text in turn.
 
-Two ways: the chain expands into nodes, so that finished rounds stay in the host's cache and each shows its picture; the quick
-loop runs inside one node. Latents are handed over in both, never words or pixels.
+The chain expands into nodes, so the host caches finished rounds and previews each image. Latents are passed from step to
+step, never words or pixels.
 """
 
 from __future__ import annotations
@@ -12,60 +12,20 @@ import torch
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import GraphBuilder
 
-from ..unidiffuser.path import NoisePath
-from ..unidiffuser.streams import MODALITIES, Streams
-from .run_on_host import draft_writer, sample_streams, shifted, watcher
+from ..unidiffuser.streams import MODALITIES
 from .shared_inputs import MAX_SEED, sampling_inputs, steps_input
-from .stream_inputs import INPUT_OF, given_streams
-from .stream_outputs import host_outputs
+from .stream_inputs import INPUT_OF
 from .types import CATEGORY, CaptionDecoderType, show_text
 
-MADE = {"image": "img", "text to image": "img", "image to text": "text"}  # a task only borrows the other modality
-SEED_STRIDE = 1000  # between the halves of the rounds, so that the items of a batch do not share seeds with them
+SAMPLED = {"image": "img", "text to image": "img", "image to text": "text"}  # the modality that each task replaces
+SEED_STRIDE = 1000  # between the steps of a chain, so that no two steps share a seed within a batch
 
 
-def _chain_inputs() -> list[Any]:
-    return [
-        io.Int.Input("rounds", default=4, min=1, max=100, tooltip="Pairs of a text and a picture, each made from the last."),
-        steps_input("Network steps of each half of a round."),
-        *sampling_inputs(),
-        io.Float.Input(
-            "hold",
-            default=0,
-            min=0,
-            max=1000,
-            step=10,
-            optional=True,
-            tooltip="Noise on what one half hands to the next, from 0 (none) to 1000 (all of it): 40 to 100 hides what the "
-            "network gets a little wrong, so that long chains stay on their topic; much lets the topic change.",
-        ),
-    ]
-
-
-def _start_inputs(**options: Any) -> list[Any]:
-    return [
-        io.Latent.Input(
-            "latent_image", optional=True, **options, tooltip="The picture to begin with; an empty one gives only the size."
-        ),
-        io.ClipVisionOutput.Input(
-            "clip_vision_output",
-            optional=True,
-            **options,
-            tooltip="CLIP Vision Encode of the same picture, with which the chain then begins.",
-        ),
-        io.Conditioning.Input("text", optional=True, **options, tooltip="The text to begin with, where there is no picture."),
-    ]
-
-
-def _tasks(rounds: int, picture: bool, text: bool) -> list[list[str]]:
-    """What each round does in order: a chain from a picture describes first, one from a text paints first."""
-    pair = ["text to image", "image to text"] if text and not picture else ["image to text", "text to image"]
-    first = pair if picture or text else ["image", *pair]
+def _tasks(rounds: int, image: bool, text: bool) -> list[list[str]]:
+    """The tasks of each round in order: a chain that starts from an image captions it first, one from a text draws it first."""
+    pair = ["text to image", "image to text"] if text and not image else ["image to text", "text to image"]
+    first = pair if image or text else ["image", *pair]
     return [first, *[pair] * (rounds - 1)]
-
-
-def _seed(seed: int, half: int) -> int:
-    return (seed + half * SEED_STRIDE) % (MAX_SEED + 1)
 
 
 class GibbsChain(io.ComfyNode):
@@ -75,25 +35,62 @@ class GibbsChain(io.ComfyNode):
             node_id="UniDiffuserGibbsChain",
             display_name="UniDiffuser Gibbs Chain",
             category=CATEGORY,
-            description="Describes a picture, paints the description, describes that, and so on. Each round becomes nodes of "
-            "its own: its picture and caption are shown, finished rounds are kept when rounds are added, and an "
-            "interrupted chain goes on where it stopped.",
+            description="Captions a picture, draws the caption, captions the new picture, and so on. Every round shows its "
+            "picture and caption. Finished rounds are kept when you add rounds or interrupt the run.",
             search_aliases=["gibbs", "loop", "chain", "variation", "dream", "telephone game"],
             enable_expand=True,
             inputs=[
-                # NOTE: raw links, so that the nodes of the rounds hang on the same outputs and the host can cache them.
-                io.Model.Input("model", raw_link=True, tooltip="From Load UniDiffuser."),
-                io.Vae.Input("vae", raw_link=True, tooltip="Decodes each round's picture."),
-                CaptionDecoderType.Input("caption_decoder", raw_link=True, tooltip="Writes each round's caption."),
-                *_chain_inputs(),
-                *_start_inputs(raw_link=True),
+                # NOTE: raw links, so that the expanded nodes link to the same outputs and the host can cache them.
+                io.Model.Input("model", raw_link=True, tooltip="From Load UniDiffuser. LoRAs may be in between."),
+                io.Vae.Input("vae", raw_link=True, tooltip="From Load UniDiffuser. Decodes the picture of each round."),
+                CaptionDecoderType.Input(
+                    "caption_decoder", raw_link=True, tooltip="From Load UniDiffuser. Writes the caption of each round."
+                ),
+                io.Int.Input(
+                    "rounds",
+                    default=4,
+                    min=1,
+                    max=100,
+                    tooltip="Number of rounds, each with one caption and one picture. Raise it to continue a finished chain.",
+                ),
+                steps_input("Sampling steps for each caption and for each picture. 20 is usual."),
+                *sampling_inputs(),
+                io.Float.Input(
+                    "hold",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    step=10,
+                    optional=True,
+                    tooltip="Noise added to what each step passes to the next. Try 40 to 100 for long chains that stay on "
+                    "topic, 300 or more to let the topic drift. 0 passes it on unchanged.",
+                ),
+                io.Latent.Input(
+                    "latent_image",
+                    optional=True,
+                    raw_link=True,
+                    tooltip="The picture to start from. An empty latent sets only the size.",
+                ),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    optional=True,
+                    raw_link=True,
+                    tooltip="CLIP Vision Encode of the same picture. Connect it to start from the picture.",
+                ),
+                io.Conditioning.Input(
+                    "text", optional=True, raw_link=True, tooltip="The text to start from if there is no picture."
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="pictures", tooltip="The pictures of all rounds, in order."),
-                io.String.Output(display_name="captions", tooltip="A line for each caption of all rounds, in order."),
+                io.String.Output(display_name="captions", tooltip="The captions of all rounds, one per line."),
                 io.Latent.Output(display_name="LATENT", tooltip="The last picture."),
-                io.ClipVisionOutput.Output(display_name="CLIP_VISION_OUTPUT", tooltip="The last picture's CLIP token."),
-                io.Conditioning.Output(display_name="CONDITIONING", tooltip="The last text."),
+                io.ClipVisionOutput.Output(
+                    display_name="CLIP_VISION_OUTPUT", tooltip="The CLIP image embedding of the last picture."
+                ),
+                io.Conditioning.Output(
+                    display_name="CONDITIONING", tooltip="The last text, for Decode Caption or as a prompt."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -119,27 +116,27 @@ class GibbsChain(io.ComfyNode):
         state = {"latent_image": latent_image, "clip_vision_output": clip_vision_output, "text": text}
         state = {name: link for name, link in state.items() if link is not None}
         shown: dict[str, Any] = {}
-        half = 0
+        step = 0
         for number, tasks in enumerate(_tasks(rounds, clip_vision_output is not None, text is not None)):
             for task in tasks:
                 levels = {"task.start": 1000.0} if task == "image" else {"task.start": 1000.0, "task.hold": hold}
-                path = graph.node("UniDiffuserNoisePath", f"path {half}", task=task, steps=steps, spacing="uniform", **levels)
-                made = graph.node(
+                path = graph.node("UniDiffuserNoisePath", f"path {step}", task=task, steps=steps, spacing="uniform", **levels)
+                sampled = graph.node(
                     "UniDiffuserSampler",
-                    f"sample {half}",
+                    f"sample {step}",
                     model=model,
                     path=path.out(0),
                     method=method,
-                    seed=_seed(seed, half),
+                    seed=(seed + step * SEED_STRIDE) % (MAX_SEED + 1),
                     image_guidance=image_guidance,
                     text_guidance=text_guidance,
                     data_type="curated",
                     **state,
                 )
-                outputs = dict(zip(INPUT_OF, map(made.out, range(3)), strict=True))
-                # What was held is noisy in the outputs, so only what was made is taken from them.
-                state |= {INPUT_OF[name]: outputs[name] for name in MODALITIES[MADE[task]]}
-                half += 1
+                outputs = dict(zip(INPUT_OF, map(sampled.out, range(3)), strict=True))
+                # A held condition comes out noisy, so only the sampled modality replaces its link.
+                state |= {INPUT_OF[name]: outputs[name] for name in MODALITIES[SAMPLED[task]]}
+                step += 1
             picture = graph.node("VAEDecode", f"picture {number}", samples=state["latent_image"], vae=vae)
             words = graph.node(
                 "UniDiffuserDecodeCaption",
@@ -167,7 +164,7 @@ class GibbsChain(io.ComfyNode):
 
 
 class GibbsRound(io.ComfyNode):
-    """Collects and shows what a chain has made so far; made by GibbsChain, not by hand."""
+    """Collects and previews the rounds so far; GibbsChain adds these nodes, not the user."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -175,20 +172,20 @@ class GibbsRound(io.ComfyNode):
             node_id="UniDiffuserGibbsRound",
             display_name="UniDiffuser Gibbs Round",
             category=CATEGORY,
-            description="Shows one round of a UniDiffuser Gibbs Chain, which makes these nodes itself.",
+            description="Shows one round of a UniDiffuser Gibbs Chain. The chain adds these nodes itself.",
             is_dev_only=True,
             is_output_node=True,
             is_input_list=True,
             inputs=[
-                io.Image.Input("pictures", tooltip="The round's pictures."),
-                io.String.Input("captions", force_input=True, tooltip="The round's captions."),
-                io.Image.Input("pictures_before", optional=True, tooltip="Those of the rounds before."),
-                io.String.Input("captions_before", optional=True, force_input=True, tooltip="Those of the rounds before."),
-                io.String.Input("show_in", default="", tooltip="The node of the chain."),
+                io.Image.Input("pictures", tooltip="The pictures of this round."),
+                io.String.Input("captions", force_input=True, tooltip="The captions of this round."),
+                io.Image.Input("pictures_before", optional=True, tooltip="The pictures of earlier rounds."),
+                io.String.Input("captions_before", optional=True, force_input=True, tooltip="The captions of earlier rounds."),
+                io.String.Input("show_in", default="", tooltip="Id of the chain node that shows the captions."),
             ],
             outputs=[
                 io.Image.Output(display_name="pictures", tooltip="All pictures so far."),
-                io.String.Output(display_name="captions", tooltip="All captions so far, a line each."),
+                io.String.Output(display_name="captions", tooltip="All captions so far, one per line."),
             ],
         )
 
@@ -207,70 +204,4 @@ class GibbsRound(io.ComfyNode):
         return io.NodeOutput(torch.cat([*(pictures_before or []), pictures[0]]), lines, ui=shown)
 
 
-class GibbsLoop(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="UniDiffuserGibbsLoop",
-            display_name="UniDiffuser Gibbs (Quick)",
-            category=CATEGORY,
-            description="The chain of UniDiffuser Gibbs Chain in one node with one progress bar: quicker to wire, but adding "
-            "a round runs all of them again. The outputs hold every round, one after the other.",
-            search_aliases=["gibbs", "loop", "variation", "dream"],
-            inputs=[
-                io.Model.Input("model", tooltip="From Load UniDiffuser."),
-                *_chain_inputs(),
-                *_start_inputs(),
-                CaptionDecoderType.Input("caption_decoder", optional=True, tooltip="Shows drafts of the captions meanwhile."),
-            ],
-            outputs=[
-                io.Latent.Output(display_name="LATENT", tooltip="The pictures of all rounds as a batch."),
-                io.ClipVisionOutput.Output(display_name="CLIP_VISION_OUTPUT", tooltip="Their CLIP tokens."),
-                io.Conditioning.Output(display_name="CONDITIONING", tooltip="The texts of all rounds, for Decode Caption."),
-            ],
-            hidden=[io.Hidden.unique_id],
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        model: Any,
-        rounds: int,
-        steps: int,
-        seed: int,
-        method: str,
-        image_guidance: float,
-        text_guidance: float,
-        hold: float = 0.0,
-        latent_image: Any = None,
-        clip_vision_output: Any = None,
-        text: Any = None,
-        caption_decoder: Any = None,
-    ) -> io.NodeOutput:
-        clean, mask = given_streams(model, latent_image, clip_vision_output, text)
-        tasks = _tasks(rounds, clean.clip_img is not None, clean.text is not None)
-        total = steps * sum(map(len, tasks))
-        made, half = [], 0
-        watch = watcher(model, total, draft_writer(caption_decoder, cls.hidden.unique_id))
-        paths = {"image": NoisePath.image, "image to text": NoisePath.image_to_text, "text to image": NoisePath.text_to_image}
-        for tasks_of_round in tasks:
-            for task in tasks_of_round:
-                path = paths[task](steps) if task == "image" else paths[task](steps, hold=hold)
-                out = sample_streams(
-                    model,
-                    path,
-                    clean,
-                    mask,
-                    _seed(seed, half),
-                    method=method,
-                    guidance=(image_guidance, text_guidance),
-                    callback=shifted(watch, half * steps, total),
-                )
-                clean = clean.replace(**{name: out[name] for name in MODALITIES[MADE[task]]})
-                half += 1
-            made.append(clean)
-        every = Streams(**{name: torch.cat([m.need(name) for m in made]) for name, _ in clean.items()})
-        return host_outputs(model, every, paths["text to image"](steps))
-
-
-NODES = [GibbsChain, GibbsRound, GibbsLoop]
+NODES = [GibbsChain, GibbsRound]

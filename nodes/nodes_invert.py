@@ -1,4 +1,4 @@
-"""Invert: a picture to the noise that leads back to it; and Interpolate: from one real picture to another by their noises."""
+"""UniDiffuser Invert: DDIM inversion of an image. UniDiffuser Interpolate: a morph between two inverted images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .stream_inputs import given_streams, require_model
 from .stream_outputs import host_outputs
 from .types import CATEGORY
 
-INVERSE, FORWARD = "ddim_inverse", "ddim"  # the deterministic pair: one undoes the other
+INVERSE, FORWARD = "ddim_inverse", "ddim"  # deterministic, each the inverse of the other
 
 
 class Invert(io.ComfyNode):
@@ -27,22 +27,22 @@ class Invert(io.ComfyNode):
             node_id="UniDiffuserInvert",
             display_name="UniDiffuser Invert",
             category=CATEGORY,
-            description="Finds the noise from which a picture would be made. A UniDiffuser Sampler with the same text, "
-            "guidance 1 and the method ddim leads it back to the picture; with another text, to an edited one.",
+            description="Finds the noise from which the model would generate an image. A UniDiffuser Sampler with method ddim "
+            "and image_guidance 1 turns it back into the image, or into an edit of it if you change the text.",
             search_aliases=["inversion", "ddim inversion", "unsample", "edit"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load UniDiffuser."),
-                io.Latent.Input("latent_image", tooltip="The picture, from VAE Encode."),
-                io.ClipVisionOutput.Input("clip_vision_output", tooltip="CLIP Vision Encode of the same picture."),
+                io.Latent.Input("latent_image", tooltip="The image, from VAE Encode."),
+                io.ClipVisionOutput.Input("clip_vision_output", tooltip="CLIP Vision Encode of the same image."),
                 io.Conditioning.Input(
-                    "text", optional=True, tooltip="What the picture shows; without it the text is left open."
+                    "text", optional=True, tooltip="A caption of the image. Without it, sample back with the task image."
                 ),
-                steps_input("More steps lead back more exactly.", default=50),
+                steps_input("50 is usual. More steps restore the image more exactly.", default=50),
                 seed_input(),
             ],
             outputs=[
-                io.Latent.Output(display_name="LATENT", tooltip="The picture's noise, for a UniDiffuser Sampler."),
-                io.ClipVisionOutput.Output(display_name="CLIP_VISION_OUTPUT", tooltip="The noise of its CLIP token."),
+                io.Latent.Output(display_name="LATENT", tooltip="The noise, for latent_image of a UniDiffuser Sampler."),
+                io.ClipVisionOutput.Output(display_name="CLIP_VISION_OUTPUT", tooltip="The noise of its CLIP image embedding."),
             ],
         )
 
@@ -65,23 +65,25 @@ class Interpolate(io.ComfyNode):
             node_id="UniDiffuserInterpolate",
             display_name="UniDiffuser Interpolate",
             category=CATEGORY,
-            description="Pictures on the way from one real picture to another: both are described and inverted to noise, and "
-            "the noises and texts between them are made into pictures. Ready for Create Video.",
+            description="Morphs one image into another. Both are captioned and inverted to noise; the frames are generated "
+            "from blends of the two. Connect the frames to Create Video.",
             search_aliases=["morph", "slerp", "blend", "animation", "inbetween"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load UniDiffuser."),
                 io.ClipVision.Input("clip_vision", tooltip="From Load UniDiffuser."),
                 io.Vae.Input("vae", tooltip="From Load UniDiffuser."),
-                io.Image.Input("image_a", tooltip="The first picture; its centre square is used."),
-                io.Image.Input("image_b", tooltip="The last picture; its centre square is used."),
-                io.Int.Input("frames", default=8, min=2, max=1000, tooltip="Pictures in all, with both ends."),
-                steps_input("Network steps for each of the three parts.", default=50),
-                guidance_input("text_guidance", "text that describes each picture"),
+                io.Image.Input("image_a", tooltip="The first frame. Its centre square is used."),
+                io.Image.Input("image_b", tooltip="The last frame. Its centre square is used."),
+                io.Int.Input(
+                    "frames", default=8, min=2, max=1000, tooltip="Number of frames, including both images. Try 8 to 24."
+                ),
+                steps_input("Sampling steps for each of three passes: caption, invert, generate. 50 is usual.", default=50),
+                guidance_input("text_guidance", "each caption follows its image"),
                 seed_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="pictures", tooltip="The frames, as a batch."),
-                io.Conditioning.Output(display_name="CONDITIONING", tooltip="Their texts, for Decode Caption."),
+                io.Conditioning.Output(display_name="CONDITIONING", tooltip="The text of each frame, for Decode Caption."),
             ],
         )
 

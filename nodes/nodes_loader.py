@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..unidiffuser.checkpoints.checkpoint import load_checkpoint
 from . import folders, host_parts
+from .host_captions import HostCaptionDecoder
 from .saved_models import Origin
 from .types import CATEGORY, CaptionDecoderType
 
@@ -20,24 +21,26 @@ class LoadUniDiffuser(io.ComfyNode):
             node_id="UniDiffuserLoader",
             display_name="Load UniDiffuser",
             category=CATEGORY,
-            description="Loads a UniDiffuser checkpoint: one safetensors file, the original uvit_v1.pth with its companions "
-            "beside it, or a diffusers folder. 'emoji' is the small model that comes with the nodes.",
+            description="Loads a UniDiffuser checkpoint as standard ComfyUI models. 'emoji' is the small model that comes "
+            "with the nodes; the help page lists the files of the published 1 B model.",
             search_aliases=["unidiffuser", "checkpoint", "txt2img", "img2txt", "caption", "interrogate"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=folders.model_names(),
                     default=folders.BUNDLED,
-                    tooltip="A file of models/unidiffuser or models/checkpoints; for a diffusers folder its "
-                    "model_index.json. 'emoji' needs no download.",
+                    tooltip="'emoji' needs no download. Other files are those in models/unidiffuser and models/checkpoints; "
+                    "for a diffusers folder choose its model_index.json.",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="The U-ViT; works in KSampler and in the UniDiffuser Sampler."),
+                io.Model.Output(display_name="MODEL", tooltip="Diffusion model for KSampler and UniDiffuser Sampler."),
                 io.Clip.Output(display_name="CLIP", tooltip="Text encoder for CLIP Text Encode."),
-                io.Vae.Output(display_name="VAE", tooltip="Picture to LATENT and back; Stable Diffusion's in the 1 B model."),
-                io.ClipVision.Output(display_name="CLIP_VISION", tooltip="Picture encoder for CLIP Vision Encode."),
-                CaptionDecoderType.Output(display_name="CAPTION_DECODER", tooltip="Text latents to words, for Decode Caption."),
+                io.Vae.Output(display_name="VAE", tooltip="For VAE Encode and VAE Decode. The 1 B model has the VAE of SD 1."),
+                io.ClipVision.Output(display_name="CLIP_VISION", tooltip="Image encoder for CLIP Vision Encode."),
+                CaptionDecoderType.Output(
+                    display_name="CAPTION_DECODER", tooltip="Turns sampled text into words, for Decode Caption."
+                ),
             ],
         )
 
@@ -48,7 +51,7 @@ class LoadUniDiffuser(io.ComfyNode):
         checkpoint = load_checkpoint(path if origin is None else folders.model_path(origin.name))
         if origin is None:
             model = host_parts.load_model(checkpoint, model_name)
-        else:  # NOTE: the VAE is the checkpoint's, so its preview colours are, too.
+        else:  # NOTE: the saved file has no VAE; the original's brings its preview colours.
             config = dataclasses.replace(origin.config, vae=checkpoint.config.vae)
             model = host_parts.load_saved_model(path, dataclasses.replace(origin, config=config))
         return io.NodeOutput(
@@ -56,7 +59,7 @@ class LoadUniDiffuser(io.ComfyNode):
             host_parts.load_clip(checkpoint, folder_paths.get_folder_paths("embeddings")),
             host_parts.load_vae(checkpoint),
             host_parts.load_clip_vision(checkpoint),
-            host_parts.HostCaptionDecoder(checkpoint),
+            HostCaptionDecoder(checkpoint),
         )
 
 

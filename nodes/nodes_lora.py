@@ -1,4 +1,4 @@
-"""Load UniDiffuser LoRA: a LoRA on the network, by the host, and on the caption decoder, which the host does not know."""
+"""Load UniDiffuser LoRA: a LoRA on the MODEL, which the host applies, and on the caption decoder, which it does not know."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..unidiffuser.runtime.lora import PREFIXES, layers_of, read_lora
-from .host_parts import HostCaptionDecoder
+from .host_captions import HostCaptionDecoder
 from .stream_inputs import require_model
 from .types import CATEGORY, CaptionDecoderType
 
@@ -19,17 +19,17 @@ OF_CAPTIONS = PREFIXES["caption"]
 
 
 def on_model(model: Any, path: str, strength: float) -> Any:
-    """The MODEL with a file's changes of the network, put on by the host."""
+    """The MODEL with the LoRA of a file, applied by the host."""
     tensors = comfy.utils.load_torch_file(path, safe_load=True)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(OF_CAPTIONS)}
     return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)[0]
 
 
 def on_captions(decoder: HostCaptionDecoder, path: str, strength: float) -> HostCaptionDecoder:
-    """The caption decoder with a file's changes of it; the same one where the file has none.
+    """The caption decoder with the LoRA of a file; unchanged if the file has none for it.
 
     Raises:
-        ValueError: the file is no LoRA, or one for another model.
+        ValueError: the file is not a LoRA, or its layers do not fit this model.
     """
     parts = {part: layers_of(decoder.checkpoint.state_dict(part)) for part in ("uvit", "caption")}
     changes = read_lora(path, parts).changes.get("caption", {})
@@ -37,10 +37,10 @@ def on_captions(decoder: HostCaptionDecoder, path: str, strength: float) -> Host
         return decoder
     shapes = parts["caption"]
     patches = {f"{layer}.weight": ("diff", (change.delta(layer, shapes[layer]),)) for layer, change in changes.items()}
-    patcher = decoder.patcher.clone()  # of the same weights: the host puts the patches on and takes them off
+    patcher = decoder.patcher.clone()  # shares the weights; the host applies and removes the patches
     patcher.add_patches(patches, strength)
     changed = copy.copy(decoder)
-    changed.patcher = patcher  # type: ignore[misc]  # in place of the cached one
+    changed.patcher = patcher  # type: ignore[misc]  # replaces the cached property
     return changed
 
 
@@ -48,25 +48,26 @@ class LoadUniDiffuserLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def strength(name: str, what: str) -> io.Float.Input:
-            return io.Float.Input(name, default=1, min=-10, max=10, step=0.05, tooltip=f"How much it changes {what}; 0 is off.")
+            tooltip = f"How strongly the LoRA changes the {what}. 1 is normal, 0 is off."
+            return io.Float.Input(name, default=1, min=-10, max=10, step=0.05, tooltip=tooltip)
 
         return io.Schema(
             node_id="UniDiffuserLoraLoader",
             display_name="Load UniDiffuser LoRA",
             category=CATEGORY,
-            description="Puts a LoRA on a UniDiffuser: its word calls the new picture and, with the caption decoder connected, "
-            "its picture calls the new word. Without captions, the host's own Load LoRA does the same.",
-            search_aliases=["lora", "lora loader", "teach", "concept"],
+            description="Applies a LoRA to the MODEL, for images of its subject, and to the caption decoder, for captions that "
+            "name it. For images alone, Load LoRA of ComfyUI does the same.",
+            search_aliases=["lora", "lora loader", "concept", "subject"],
             inputs=[
-                io.Model.Input("model", tooltip="From Load UniDiffuser, or from another LoRA."),
-                CaptionDecoderType.Input("caption_decoder", tooltip="From Load UniDiffuser; it learns to write the word."),
-                io.Combo.Input("lora_name", options=folder_paths.get_filename_list("loras"), tooltip="A file of models/loras."),
-                strength("strength_model", "the pictures"),
-                strength("strength_captions", "the captions"),
+                io.Model.Input("model", tooltip="From Load UniDiffuser or another LoRA."),
+                CaptionDecoderType.Input("caption_decoder", tooltip="From Load UniDiffuser or another LoRA."),
+                io.Combo.Input("lora_name", options=folder_paths.get_filename_list("loras"), tooltip="A file in models/loras."),
+                strength("strength_model", "images"),
+                strength("strength_captions", "captions"),
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="With the LoRA on."),
-                CaptionDecoderType.Output(display_name="CAPTION_DECODER", tooltip="With the LoRA on."),
+                io.Model.Output(display_name="MODEL", tooltip="The model with the LoRA applied."),
+                CaptionDecoderType.Output(display_name="CAPTION_DECODER", tooltip="The caption decoder with the LoRA applied."),
             ],
         )
 

@@ -1,4 +1,4 @@
-"""UniDiffuser Noise Path: which way a sample takes through the square of image noise and text noise."""
+"""UniDiffuser Noise Path: the task of a sampler, as a path through the noise levels of image and caption."""
 
 from __future__ import annotations
 
@@ -14,32 +14,57 @@ from .shared_inputs import steps_input
 from .types import CATEGORY, NoisePathType
 
 CORNERS = "through a corner"
+WORDS = {"image": "image", "text": "caption"}  # in input ids, and in texts
 
 
 def _level(name: str, default: float, tooltip: str) -> io.Float.Input:
     return io.Float.Input(name, default=default, min=0, max=NUM_LABELS, step=1, tooltip=tooltip)
 
 
-def _start(default: float = NUM_LABELS) -> io.Float.Input:
-    return _level("start", default, "Noise level to begin at: 1000 makes it from nothing, less keeps something of the input.")
-
-
-def _hold(what: str) -> io.Float.Input:
+def _start() -> io.Float.Input:
     return _level(
-        "hold",
-        0,
-        f"Noise level at which the {what} is held: 0 follows it closely, more takes it as a hint, 1000 leaves it out.",
+        "start",
+        NUM_LABELS,
+        "Noise level to start from. 1000 generates from scratch; 400 to 800 keeps part of the connected input, like a lower "
+        "denoise in KSampler.",
     )
 
 
-def _speed(what: str) -> io.Float.Input:
+def _hold() -> io.Float.Input:
+    return _level(
+        "hold",
+        0,
+        "Noise on the input that is followed: the text, or the image when captioning. 0 follows it closely, 100 to 300 "
+        "loosely, 1000 ignores it.",
+    )
+
+
+def _start_of(what: str) -> io.Float.Input:
+    tooltip = (
+        f"Noise level the {WORDS[what]} starts from. 1000 generates it from scratch; less keeps part of the connected one."
+    )
+    return _level(f"{what}_start", NUM_LABELS, tooltip)
+
+
+def _corner_of(what: str) -> io.Float.Input:
+    tooltip = f"Noise level of the {WORDS[what]} where the path turns: 1000 not started, 0 finished."
+    return _level(f"{what}_corner", 500, tooltip)
+
+
+def _end_of(what: str) -> io.Float.Input:
+    tooltip = f"Noise level of the {WORDS[what]} at the end of the path. 0 finishes it; more leaves it for a second sampler."
+    return _level(f"{what}_end", 0, tooltip)
+
+
+def _speed_of(what: str) -> io.Float.Input:
     return io.Float.Input(
-        "speed_" + what,
+        f"speed_{what}",
         default=1,
         min=0.01,
         max=100,
         step=0.05,
-        tooltip=f"How fast the {what} loses its noise; the faster of the two is clean first and waits.",
+        tooltip=f"Denoising speed of the {WORDS[what]}. The faster of the two is finished first, and the other follows it. Try "
+        "2 or 3 against 1.",
     )
 
 
@@ -47,62 +72,41 @@ class NoisePathNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         option = io.DynamicCombo.Option
-        ends = [
-            (f"{what}_{end}", level)
-            for end, level in (("start", NUM_LABELS), ("corner", 500), ("end", 0))
-            for what in ("image", "text")
-        ]
+        both = ("image", "text")
         return io.Schema(
             node_id="UniDiffuserNoisePath",
             display_name="UniDiffuser Noise Path",
             category=CATEGORY,
-            description="Chooses what UniDiffuser does, as a way through the square of image noise (to the right) and text "
-            "noise (upwards): along an edge it turns text into a picture or a picture into text, down the "
-            "diagonal it makes both. The node shows the way.",
+            description="Chooses the task: text to image, image to text, both together, or anything in between. A task is a "
+            "path through two noise levels, the image's (x axis) and the caption's (y axis). The node draws it.",
             search_aliases=["schedule", "timesteps", "noise schedule", "joint", "img2txt", "txt2img", "task"],
             inputs=[
                 io.DynamicCombo.Input(
                     "task",
-                    tooltip="What is made, and from what.",
+                    tooltip="What is generated. joint generates an image and its caption together; through a corner is a path "
+                    "of your own.",
                     options=[
-                        option("text to image", [_start(), _hold("text")]),
-                        option("image to text", [_start(), _hold("picture")]),
-                        option(
-                            "joint",
-                            [
-                                _level("image_start", NUM_LABELS, "Noise level at which the picture begins."),
-                                _level("text_start", NUM_LABELS, "Noise level at which the text begins."),
-                                _speed("image"),
-                                _speed("text"),
-                            ],
-                        ),
+                        option("text to image", [_start(), _hold()]),
+                        option("image to text", [_start(), _hold()]),
+                        option("joint", [*map(_start_of, both), *map(_speed_of, both)]),
                         option("image", [_start()]),
                         option("text", [_start()]),
-                        option(
-                            CORNERS,
-                            [
-                                _level(
-                                    name,
-                                    level,
-                                    f"Noise level of the {name.split('_')[0]} at the {name.split('_')[1]} of the way.",
-                                )
-                                for name, level in ends
-                            ],
-                        ),
+                        option(CORNERS, [*map(_start_of, both), *map(_corner_of, both), *map(_end_of, both)]),
                     ],
                 ),
-                steps_input("Network steps along the way."),
+                steps_input("Sampling steps along the path. 20 is usual; more is slower and slightly finer."),
                 io.Combo.Input(
                     "spacing",
                     options=list(SPACINGS),
                     default="uniform",
-                    tooltip="How the steps are spread: uniform as the authors do, logsnr or karras for few steps.",
+                    tooltip="How the steps are spaced. uniform is the authors' choice; try logsnr or karras with 10 steps or "
+                    "fewer.",
                 ),
             ],
             outputs=[
-                NoisePathType.Output(display_name="path", tooltip="For the UniDiffuser Sampler."),
+                NoisePathType.Output(display_name="path", tooltip="For UniDiffuser Sampler."),
                 io.Sigmas.Output(
-                    display_name="sigmas", tooltip="The image's noise levels along the way, for SamplerCustomAdvanced."
+                    display_name="sigmas", tooltip="Noise levels of the image along the path, for SamplerCustomAdvanced."
                 ),
             ],
         )
@@ -116,13 +120,13 @@ class NoisePathNode(io.ComfyNode):
 
 
 def make_path(task: dict[str, Any], steps: int, spacing: str) -> NoisePath:
-    """The path of the node's inputs; `task` holds the chosen preset under "task" and its levels beside it."""
+    """The path of the node's inputs; `task` maps "task" to the chosen preset and holds the noise levels of its inputs."""
     levels = dict(task)
-    kind = levels.pop("task")
-    if kind == CORNERS:
+    preset = levels.pop("task")
+    if preset == CORNERS:
         corners = [(levels[f"image_{end}"], levels[f"text_{end}"]) for end in ("start", "corner", "end")]
         return NoisePath.through(*dict.fromkeys(corners), steps=steps, spacing=spacing)
-    if kind == "joint":
+    if preset == "joint":
         return NoisePath.joint(
             steps,
             start=(levels["image_start"], levels["text_start"]),
@@ -135,7 +139,7 @@ def make_path(task: dict[str, Any], steps: int, spacing: str) -> NoisePath:
         "image": NoisePath.image,
         "text": NoisePath.text,
     }
-    return presets[kind](steps, spacing=spacing, **levels)
+    return presets[preset](steps, spacing=spacing, **levels)
 
 
 NODES = [NoisePathNode]

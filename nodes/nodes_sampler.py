@@ -1,4 +1,4 @@
-"""UniDiffuser Sampler: samples picture and text together along any noise path."""
+"""UniDiffuser Sampler: samples image and text together along any noise path."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..unidiffuser.path import NoisePath
-from .run_on_host import draft_writer, sample_streams, watcher
+from .run_on_host import caption_preview, sample_streams, watcher
 from .shared_inputs import sampling_inputs
 from .stream_inputs import given_levels, given_streams, text_latent
 from .stream_outputs import host_outputs
@@ -23,48 +23,50 @@ class UniDiffuserSampler(io.ComfyNode):
             node_id="UniDiffuserSampler",
             display_name="UniDiffuser Sampler",
             category=CATEGORY,
-            description="Samples a picture and its text together along a noise path: text to image, image to text, both out "
-            "of nothing, or anything between. What the path keeps clean or begins from is connected here.",
+            description="Samples an image and its caption along a noise path: text to image, image to text, both together, or "
+            "anything in between. Connect what the path follows or starts from.",
             search_aliases=["joint", "img2txt", "txt2img", "caption", "describe", "interrogate", "ksampler", "variation"],
             inputs=[
-                io.Model.Input("model", tooltip="From Load UniDiffuser; LoRA and other patches may lie in between."),
-                NoisePathType.Input("path", tooltip="From UniDiffuser Noise Path: what is made, and from what."),
+                io.Model.Input("model", tooltip="From Load UniDiffuser. LoRAs and other patches may be in between."),
+                NoisePathType.Input("path", tooltip="From UniDiffuser Noise Path. Sets the task and the steps."),
                 *sampling_inputs(),
                 io.Combo.Input(
                     "data_type",
                     options=DATA_TYPES,
                     default="curated",
-                    tooltip="The kind of captions to write or expect; v0 models have only one.",
+                    tooltip="Style of the captions. curated gives clean ones, web those of web pages. v0 models have only one.",
                 ),
                 io.Latent.Input(
                     "latent_image",
                     optional=True,
-                    tooltip="The picture to keep or begin from, from VAE Encode, or an empty one for the size. "
-                    "Its noise mask says which part is made anew.",
+                    tooltip="The image to follow or start from (VAE Encode), or an empty latent for size and batch. A noise "
+                    "mask limits the change to the masked area.",
                 ),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
                     optional=True,
-                    tooltip="CLIP Vision Encode of the same picture, where the path begins from one.",
+                    tooltip="CLIP Vision Encode of the same image. Connect it if the path follows or starts from an image.",
                 ),
                 io.Conditioning.Input(
                     "text",
                     optional=True,
-                    tooltip="The text to follow or begin from: CLIP Text Encode, Rewrite Words, or the "
-                    "CONDITIONING of another UniDiffuser Sampler.",
+                    tooltip="The text to follow or start from: CLIP Text Encode, Rewrite Words, or another UniDiffuser "
+                    "Sampler.",
                 ),
                 io.Conditioning.Input(
-                    "negative", optional=True, tooltip="What the picture is guided away from; without it, from no text at all."
+                    "negative",
+                    optional=True,
+                    tooltip="What the image should avoid, at image_guidance above 1. It may stay unconnected.",
                 ),
                 CaptionDecoderType.Input(
-                    "caption_decoder", optional=True, tooltip="Shows a draft of the caption while sampling."
+                    "caption_decoder", optional=True, tooltip="Connect it to preview the caption while sampling."
                 ),
             ],
             outputs=[
                 io.Latent.Output(
-                    display_name="LATENT", tooltip="The picture, for VAE Decode or any node of Stable Diffusion 1."
+                    display_name="LATENT", tooltip="The image, for VAE Decode; with the 1 B model also for SD 1.x nodes."
                 ),
-                io.ClipVisionOutput.Output(display_name="CLIP_VISION_OUTPUT", tooltip="The picture's CLIP token."),
+                io.ClipVisionOutput.Output(display_name="CLIP_VISION_OUTPUT", tooltip="The CLIP image embedding."),
                 io.Conditioning.Output(display_name="CONDITIONING", tooltip="The text, for Decode Caption or as a prompt."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -87,8 +89,7 @@ class UniDiffuserSampler(io.ComfyNode):
         caption_decoder: Any = None,
     ) -> io.NodeOutput:
         given, mask = given_streams(model, latent_image, clip_vision_output, text)
-        empty = None if negative is None else text_latent(model, negative)
-        watch = watcher(model, path.steps, draft_writer(caption_decoder, cls.hidden.unique_id))
+        watch = watcher(model, path.steps, caption_preview(caption_decoder, cls.hidden.unique_id))
         out = sample_streams(
             model,
             path,
@@ -100,7 +101,7 @@ class UniDiffuserSampler(io.ComfyNode):
             levels=given_levels(latent_image, clip_vision_output, text),
             guidance=(image_guidance, text_guidance),
             data_type=DATA_TYPES.index(data_type),
-            negative=empty,
+            negative=None if negative is None else text_latent(model, negative),
         )
         return host_outputs(model, out, path, latent_image, given, mask)
 

@@ -1,4 +1,4 @@
-"""Score Captions: which caption fits a picture, by the model's own denoising error."""
+"""Score Captions: ranks captions of an image by the denoising error of the image under each."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ScoreCaptions(io.ComfyNode):
             node_id="UniDiffuserScoreCaptions",
             display_name="Score Captions",
             category=CATEGORY,
-            description="Ranks captions by how well they fit a picture: the better a caption, the better the model tells the "
-            "picture from noise with it. Takes the candidates of Decode Caption, or lines of text.",
+            description="Ranks captions by how well they fit an image. Takes the candidates of Decode Caption, or one caption "
+            "per line; with labels as captions it classifies the image.",
             search_aliases=["rank", "clip score", "caption", "similarity", "classify", "zero-shot"],
             is_input_list=True,
             is_output_node=True,
@@ -33,12 +33,17 @@ class ScoreCaptions(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="From Load UniDiffuser."),
                 io.Clip.Input("clip", tooltip="From Load UniDiffuser."),
-                io.Latent.Input("latent_image", tooltip="The picture, from VAE Encode; the first of a batch."),
-                io.ClipVisionOutput.Input("clip_vision_output", tooltip="CLIP Vision Encode of the same picture."),
+                io.Latent.Input("latent_image", tooltip="The image, from VAE Encode. Only the first of a batch is used."),
+                io.ClipVisionOutput.Input("clip_vision_output", tooltip="CLIP Vision Encode of the same image."),
                 io.String.Input(
-                    "captions", multiline=True, default="a cat\na dog", tooltip="A list of texts, or one caption a line."
+                    "captions",
+                    multiline=True,
+                    default="a cat\na dog",
+                    tooltip="The captions to compare, one per line or as a list.",
                 ),
-                io.Int.Input("levels", default=8, min=1, max=100, tooltip="Noise levels to judge at; more is steadier."),
+                io.Int.Input(
+                    "levels", default=8, min=1, max=100, tooltip="Noise levels to test. 8 is quick; 32 ranks more reliably."
+                ),
                 seed_input(),
             ],
             outputs=[
@@ -47,7 +52,7 @@ class ScoreCaptions(io.ComfyNode):
                 io.Float.Output(
                     display_name="scores",
                     is_output_list=True,
-                    tooltip="In the order of ranked: how much it lowers the denoising error; 0 is no help.",
+                    tooltip="How well each ranked caption fits. Higher is better; 0 is no better than no caption.",
                 ),
             ],
         )
@@ -65,7 +70,7 @@ class ScoreCaptions(io.ComfyNode):
     ) -> io.NodeOutput:
         texts = [line for text in captions for line in lines_of(text) if line]
         if not texts:
-            raise ValueError("There is no caption to score: 'captions' is empty.")
+            raise ValueError("'captions' is empty. Enter one caption per line, or connect the candidates of 'Decode Caption'.")
         scores = score(model[0], clip[0], latent_image[0], clip_vision_output[0], texts, levels[0], seed[0])
         order = sorted(range(len(texts)), key=lambda i: -scores[i])
         ranked, best_first = [texts[i] for i in order], [scores[i] for i in order]
@@ -77,7 +82,7 @@ class ScoreCaptions(io.ComfyNode):
 def score(
     model: Any, clip: Any, latent_image: Any, clip_vision_output: Any, texts: list[str], levels: int, seed: int
 ) -> list[float]:
-    """`caption_fit` of texts for the first picture of a LATENT, in the host."""
+    """`caption_fit` of texts for the first image of a LATENT, sampled by the host."""
     conds = [text_latent(model, clip.encode_from_tokens_scheduled(clip.tokenize(text))) for text in texts]
     clean, _ = given_streams(model, latent_image, clip_vision_output, None)
     image = Streams(img=clean.need("img")[:1], clip_img=clean.need("clip_img")[:1])

@@ -1,4 +1,4 @@
-"""Rewrite Words: marks the words of a text that a sampler should replace, and keeps the others."""
+"""Rewrite Words: a text mask, which marks the words that a sampler replaces."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ class RewriteWords(io.ComfyNode):
             node_id="UniDiffuserRewriteWords",
             display_name="Rewrite Words",
             category=CATEGORY,
-            description="Encodes a text of which some words are to be rewritten. A UniDiffuser Sampler whose path makes text "
-            "keeps the other words and finds new ones, to fit the picture, in their place.",
+            description="Encodes a text with some words marked for rewriting. A UniDiffuser Sampler that generates text "
+            "replaces them with words that fit the image and keeps the others.",
             search_aliases=["inpaint text", "partial caption", "mask words", "fill in"],
             inputs=[
                 io.Clip.Input("clip", tooltip="From Load UniDiffuser."),
                 io.String.Input("text", multiline=True, dynamic_prompts=True, default="a red apple", tooltip="The whole text."),
-                io.String.Input("words", default="red", tooltip="The words of the text to rewrite, with spaces between them."),
+                io.String.Input("words", default="red", tooltip="The words to rewrite, separated by spaces."),
                 io.Boolean.Input(
-                    "rest", default=True, tooltip="Rewrite what stands after the text too, so that it may become longer."
+                    "rest", default=True, tooltip="Also rewrite what follows the text, so that it can grow longer."
                 ),
             ],
-            outputs=[io.Conditioning.Output(display_name="CONDITIONING", tooltip="For a UniDiffuser Sampler.")],
+            outputs=[
+                io.Conditioning.Output(display_name="CONDITIONING", tooltip="For the text input of a UniDiffuser Sampler.")
+            ],
         )
 
     @classmethod
@@ -41,24 +43,28 @@ class RewriteWords(io.ComfyNode):
 
 
 def token_mask(tokenizer: Any, text: str, words: str, rest: bool) -> torch.Tensor:
-    """(1, L, 1): 1 at the tokens of those words of `text` that are among `words`, and after its end if `rest`.
+    """Mask (1, L, 1) of a text: 1 = rewrite, 0 = keep.
 
-    `tokenizer` is the host's SDTokenizer.
+    Args:
+        tokenizer: the host's SDTokenizer.
+        text: the whole text.
+        words: the words of `text` to rewrite, separated by spaces; case and punctuation do not matter.
+        rest: also rewrite the tokens after the end of the text.
 
     Raises:
-        ValueError: a word does not occur in the text.
+        ValueError: no words are given, or one does not occur in the text.
     """
     wanted = {_bare(word) for word in words.split()}
     missing = wanted - {_bare(word) for word in text.split()}
     if missing or not wanted:
         raise ValueError(
-            f"'words' must be words of 'text'; {', '.join(sorted(missing)) or 'it'} is not."
+            f"'words' contains {', '.join(sorted(missing))}, which 'text' does not contain. Copy the words from 'text'."
             if missing
-            else "'words' is empty: write which words of 'text' to rewrite."
+            else "'words' is empty. Enter the words of 'text' to rewrite."
         )
     mask = torch.zeros(1, tokenizer.max_length, 1)
     position = tokenizer.tokens_start
-    for word in text.split():  # byte pairs never join two words, so each can be counted alone
+    for word in text.split():  # byte pairs never span two words, so each word can be counted alone
         count = len(tokenizer.tokenizer(word)["input_ids"]) - tokenizer.tokens_start - 1
         mask[:, position : position + count] = float(_bare(word) in wanted)
         position += count

@@ -1,7 +1,7 @@
-"""How the streams of a sample travel through the host's samplers, which know one tensor: as a flat pack (B, 1, N).
+"""Packs the streams of a sample into one tensor (B, 1, N), since the host's samplers take one tensor.
 
-The plain KSampler path packs the image latent with the CLIP image token, which the network denoises beside it. The token is
-added and taken away again around the sampling, so that LATENT stays the host's plain four channels.
+In a plain KSampler the pack holds the image latent and the CLIP image token, which the network denoises together. A wrapper
+adds the token before sampling and removes it afterwards, so LATENT stays the host's plain four channels.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..unidiffuser.streams import draw_noise, item_generators
 from ..unidiffuser.uvit import UViTConfig
 from .memory_errors import say_what_to_do
 
-LARGEST = 3  # area of a latent, in that of the trained one
-WRAPPER_KEY = "unidiffuser"  # of the wrapper, and in transformer_options of the SampledStreams
+LARGEST = 3  # largest area of a latent, in multiples of the trained one
+WRAPPER_KEY = "unidiffuser"  # key of the wrapper, and of the SampledStreams in transformer_options
 Shape = tuple[int, ...]
 
 
@@ -29,14 +29,14 @@ def pack(streams: Sequence[Tensor]) -> Tensor:
 
 
 def unpack(packed: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
-    """(B, 1, N) -> streams (B, *shape), the batch being the pack's own (the host stacks conditions along it)."""
+    """(B, 1, N) -> streams (B, *shape). B is the pack's own: the host stacks conditions along it."""
     parts = packed.split([math.prod(s) for s in shapes], dim=-1)
     return [p.reshape(packed.shape[0], *s) for p, s in zip(parts, shapes, strict=True)]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the UniDiffuser Sampler asks the model: the network's own arguments beside the three streams."""
+    """A call of the network by the UniDiffuser Sampler: its arguments beside the three streams."""
 
     t_img: Tensor
     t_text: Tensor
@@ -46,11 +46,13 @@ class Request:
 
 @dataclass(frozen=True)
 class SampledStreams:
-    """What is being sampled, for the model: handed to it in transformer_options.
+    """Describes the packed tensor to the model, in transformer_options.
 
-    `shapes` are the packed streams without their batch. `generators`, one per item, make the noise that stands in for a
-    missing text. With a `request` the pack is all three streams, variance-preserving, and noise predictions are wanted;
-    without one a sampler of the host asks at a sigma.
+    Attributes:
+        shapes: of the packed streams, without the batch.
+        generators: one per batch item, for the noise that replaces a missing text.
+        request: set by the UniDiffuser Sampler: the pack then holds all three streams, variance-preserving, and the model
+            returns noise predictions. None for a host sampler, which calls the model at a sigma.
     """
 
     shapes: list[Shape]
@@ -74,14 +76,14 @@ def sample_with_clip_stream(
     seed: int | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """OUTER_SAMPLE wrapper: adds the CLIP image token to a plain image latent and takes it away again.
+    """OUTER_SAMPLE wrapper that adds the CLIP image token to a plain image latent and removes it afterwards.
 
-    A CLIP_VISION_OUTPUT in the positive conditioning (core unCLIPConditioning) is kept as the token throughout; otherwise
-    the token is generated with the picture.
+    A CLIP_VISION_OUTPUT in the positive conditioning (core unCLIPConditioning) is held as the token; without
+    one the token is generated with the image.
     """
     guider = executor.class_obj
     options = guider.model_options.setdefault("transformer_options", {})
-    if WRAPPER_KEY in options:  # the UniDiffuser Sampler has packed its streams itself
+    if WRAPPER_KEY in options:  # the UniDiffuser Sampler packs its own streams
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
 
     model = guider.model_patcher.model
@@ -90,7 +92,7 @@ def sample_with_clip_stream(
     batch, image_shape, clip_shape = latent_image.shape[0], tuple(latent_image.shape[1:]), (1, net.clip_img_dim)
     shapes = [image_shape, clip_shape]
     generators = item_generators(seed or 0, batch)
-    draw_noise(image_shape, generators, "cpu")  # the library draws an item's image first; here the host has drawn it
+    draw_noise(image_shape, generators, "cpu")  # the library draws an item's image noise first; the host has drawn its own
     clip_noise = draw_noise(clip_shape, generators, "cpu")
 
     token = clip_token(guider.conds.get("positive", []), batch, net.clip_img_dim)
@@ -115,42 +117,45 @@ def sample_with_clip_stream(
 
 
 def image_callback(callback: Callable[..., None] | None, shapes: Sequence[Shape]) -> Callable[..., None] | None:
-    """A host callback (step, x0, x, total) that is shown only the image of a pack; previews draw it."""
+    """A host callback (step, x0, x, total) that receives only the image of the pack, for previews."""
     if callback is None:
         return None
     return lambda step, x0, x, total: callback(step, unpack(x0, shapes)[0], unpack(x, shapes)[0], total)
 
 
 def check_image_latent(latent: Tensor, config: UViTConfig, downscale: int) -> None:
-    """Raise ValueError, in the artist's words, for a LATENT that the network cannot take or makes nothing of.
+    """Check that a LATENT fits the network.
 
-    `downscale`: pixels along a side, for one of the latent.
+    `downscale` is the number of pixels per latent cell, along a side.
+
+    Raises:
+        ValueError: it has the wrong channels, is too large, or its sides are not multiples of the patch size.
     """
     patch, (rows, columns) = config.patch_size, config.latent_size
     if latent.ndim != 4 or latent.shape[1] != config.in_chans:
         raise ValueError(
-            f"The LATENT is {tuple(latent.shape)}, but UniDiffuser works on {config.in_chans} channels (Stable Diffusion "
-            f"1.x). Use 'Empty Latent Image', or VAE Encode with the VAE output of 'Load UniDiffuser'."
+            f"The LATENT is {tuple(latent.shape)}, but UniDiffuser needs {config.in_chans} channels, as Stable Diffusion 1.x. "
+            f"Use 'Empty Latent Image', or VAE Encode with the VAE output of 'Load UniDiffuser'."
         )
     height, width = latent.shape[2:]
     if height * width > LARGEST * rows * columns:
         raise ValueError(
             f"The LATENT is one of {width * downscale} x {height * downscale} pixels; this model was trained on "
-            f"{columns * downscale} x {rows * downscale} and makes nothing sensible of more than {LARGEST} times that area. "
-            f"Choose a smaller 'Empty Latent Image', or scale the picture down before VAE Encode."
+            f"{columns * downscale} x {rows * downscale} and fails above {LARGEST} times that area. Use a "
+            f"smaller 'Empty Latent Image', or scale the image down before VAE Encode."
         )
     if height % patch or width % patch:
         raise ValueError(
-            f"The LATENT is {width} x {height}; this model needs sides that are multiples of {patch}, so a picture whose "
-            f"sides are multiples of {patch * downscale} pixels."
+            f"The LATENT is one of {width * downscale} x {height * downscale} pixels; this model needs sides that are "
+            f"multiples of {patch * downscale} pixels."
         )
 
 
 def clip_token(conditioning: Sequence[dict[str, Any]], batch: int, width: int) -> Tensor | None:
-    """The CLIP image token (B, 1, width) that a conditioning carries, or None.
+    """The CLIP image token (B, 1, width) of a conditioning, or None if it has none.
 
     Raises:
-        ValueError: it comes from another CLIP vision model.
+        ValueError: the token is of another CLIP vision model.
     """
     for cond in conditioning:
         for entry in cond.get("unclip_conditioning", []):
@@ -159,16 +164,16 @@ def clip_token(conditioning: Sequence[dict[str, Any]], batch: int, width: int) -
 
 
 def clip_vision_token(output: Any, batch: int, width: int) -> Tensor:
-    """The token (B, 1, width) of a CLIP_VISION_OUTPUT, repeated over the batch.
+    """The CLIP image token (B, 1, width) of a CLIP_VISION_OUTPUT, repeated over the batch.
 
     Raises:
-        ValueError: it comes from another CLIP vision model.
+        ValueError: the token is of another CLIP vision model.
     """
     embeds = output["image_embeds"]
     if embeds.shape[-1] != width:
         raise ValueError(
-            f"The CLIP_VISION_OUTPUT has {embeds.shape[-1]} numbers, this model needs {width}. Encode the "
-            f"picture with the CLIP_VISION output of 'Load UniDiffuser'."
+            f"The CLIP_VISION_OUTPUT has {embeds.shape[-1]} channels, but this model needs {width}. Use CLIP Vision Encode "
+            f"with the CLIP_VISION output of 'Load UniDiffuser'."
         )
     token = embeds.float().cpu().reshape(-1, 1, width)
     return token.repeat(-(-batch // token.shape[0]), 1, 1)[:batch]

@@ -1,4 +1,4 @@
-"""The library's sampler inside the host: the host loads the model, patches it and shows progress; the library samples."""
+"""The library's sampler inside the host: the host loads and patches the model and shows progress; the library samples."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from .stream_inputs import require_model, start_streams
 from .types import show_text
 
 STREAMS = ("img", "clip_img", "text")
-SIGMA_MAX = 14.6  # of Stable Diffusion's schedule, for what the host wants to know of a run
-DRAFTS = 5  # draft captions in one run
+SIGMA_MAX = 14.6  # of Stable Diffusion's schedule, for the sigmas that the host requires
+CAPTION_PREVIEWS = 5  # in one run
 Watch = Callable[[int, int, Streams, Streams], None]
 
 
 class HostNet:
-    """The MODEL as the network that the library's sampler calls, with the wrappers and patches of the host applied."""
+    """Adapts a MODEL to the network interface of the library's sampler, with the host's wrappers and patches applied."""
 
     def __init__(self, model: UniDiffuserModel, model_options: dict[str, Any], device: torch.device):
         self.model, self.options, self.device = model, model_options, device
@@ -52,11 +52,11 @@ class HostNet:
         streams = dict(zip(STREAMS, (img, clip_img, text), strict=True))
         shapes = {name: tuple(value.shape[1:]) for name, value in streams.items()}
         labels = [value.to(self.device) for value in (t_img, t_text, data_type)]
-        told = SampledStreams(list(shapes.values()), request=Request(*labels, heads))
+        described = SampledStreams(list(shapes.values()), request=Request(*labels, heads))
         sigma = sigma_of_label(torch.maximum(t_img, t_text)).to(self.device)
         options = {
             **self.options["transformer_options"],
-            WRAPPER_KEY: told,
+            WRAPPER_KEY: described,
             "sigmas": sigma[:1],
             "cond_or_uncond": [0],
             "uuids": [],
@@ -70,13 +70,13 @@ class HostNet:
                 self.model.apply_model,
                 {"input": packed, "timestep": sigma, "cond_or_uncond": [0], "c": {"transformer_options": options}},
             )
-        asked = [name for name in STREAMS if name in heads]
-        found = dict(zip(asked, unpack(out, [shapes[name] for name in asked]), strict=True))
+        predicted = [name for name in STREAMS if name in heads]
+        found = dict(zip(predicted, unpack(out, [shapes[name] for name in predicted]), strict=True))
         return tuple(found[name].to(img.device) if name in found else None for name in STREAMS)
 
 
 class _Borrowed(comfy.samplers.Sampler):
-    """A host sampler that runs a function of the loaded network instead; what it returns is in `result`."""
+    """A host sampler that calls a function of the loaded network and stores what it returns in `result`."""
 
     def __init__(self, function: Callable[[HostNet, torch.device], Any]):
         self.function = function
@@ -94,7 +94,7 @@ class _Borrowed(comfy.samplers.Sampler):
         disable_pbar: bool = False,
     ) -> Tensor:
         self.result = self.function(HostNet(model_wrap.inner_model, extra_args["model_options"], noise.device), noise.device)
-        return noise  # the host needs a tensor of the shape it gave
+        return noise  # the host expects a tensor of this shape
 
 
 def in_host(
@@ -104,9 +104,14 @@ def in_host(
     function: Callable[[HostNet, torch.device], Any],
     shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Any:
-    """The result of `function(net, device)`, called with the model loaded, patched and wrapped as in any sampling.
+    """The result of `function(net, device)`, called with the model loaded and patched as in any sampling.
 
-    `count` and `shapes` of the streams, where they are not the trained ones, tell the host how much memory that takes.
+    Args:
+        patcher: the MODEL.
+        count: batch size, from which the host estimates memory.
+        seed: passed to the host's sampling.
+        function: takes the network and its device.
+        shapes: item shapes of the streams that differ from the trained ones, for the same estimate.
     """
     config = require_model(patcher).diffusion_model.config
     numbers = sum(math.prod(shape) for shape in {**config.item_shapes, **(shapes or {})}.values())
@@ -149,32 +154,32 @@ def sample_streams(
     return out.to(comfy.model_management.intermediate_device())
 
 
-def watcher(patcher: comfy.model_patcher.ModelPatcher, steps: int, draft: Callable[[Tensor], None] | None) -> Watch:
-    """The library's callback that moves the host's progress bar, shows a preview, and can be interrupted.
+def watcher(patcher: comfy.model_patcher.ModelPatcher, steps: int, preview_text: Callable[[Tensor], None] | None) -> Watch:
+    """A callback for the library's sampler: progress bar, previews, and the host's interrupt.
 
-    `draft` is handed the text latent (1, L, text_dim) of the first item now and then.
+    `preview_text` is called a few times in a run with the text latent (1, L, text_dim) of the first item.
     """
     show = latent_preview.prepare_callback(patcher, steps)
     bar = comfy.utils.ProgressBar(steps)
 
     def watch(step: int, total: int, x0: Streams, x: Streams) -> None:
-        if draft is not None and x0.text is not None and step % max(1, total // DRAFTS) == 0:
-            draft(x0.text[:1])
+        if preview_text is not None and x0.text is not None and step % max(1, total // CAPTION_PREVIEWS) == 0:
+            preview_text(x0.text[:1])
         if x0.img is None:
             bar.update_absolute(step + 1, total)
         else:
-            show(step, x0.img, x.img, total)  # raises when the artist has pressed Interrupt
+            show(step, x0.img, x.img, total)  # raises after Interrupt is pressed
 
     return watch
 
 
 def shifted(watch: Watch, done: int, total: int) -> Watch:
-    """`watch` for one part of a longer run, of which `done` steps are behind it."""
+    """`watch` for one part of a longer run, after `done` of its `total` steps."""
     return lambda step, _, x0, x: watch(done + step, total, x0, x)
 
 
-def draft_writer(caption_decoder: Any, node_id: str) -> Any:
-    """Shows the first words of a text latent in the node; None without a decoder."""
+def caption_preview(caption_decoder: Any, node_id: str) -> Any:
+    """A function that shows the first words of a text latent in the node; None without a decoder."""
     if caption_decoder is None:
         return None
-    return lambda text: show_text(caption_decoder.draft(text), node_id)
+    return lambda text: show_text(caption_decoder.preview(text), node_id)

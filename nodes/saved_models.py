@@ -1,7 +1,7 @@
-"""Models that the host's own ModelSave or CheckpointSave has written, for instance a merge or one with a LoRA in it.
+"""Files of the host's ModelSave and CheckpointSave, for instance a merge or a model with a merged LoRA.
 
-The host writes the network under "model.diffusion_model." and nothing that tells its sizes, so the MODEL adds one tensor with
-them; the parts that do not change stay where they are and are named in it.
+The host writes only the network, under "model.diffusion_model.". The MODEL adds one tensor with the config and the name of
+the original checkpoint, from which the other parts are loaded.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ KEY, PREFIX = "unidiffuser_origin", "model.diffusion_model."
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a saved MODEL came from: `name` as in "Load UniDiffuser", and the sizes of everything."""
+    """The checkpoint that a saved MODEL came from: its `name` in "Load UniDiffuser", and its config."""
 
     name: str
     config: ModelConfig
 
     def tensor(self) -> Tensor:
-        """uint8 (N,), as it is stored."""
+        """The stored form, uint8 (N,): JSON in UTF-8."""
         text = json.dumps({"name": self.name, "config": self.config.to_dict()})
         return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
     @classmethod
     def of_file(cls, path: str) -> Origin | None:
-        """That of a file; None if the host did not write it from a MODEL of this pack."""
+        """The origin stored in a file; None if the host did not save it from a MODEL of this pack."""
         if not path.endswith(".safetensors"):
             return None
         try:
@@ -43,11 +43,11 @@ class Origin:
                     return None
                 data = json.loads(bytes(file.get_tensor(KEY).tolist()))
         except (SafetensorError, OSError):
-            return None  # the library says what is wrong with it
+            return None  # the library reports damaged files
         return cls(data["name"], ModelConfig.from_dict(data["config"]))
 
 
 def read_network(path: str) -> dict[str, Tensor]:
-    """State dict of a `HostUViT` from a file that the host has written."""
+    """State dict of a `HostUViT` from a file that the host saved."""
     weights: dict[str, Any] = comfy.utils.load_torch_file(path, safe_load=True)
     return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}

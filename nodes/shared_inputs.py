@@ -1,4 +1,4 @@
-"""The settings that several nodes have in common."""
+"""Inputs that several nodes share."""
 
 from __future__ import annotations
 
@@ -8,33 +8,44 @@ from ..unidiffuser.samplers import METHODS
 
 SAMPLING_METHODS = [name for name, method in METHODS.items() if not method.implicit]
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
+SEED = "Random seed. The same seed and settings give the same result. Batch item k uses seed + k, counted from 0."
 
 
-def steps_input(what: str, default: int = 20) -> io.Int.Input:
-    return io.Int.Input("steps", default=default, min=1, max=1000, tooltip=what)
+def steps_input(tooltip: str, default: int = 20) -> io.Int.Input:
+    return io.Int.Input("steps", default=default, min=1, max=1000, tooltip=tooltip)
 
 
-def seed_input(what: str = "Item k of a batch is made with seed + k.") -> io.Int.Input:
-    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=what)
+def seed_input(tooltip: str = SEED) -> io.Int.Input:
+    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=tooltip)
 
 
 def method_input() -> io.Combo.Input:
     return io.Combo.Input(
-        "method", options=SAMPLING_METHODS, default="dpmpp_2m", tooltip="The solver; 'reference' is the authors' own."
+        "method",
+        options=SAMPLING_METHODS,
+        default="dpmpp_2m",
+        tooltip="The sampling algorithm. dpmpp_2m is good with 20 steps, reference is the authors' own. Use ddim for the "
+        "noise of UniDiffuser Invert.",
     )
 
 
 def guidance_input(name: str, what: str) -> io.Float.Input:
+    """`what`: which output follows which input, such as "the image follows the text"."""
     return io.Float.Input(
         name,
         default=4,
         min=0,
         max=30,
         step=0.1,
-        tooltip=f"How closely the {what} follows its counterpart: 1 is off, more is closer. The authors' scale plus 1.",
+        tooltip=f"How strongly {what} (prompt strength, CFG). 1 is off; 3 to 8 is usual.",
     )
 
 
 def sampling_inputs() -> list[io.Input]:
-    """Seed, solver and the guidance of both modalities."""
-    return [seed_input(), method_input(), guidance_input("image_guidance", "picture"), guidance_input("text_guidance", "text")]
+    """Seed, method, and the guidance of both modalities."""
+    return [
+        seed_input(),
+        method_input(),
+        guidance_input("image_guidance", "the image follows the text"),
+        guidance_input("text_guidance", "the caption follows the image"),
+    ]

@@ -18,25 +18,25 @@ from ..unidiffuser.streams import MODALITIES, Streams, noised
 from .host_model import UniDiffuserModel
 from .packing import check_image_latent, clip_vision_token
 
-WORDS = {"img": "picture", "text": "text"}
+WORDS = {"img": "image", "text": "text"}
 INPUT_OF = {"img": "latent_image", "clip_img": "clip_vision_output", "text": "text"}  # of the UniDiffuser Sampler
-TOKEN_MASK = "unidiffuser_token_mask"  # in a CONDITIONING: (1, L, 1), 1 = rewrite this token
-LEVEL = "unidiffuser_level"  # in what a path left noisy: its label; a path that begins there takes it as it is
-SCALE = "downscale_ratio_spacial"  # the host's own: in an empty LATENT, the pixels that it means by one of its own
-KEPT = "unidiffuser_kept"  # in what a path left noisy: what it was before, for the part that a mask keeps
+TOKEN_MASK = "unidiffuser_token_mask"  # in a CONDITIONING: (1, L, 1), 1 = rewrite the token
+LEVEL = "unidiffuser_level"  # in an output that a path left noisy: its label, so that a second path can continue
+SCALE = "downscale_ratio_spacial"  # in an empty LATENT of the host: the pixels per cell that it assumed
+KEPT = "unidiffuser_kept"  # beside LEVEL: the clean values, for the part that a mask keeps
 
 
 def require_model(patcher: Any) -> UniDiffuserModel:
-    """The network's host model behind a MODEL.
+    """The host model of a MODEL.
 
     Raises:
-        ValueError: it is another architecture.
+        ValueError: the MODEL is of another architecture.
     """
     model = patcher.model
     if not isinstance(model, UniDiffuserModel):
         raise ValueError(
-            f"The MODEL is a {type(model).__name__}, not a UniDiffuser. Connect the MODEL output of 'Load "
-            f"UniDiffuser' (LoRA and model patches may lie in between)."
+            f"The MODEL is a {type(model).__name__}, not a UniDiffuser. Connect the MODEL output of 'Load UniDiffuser'; LoRAs "
+            f"and other patches may be in between."
         )
     return model
 
@@ -47,12 +47,12 @@ def given_streams(
     clip_vision_output: Any,
     text: Sequence[Any] | None,
 ) -> tuple[Streams, Streams]:
-    """Streams and masks (1 = generate) of the inputs of a node, in the model's units, all of one batch.
+    """Streams and masks (1 = generate) of a node's inputs, scaled as the model expects, all of one batch size.
 
-    Each stream is clean, or as noisy as `given_levels` says; what its mask keeps is always clean.
+    Each stream is clean or at the noise level that `given_levels` reports; the part that its mask keeps is always clean.
 
     Raises:
-        ValueError: an input does not fit the model; the text names it.
+        ValueError: an input does not fit the model.
     """
     model = require_model(patcher)
     net = model.diffusion_model.config
@@ -81,27 +81,27 @@ def given_streams(
 
 
 def _sized(patcher: comfy.model_patcher.ModelPatcher, latent: Mapping[str, Any]) -> Tensor:
-    """The samples of a LATENT; an empty one, of a node that counts on 8 pixels, becomes what this model has for as many."""
+    """The samples of a LATENT; an empty one made for 8 pixels per cell is resized to this model's pixels per cell."""
     samples: Tensor = latent["samples"]
     if samples.ndim == 4 and latent.get(SCALE) is not None:
         samples = comfy.sample.fix_empty_latent_channels(patcher, samples, latent[SCALE])
     return samples
 
 
-def _keep_clean(values: Tensor, mask: Tensor | None, told: Mapping[str, Any], name: str) -> Tensor:
-    """`values`, clean in what the mask keeps, where a path has left them noisy; `told` stands beside them in the input."""
-    if mask is None or LEVEL not in told or bool(mask.all()):
+def _keep_clean(values: Tensor, mask: Tensor | None, extras: Mapping[str, Any], name: str) -> Tensor:
+    """`values` of an input that a path left noisy, with the part that the mask keeps clean; `extras` are its LEVEL and KEPT."""
+    if mask is None or LEVEL not in extras or bool(mask.all()):
         return values
-    if KEPT not in told:
+    if KEPT not in extras:
         raise ValueError(
-            f"The mask of '{name}' keeps a part of it, but it is at noise level {told[LEVEL]:g} already. Set the mask before "
-            f"the node that left it noisy."
+            f"'{name}' has a mask but is already at noise level {extras[LEVEL]:g}, so the masked part has no clean values. Set "
+            f"the mask before the sampler that left it noisy."
         )
-    return torch.where(mask > 0, values, comfy.utils.repeat_to_batch_size(told[KEPT], len(values)).to(values))
+    return torch.where(mask > 0, values, comfy.utils.repeat_to_batch_size(extras[KEPT], len(values)).to(values))
 
 
 def given_levels(latent: dict[str, Any] | None, clip_vision_output: Any, text: Sequence[Any] | None) -> dict[str, float]:
-    """Labels of those inputs that an earlier path, or an inversion, has left noisy."""
+    """Noise levels (labels) of the inputs that an earlier path or an inversion left noisy."""
     tags = {
         "img": (latent or {}).get(LEVEL),
         "clip_img": getattr(clip_vision_output, LEVEL, None),
@@ -111,7 +111,7 @@ def given_levels(latent: dict[str, Any] | None, clip_vision_output: Any, text: S
 
 
 def text_latent(patcher: comfy.model_patcher.ModelPatcher, conditioning: Sequence[Any]) -> Tensor:
-    """The text latent (B, L, text_dim) of a CONDITIONING, on the CPU; loads the model, which holds the compressing Linear."""
+    """Text latent (B, L, text_dim) of a CONDITIONING, on the CPU. Loads the model, whose Linear compresses CLIP text."""
     model = require_model(patcher)
     comfy.model_management.load_models_gpu([patcher])
     return model.text_latent(conditioning[0][0], patcher.load_device).cpu()
@@ -125,19 +125,20 @@ def start_streams(
     shapes: Mapping[str, tuple[int, ...]],
     levels: Mapping[str, float],
 ) -> Streams:
-    """What the library's sampler starts from: each stream at the noise level of the path's first point.
+    """Streams for the library's sampler, each at the noise level of the path's first point.
 
-    What a mask keeps stays clean, at whatever level the rest begins: the sampler noises that part itself.
+    The part that a mask keeps stays clean; the sampler noises it itself.
 
     Args:
-        given: what the artist gave; a stream that starts as pure noise needs none.
-        mask: 1 = generate, 0 = keep, for the streams of which a part is kept.
-        generators: one per item.
-        shapes: of one item of each stream that is not given.
-        levels: labels of the streams in `given` that are noisy already; they are taken as they are.
+        path: the path to sample along.
+        given: streams of the node's inputs; one that starts as pure noise may be absent.
+        mask: 1 = generate, 0 = keep, for streams that are kept in part.
+        generators: one per batch item.
+        shapes: item shapes of the streams that are not given.
+        levels: labels of the streams in `given` that are already noisy; these are used unchanged.
 
     Raises:
-        ValueError: the path needs a stream that was not given, or begins one at another level than it has.
+        ValueError: the path needs a stream that is not given, or starts it at another level than it has.
     """
     start: dict[str, Tensor | None] = {}
     for modality, names in MODALITIES.items():
@@ -147,18 +148,18 @@ def start_streams(
             if name in levels:
                 if not math.isclose(levels[name], first, abs_tol=1e-3):
                     raise ValueError(
-                        f"'{INPUT_OF[name]}' is at noise level {levels[name]:g}, but this noise path begins the "
-                        f"{WORDS[modality]} at {first:g}. Choose a path that goes on where it is."
+                        f"'{INPUT_OF[name]}' is at noise level {levels[name]:g}, but the noise path starts the "
+                        f"{WORDS[modality]} at {first:g}. Use a path that starts at {levels[name]:g}."
                     )
                 start[name] = clean
                 continue
             if first == MARGINAL and (clean is None or (mask[name] is None and last == MARGINAL)):
                 continue  # the sampler draws it itself
             if clean is None and name == "clip_img" and first > CLEAN:
-                clean = torch.zeros(len(generators), *shapes[name])  # nothing is known of the token: made with the picture
+                clean = torch.zeros(len(generators), *shapes[name])  # unknown: generated with the image
             if clean is None or (first < MARGINAL and name == "img" and not torch.count_nonzero(clean)):
                 raise ValueError(
-                    f"This noise path begins with the {WORDS[modality]} at level {first:g}, not from nothing: connect "
+                    f"This noise path starts the {WORDS[modality]} at noise level {first:g}, not from pure noise. Connect "
                     f"'{INPUT_OF[name]}'" + (" and 'clip_vision_output'." if name == "img" else ".")
                 )
             noisy = noised(clean, first, generators)

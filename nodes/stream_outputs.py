@@ -21,10 +21,10 @@ def host_outputs(
     given: Streams | None = None,
     mask: Streams | None = None,
 ) -> io.NodeOutput:
-    """LATENT, CLIP_VISION_OUTPUT and CONDITIONING of sampled streams; what the path leaves out stops its own branch.
+    """LATENT, CLIP_VISION_OUTPUT and CONDITIONING of sampled streams.
 
-    What the path leaves noisy is marked with its level, so that another path can go on from there, and brings along what
-    was `given` where a `mask` keeps a part of it.
+    A stream that the path does not sample becomes an ExecutionBlocker, which skips the nodes behind it. One that the path
+    leaves noisy carries its LEVEL, and under a `mask` the `given` clean values, so that another path can continue.
     """
     given, mask = given or Streams(), mask or Streams()
     level = {name: {LEVEL: path.labels(name)[-1]} if path.labels(name)[-1] > LEAST else {} for name in MODALITIES}

@@ -23,7 +23,6 @@ ROOM = {  # below slots and widgets: what a node shows after a run
     "UniDiffuserDecodeCaption": 60,
     "UniDiffuserScoreCaptions": 150,
     "UniDiffuserGibbsChain": 300,
-    "UniDiffuserGibbsLoop": 60,
     "PreviewAny": 70,
     "CLIPTextEncode": 60,
     "UniDiffuserRewriteWords": 60,

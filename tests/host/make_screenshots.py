@@ -29,7 +29,7 @@ from fresh_host import fresh_host, version
 from front_end import FrontEnd, front_end, overlaps
 from host_server import HostServer
 from make_workflows import ROOT
-from templates import BLUEPRINTS, HELP_FLOWS, NEW_THING, WORKFLOWS
+from templates import BLUEPRINTS, HELP_FLOWS, NEW_SUBJECT, WORKFLOWS
 
 from unidiffuser.emoji.studies.lora import draw
 
@@ -52,7 +52,6 @@ HELP: dict[str, dict[str, tuple[str, ...]]] = {  # which nodes of which workflow
     },
     "Interpolation": {"Interpolate": ("UniDiffuserExamplePicture", "UniDiffuserInterpolate", "PreviewImage")},
     "Gibbs chain": {"GibbsChain": ("UniDiffuserGibbsChain", "SaveImage")},
-    "Gibbs (quick)": {"GibbsLoop": ("UniDiffuserGibbsLoop", "PreviewImage", "UniDiffuserDecodeCaption")},
     "Invert": {"Invert": ("UniDiffuserInvert", "UniDiffuserSampler", "PreviewImage")},
     "Score captions": {"ScoreCaptions": ("UniDiffuserScoreCaptions", "PreviewAny")},
     TRAINING: {"TrainLora": ("UniDiffuserTrainLora", "PreviewImage")},
@@ -136,7 +135,7 @@ def photograph(server: HostServer, wanted: list[str], options: argparse.Namespac
     with front_end(server) as page:
         folder, info = options.out / version(server), server.get("/object_info")
         if TRAINING in wanted:
-            bring(server, NEW_THING)
+            bring(server, NEW_SUBJECT)
         lines = [f"# Every template in the front end of ComfyUI {version(server)}", ""]
         lines += [f"`python tests/host/make_screenshots.py`. Console at start: {console(page.take_messages())}", ""]
         lines += ["| workflow | end | seconds | overlaps | missing | console |", "|---|---|---|---|---|---|"]

@@ -20,16 +20,16 @@ SD15 = {
     "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
 }
 MODELS = {"UniDiffuserLoader": [LARGE_MODEL], "CheckpointLoaderSimple": [SD15]}
-OWN = "For a picture of your own, enable Load Image (Ctrl+B) and connect it in place of the example."
-LARGE = "For the published 1 B model (512 x 512), see the help of **Load UniDiffuser**, choose its file and set sizes to 512."
-NEW_THING = [f"zorbi-{number}.png" for number in range(4)]  # unidiffuser/emoji/studies/lora.py draws them
+OWN = "For your own image, enable Load Image (Ctrl+B) and connect it instead of the example."
+LARGE = "For the published 1 B model, see the help of **Load UniDiffuser**, choose its file and set all sizes to 512."
+NEW_SUBJECT = [f"zorbi-{number}.png" for number in range(4)]  # unidiffuser/emoji/studies/lora.py draws them
 HOLD = {"start": 1000, "hold": 0}
 BOTH = {"image_start": 1000, "text_start": 1000, "speed_image": 1, "speed_text": 1}
-AHEAD = BOTH | {"speed_text": 2}  # pairs of the small bundled model agree more often when the text is decided first
+AHEAD = BOTH | {"speed_text": 2}  # pairs of the bundled model match more often when the caption is denoised first
 
 
 class Parts:
-    """What most workflows begin with."""
+    """The nodes with which most workflows begin."""
 
     def __init__(self, info: Info, title: str, note: str):
         self.flow = Flow(info, title, f"{note}\n\n{LARGE}", MODELS)
@@ -40,15 +40,15 @@ class Parts:
         return self.flow.add(kind, column, mode, title, **inputs)
 
     def picture(self, name: str) -> Out:
-        """An example picture, and the host's own loader for another one beside it."""
+        """An example image, and beside it a bypassed Load Image for another one."""
         example = self.add("UniDiffuserExamplePicture", 0, picture=name)
-        self.add("LoadImage", 0, BYPASSED, "Your own picture", image="")
+        self.add("LoadImage", 0, BYPASSED, "Your own image", image="")
         if OWN not in self.flow.note:
             self.flow.note = self.flow.note.replace(LARGE, f"{OWN}\n\n{LARGE}")
         return example[0]
 
     def encoded(self, picture: Out) -> tuple[Out, Out]:
-        """Image latent and CLIP token of a picture, first brought to the model's size: a photograph is far larger."""
+        """Image latent and CLIP embedding of an image, scaled to the model's size first: a photograph is far larger."""
         size = {"upscale_method": "lanczos", "width": 128, "height": 128, "crop": "center"}
         square = self.add("ImageScale", 1, image=picture, **size)[0]
         return (
@@ -81,12 +81,14 @@ class Parts:
 
     def caption(self, text: Out, column: int = 3, lines: int = 1, **inputs: Any) -> Node:
         words = self.words(text, column, lines, **inputs)
-        self.add("PreviewAny", column, lines=2 * lines, source=words[1])  # the host puts empty lines between
+        self.add("PreviewAny", column, lines=2 * lines, source=words[1])  # the host separates list items by empty lines
         return words
 
 
 def text_to_image(info: Info, title: str) -> Flow:
-    p = Parts(info, title, "With core nodes only: KSampler works on this MODEL as on any other.")
+    p = Parts(
+        info, title, "Generates images from a text, with core nodes only: KSampler works with this MODEL as with any other."
+    )
     prompt = p.text("red apple, twemoji")
     made = p.add(
         "KSampler",
@@ -106,7 +108,7 @@ def text_to_image(info: Info, title: str) -> Flow:
 
 
 def image_to_text(info: Info, title: str) -> Flow:
-    p = Parts(info, title, "The picture stays clean, the text is made. Captions come best first.")
+    p = Parts(info, title, "Captions an image. The three candidates are listed best first.")
     latent, token = p.encoded(p.picture("lion"))
     made = p.sampler(p.path("image to text", **HOLD), latent_image=latent, clip_vision_output=token)
     p.caption(made[2], lines=3, candidates=3)
@@ -117,8 +119,8 @@ def joint(info: Info, title: str) -> Flow:
     p = Parts(
         info,
         title,
-        "Pictures and their captions together, out of nothing. Another seed gives other pairs. The text is made "
-        "twice as fast, which lets pairs of the small model agree more often; try speeds of your own.",
+        "Generates images and their captions together, without a prompt. Change the seed for other pairs. The caption is "
+        "denoised twice as fast as the image, so that pairs of the small model match more often; try other speeds.",
     )
     made = p.sampler(p.path("joint", **AHEAD), latent_image=p.empty(4))
     p.show(made[0])
@@ -127,7 +129,11 @@ def joint(info: Info, title: str) -> Flow:
 
 
 def image_variation(info: Info, title: str) -> Flow:
-    p = Parts(info, title, "The picture becomes a text latent, the text latent becomes pictures. No words in between.")
+    p = Parts(
+        info,
+        title,
+        "Varies an image: it is captioned, and the text latent goes straight back to images, without words in between.",
+    )
     latent, token = p.encoded(p.picture("fox"))
     described = p.sampler(p.path("image to text", **HOLD), latent_image=latent, clip_vision_output=token)
     made = p.sampler(p.path("text to image", 2, **HOLD), 3, text=described[2], latent_image=p.empty(4))
@@ -137,7 +143,7 @@ def image_variation(info: Info, title: str) -> Flow:
 
 
 def text_variation(info: Info, title: str) -> Flow:
-    p = Parts(info, title, "The text becomes a picture latent, that becomes a text. No pixels in between.")
+    p = Parts(info, title, "Varies a text: it becomes image latents, and these are captioned, without pixels in between.")
     painted = p.sampler(p.path("text to image", **HOLD), text=p.text("red apple, twemoji"), latent_image=p.empty(4))
     made = p.sampler(p.path("image to text", 2, **HOLD), 3, latent_image=painted[0], clip_vision_output=painted[1])
     p.caption(made[2], 4, 4)
@@ -146,7 +152,11 @@ def text_variation(info: Info, title: str) -> Flow:
 
 
 def gibbs_chain(info: Info, title: str) -> Flow:
-    p = Parts(info, title, "Describe, paint, describe, paint. Raise *rounds* and run again: finished rounds are kept.")
+    p = Parts(
+        info,
+        title,
+        "Captions an image, generates an image from the caption, and so on. Raise *rounds* to add more: finished ones stay.",
+    )
     latent, token = p.encoded(p.picture("penguin"))
     chain = p.add(
         "UniDiffuserGibbsChain",
@@ -167,7 +177,7 @@ def gibbs_chain(info: Info, title: str) -> Flow:
 
 
 def interpolation(info: Info, title: str) -> Flow:
-    p = Parts(info, title, "The way between two real pictures, by their noises and texts.")
+    p = Parts(info, title, "Morphs one image into another, by their noise and captions.")
     first = p.picture("fox")
     second = p.add("UniDiffuserExamplePicture", 0, picture="sunflower")[0]
     frames = p.add("UniDiffuserInterpolate", 1, model=p.model, clip_vision=p.vision, vae=p.vae, image_a=first, image_b=second)
@@ -178,7 +188,7 @@ def interpolation(info: Info, title: str) -> Flow:
 
 
 def inpainting(info: Info, title: str) -> Flow:
-    p = Parts(info, title, "The right half is made anew to fit the text. Or paint a mask of your own in Load Image.")
+    p = Parts(info, title, "Replaces the right half of an image to fit the text. You can also paint a mask in Load Image.")
     latent, token = p.encoded(p.picture("fox"))
     left = p.add("SolidMask", 1, value=0.0, width=128, height=128)[0]
     right = p.add("SolidMask", 1, value=1.0, width=64, height=128)[0]
@@ -191,7 +201,7 @@ def inpainting(info: Info, title: str) -> Flow:
 
 
 def partial_caption(info: Info, title: str) -> Flow:
-    p = Parts(info, title, "The marked words are found anew to fit the picture, the others stay.")
+    p = Parts(info, title, "Rewrites the marked words of a text to fit an image; the others stay.")
     latent, token = p.encoded(p.picture("sunflower"))
     text = p.add("UniDiffuserRewriteWords", 1, clip=p.clip, text="lion, noto", words="lion", rest=False)[0]
     made = p.sampler(p.path("image to text", 1, **HOLD), latent_image=latent, clip_vision_output=token, text=text)
@@ -200,15 +210,15 @@ def partial_caption(info: Info, title: str) -> Flow:
 
 
 def noise_paths(info: Info, title: str) -> Flow:
-    p = Parts(info, title, "The same seed along three ways: both together, text first, picture first.")
+    p = Parts(info, title, "The same seed along three paths: both together, caption first, image first.")
     size = p.empty(2, 0)
-    ways = {
+    paths = {
         "Together": BOTH,
-        "Text first": BOTH | {"speed_text": 3},
-        "Picture first": BOTH | {"speed_image": 3},
+        "Caption first": BOTH | {"speed_text": 3},
+        "Image first": BOTH | {"speed_image": 3},
     }
-    for way, levels in ways.items():
-        made = p.sampler(p.path("joint", 1, title=way, **levels), 2, latent_image=size, seed=5)
+    for name, levels in paths.items():
+        made = p.sampler(p.path("joint", 1, title=name, **levels), 2, latent_image=size, seed=5)
         p.show(made[0], 3)
         p.words(made[2], 4, 2)
         p.flow.row()
@@ -219,8 +229,8 @@ def caption_then_sd15(info: Info, title: str) -> Flow:
     p = Parts(
         info,
         title,
-        "The caption is the prompt of another model. Put its checkpoint into models/checkpoints, right-click the frame and "
-        "choose *Set Group Nodes to Always*.",
+        "Captions an image as a prompt for Stable Diffusion 1.5. Put its checkpoint into models/checkpoints, "
+        "right-click the group and choose *Set Group Nodes to Always*.",
     )
     latent, token = p.encoded(p.picture("house"))
     made = p.sampler(p.path("image to text", **HOLD), latent_image=latent, clip_vision_output=token)
@@ -251,8 +261,8 @@ def latent_to_sd15(info: Info, title: str) -> Flow:
     p = Parts(
         info,
         title,
-        "The 1 B model's LATENT is Stable Diffusion's, so another model can refine it. Choose the 1 B model, put the SD 1.5 "
-        "checkpoint into models/checkpoints, right-click the frame and choose *Set Group Nodes to Always*.",
+        "The LATENT of the 1 B model is that of Stable Diffusion 1.5, which refines it here. Choose the 1 B model, put the SD "
+        "1.5 checkpoint into models/checkpoints, right-click the group and choose *Set Group Nodes to Always*.",
     )
     made = p.sampler(p.path("joint", **BOTH), latent_image=p.empty(1))
     words = p.caption(made[2])
@@ -275,16 +285,6 @@ def latent_to_sd15(info: Info, title: str) -> Flow:
     )
     p.flow.group("Stable Diffusion 1.5: set this group to Always", p.flow.nodes[before:])
     p.show(refined[0], 6)
-    return p.flow
-
-
-def quick_gibbs(info: Info, title: str) -> Flow:
-    p = Parts(info, title, "")
-    text = p.text("red apple, twemoji")
-    guidance = {"image_guidance": GUIDANCE, "text_guidance": GUIDANCE}
-    loop = p.add("UniDiffuserGibbsLoop", 2, model=p.model, caption_decoder=p.decoder, rounds=3, text=text, **guidance)
-    p.add("PreviewImage", 3, images=p.add("VAEDecode", 3, samples=loop[0], vae=p.vae)[0])
-    p.caption(loop[2], 4, 3)
     return p.flow
 
 
@@ -311,7 +311,7 @@ def score(info: Info, title: str) -> Flow:
 
 def train_lora(info: Info, title: str) -> Flow:
     p = Parts(info, title, "")
-    batch, *others = [p.add("LoadImage", 1, lines=11, image=name)[0] for name in NEW_THING]
+    batch, *others = [p.add("LoadImage", 1, lines=11, image=name)[0] for name in NEW_SUBJECT]
     for other in others:
         batch = p.add("ImageBatch", 2, image1=batch, image2=other)[0]
     given = {"model": p.model, "clip": p.clip, "vae": p.vae, "clip_vision": p.vision, "caption_decoder": p.decoder}
@@ -360,10 +360,9 @@ WORKFLOWS: dict[str, Build] = {
     "Hand-over to Stable Diffusion 1.5": latent_to_sd15,
 }
 HELP_FLOWS: dict[str, Build] = {
-    "Gibbs (quick)": quick_gibbs,
     "Invert": invert,
     "Score captions": score,
     "Train a LoRA": train_lora,
-    "Use a LoRA": use_lora,  # the one that the flow before has trained
+    "Use a LoRA": use_lora,  # trained by the workflow before
 }
 BLUEPRINTS = {"UniDiffuser - Describe a picture": describe_a_picture, "UniDiffuser - Vary a picture": vary_a_picture}

@@ -120,11 +120,6 @@ def foreign_model_in_a_chain(graph: Graph) -> None:
     graph.add("PreviewImage", images=chain(graph, model=graph.add("TestForeignModel")()))
 
 
-def foreign_model_in_the_loop(graph: Graph) -> None:
-    made = graph.add("UniDiffuserGibbsLoop", **CHAIN, model=graph.add("TestForeignModel")())
-    graph.show(made())
-
-
 def no_memory(graph: Graph) -> None:
     model = graph.add("TestOutOfMemory", model=graph.model, kind="MemoryError")()
     graph.show(graph.sampler(graph.path("joint")(), model=model)())
@@ -220,7 +215,6 @@ def no_captions(graph: Graph) -> None:
         (foreign_model_to_interpolate, ["UniDiffuserInterpolate", "not a UniDiffuser", "Load UniDiffuser"]),
         (foreign_model_to_score, ["UniDiffuserScoreCaptions", "not a UniDiffuser", "Load UniDiffuser"]),
         (foreign_model_in_a_chain, ["UniDiffuserGibbsChain", "not a UniDiffuser", "Load UniDiffuser"]),
-        (foreign_model_in_the_loop, ["UniDiffuserGibbsLoop", "not a UniDiffuser", "Load UniDiffuser"]),
         (no_memory, ["UniDiffuserSampler: MemoryError", "lower batch size"]),
         (no_memory_in_the_core_sampler, ["KSampler: MemoryError", "lower batch size"]),
         (more_than_the_machine_has, ["UniDiffuserSampler: MemoryError", "lower batch size"]),

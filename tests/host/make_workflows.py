@@ -1,9 +1,9 @@
-"""Writes the templates and blueprints in the form that the host's front end opens and in the one that its API takes.
+"""Writes the templates and blueprints, in the front end's format and the API's, and the English texts of the nodes.
 
     python tests/host/make_workflows.py [http://127.0.0.1:8188]
 
-asks a ComfyUI with this pack for the nodes' inputs (without an address, one is started) and rewrites workflows/*.json,
-subgraphs/*.json and tests/host/workflows/*.json.
+reads the nodes' inputs from a ComfyUI with this pack (without an address, one is started) and rewrites workflows/*.json,
+subgraphs/*.json, tests/host/workflows/*.json and locales/en/nodeDefs.json.
 """
 
 # ruff: noqa: E402 (the path of the test helpers comes first)
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from blueprint import blueprint
 from fresh_host import fresh_host
+from locale_texts import english_texts
 from templates import BLUEPRINTS, MODEL, WORKFLOWS, Parts
 
 __all__ = ["API_FOLDER", "MODEL", "ROOT", "WORKFLOWS"]
@@ -27,7 +28,7 @@ API_FOLDER = Path(__file__).with_name("workflows")
 
 
 def object_info(address: str | None) -> dict[str, Any]:
-    """The host's description of all nodes."""
+    """The host's /object_info."""
     if address:
         with urllib.request.urlopen(f"{address}/object_info") as answer:
             return json.load(answer)
@@ -35,8 +36,8 @@ def object_info(address: str | None) -> dict[str, Any]:
         return server.get("/object_info")
 
 
-def write(path: Path, form: dict[str, Any]) -> None:
-    path.write_text(json.dumps(form, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def write(path: Path, form: dict[str, Any], indent: int = 1) -> None:
+    path.write_text(json.dumps(form, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(address: str | None = None) -> None:
@@ -49,6 +50,7 @@ def main(address: str | None = None) -> None:
     for title, ready in BLUEPRINTS.items():
         parts = Parts(info, title, "")
         write(ROOT / "subgraphs" / f"{title}.json", blueprint(parts.flow, partial(ready, parts)))
+    write(ROOT / "locales/en/nodeDefs.json", english_texts(info), indent=2)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from host_server import HostServer, InvalidPrompt, error_of
+from locale_texts import english_texts
 from PIL import Image
 from prompts import Graph
 from tiny import write_tiny_checkpoint
@@ -212,13 +213,14 @@ def test_interpolate_and_score(server: HostServer) -> None:
     assert sorted(shown[text]["text"]) == ["a", "bb", "cat"]
 
 
-def gibbs(rounds: int, node: str = "UniDiffuserGibbsChain", steps: int = 2, guidance: float = 2.0, **options: float) -> Graph:
+def gibbs(rounds: int, steps: int = 2, guidance: float = 2.0, **options: float) -> Graph:
     graph = Graph()
     latent, token = graph.encoded()
-    parts = {"vae": graph.vae, "caption_decoder": graph.decoder} if node == "UniDiffuserGibbsChain" else {}
     chain = graph.add(
-        node,
+        "UniDiffuserGibbsChain",
         model=graph.model,
+        vae=graph.vae,
+        caption_decoder=graph.decoder,
         rounds=rounds,
         steps=steps,
         seed=11,
@@ -227,14 +229,10 @@ def gibbs(rounds: int, node: str = "UniDiffuserGibbsChain", steps: int = 2, guid
         text_guidance=guidance,
         latent_image=latent,
         clip_vision_output=token,
-        **parts,
         **options,
     )
-    if parts:
-        graph.add("PreviewImage", images=chain(0))
-        graph.add("PreviewAny", source=chain(1))
-    else:
-        graph.show(chain(0))
+    graph.add("PreviewImage", images=chain(0))
+    graph.add("PreviewAny", source=chain(1))
     return graph
 
 
@@ -248,21 +246,30 @@ def test_a_longer_gibbs_chain_keeps_its_finished_rounds(server: HostServer) -> N
     assert three[:2] == two  # a round that runs again writes new files
 
 
-def test_the_quick_loop_gives_every_round(server: HostServer) -> None:
-    graph = gibbs(2, "UniDiffuserGibbsLoop")
-    (shown,) = (output for output in server.run(graph.prompt).values() if len(output.get("images", [])) == 2)
-    assert shown
-
-
-def test_chain_and_loop_hold_alike(server: HostServer) -> None:
-    def made(node: str, **options: float) -> np.ndarray:
-        outputs = server.run(gibbs(2, node, guidance=30.0, **options).prompt).values()
+def test_a_chain_equals_samplers_wired_by_hand(server: HostServer) -> None:
+    def by_chain(**options: float) -> np.ndarray:
+        outputs = server.run(gibbs(2, guidance=30.0, **options).prompt).values()
         (shown,) = (output for output in outputs if len(output.get("images", [])) == 2)
         return np.stack([np.asarray(image, dtype=int) for image in pictures(server, shown)])
 
-    chain, loop = (made(node, hold=300.0) for node in ("UniDiffuserGibbsChain", "UniDiffuserGibbsLoop"))
-    plain = made("UniDiffuserGibbsLoop")  # a workflow from before the option was there
-    assert abs(chain - loop).max() <= 1
+    def by_hand(hold: float) -> np.ndarray:
+        graph = Graph()
+        latent, token = graph.encoded()
+        state, previews = {"latent_image": latent, "clip_vision_output": token}, []
+        for step, task in enumerate(["image to text", "text to image"] * 2):
+            path = graph.path(task, 2, hold=hold)()
+            out = graph.sampler(path, 11 + 1000 * step, image_guidance=30.0, text_guidance=30.0, **state)
+            if task == "image to text":
+                state["text"] = out(2)
+            else:
+                state |= {"latent_image": out(0), "clip_vision_output": out(1)}
+                previews.append(graph.show(out(0)))
+        shown = server.run(graph.prompt)
+        return np.stack([np.asarray(pictures(server, shown[preview])[0], dtype=int) for preview in previews])
+
+    chain, hand = by_chain(hold=300.0), by_hand(300.0)
+    plain = by_chain()  # a workflow saved before the option existed
+    assert abs(chain - hand).max() <= 1
     assert abs(chain - plain).max() > 8
 
 
@@ -293,13 +300,15 @@ def test_schemas_have_texts_and_locales_match_them(server: HostServer) -> None:
                 assert options.get("tooltip"), (name, key)
         if not node.get("dev_only"):
             assert (root / "web/docs" / f"{name}.md").is_file(), name
-    for language in ("en", "zh"):
-        texts = json.loads((root / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-        assert set(texts) == set(ours), language
-        for name, node in ours.items():
-            inputs = {key for group in ("required", "optional") for key in node["input"].get(group, {})}
-            assert inputs <= set(texts[name]["inputs"]), (language, name)
-            assert len(texts[name]["outputs"]) == len(node["output"]), (language, name)
+            assert (root / "web/docs" / name / "zh.md").is_file(), name
+    english, chinese = (
+        json.loads((root / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8")) for language in ("en", "zh")
+    )
+    assert english == english_texts(info)
+    assert set(chinese) == set(english)
+    for name, texts in english.items():
+        for group in ("inputs", "outputs"):
+            assert set(chinese[name][group]) == set(texts[group]), (name, group)
 
 
 def test_unknown_checkpoints_are_not_queued(server: HostServer) -> None:

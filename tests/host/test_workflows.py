@@ -53,6 +53,7 @@ def test_the_server_offers_the_templates_texts_and_help(server: HostServer) -> N
     texts = server.get("/i18n")
     assert {"UniDiffuserSampler"} <= set(texts["en"]["nodeDefs"]) & set(texts["zh"]["nodeDefs"])
     assert b"noise path" in server.request("/extensions/UniDiffuser/docs/UniDiffuserSampler.md")
+    assert "噪声路径" in server.request("/extensions/UniDiffuser/docs/UniDiffuserSampler/zh.md").decode()
 
 
 def test_folders_hold_templates_only() -> None:

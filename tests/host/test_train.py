@@ -166,13 +166,13 @@ def test_a_name_in_use_gets_a_number(server: HostServer, trained: tuple[Path, Pa
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"captions": "a\nb\nc"}, "2 pictures and 3 captions"),
-        ({"captions": " \n"}, "2 pictures and 0 captions"),
-        ({"name": "../../etc/x"}, "cannot be the name of a file"),
+        ({"captions": "a\nb\nc"}, "'captions' has 3 lines for 2 images"),
+        ({"captions": " \n"}, "'captions' has 0 lines for 2 images"),
+        ({"name": "../../etc/x"}, "is not a valid file name"),
         ({"model": "foreign"}, "not a UniDiffuser"),
     ],
 )
-def test_what_cannot_be_trained_is_said(server: HostServer, settings: dict[str, Any], text: str) -> None:
+def test_bad_input_is_refused(server: HostServer, settings: dict[str, Any], text: str) -> None:
     graph = Graph()
     if settings.get("model") == "foreign":
         settings = {}

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from ...checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from ...data.captioned import read_listed
@@ -50,8 +49,7 @@ NETWORKS: dict[str, dict[str, Any]] = {  # options that are other than in the fi
 
 def pack(data: Path, archive: Path) -> None:
     """The pictures that training reads, as lossless WebP, with their metadata; no held-out pair is among them."""
-    records = [pair.fields for pair in read_listed(data)]
-    records = [r for r in records if r["tone"] == 0 and r["split"] in SPLITS]
+    pairs = [pair for pair in read_listed(data) if pair.fields["tone"] == 0 and pair.split in SPLITS]
     with replacing(archive) as temporary, tarfile.open(temporary, "w:gz") as tar:
 
         def add(name: str, content: bytes) -> None:
@@ -60,14 +58,14 @@ def pack(data: Path, archive: Path) -> None:
             tar.addfile(info, io.BytesIO(content))
 
         lines = []
-        for record in records:
-            name = f"images/{Path(record['file_name']).stem}.webp"
-            with Image.open(data / record["file_name"]) as image, io.BytesIO() as buffer:
-                image.save(buffer, "WEBP", lossless=True, quality=80, method=4)
+        for pair in pairs:
+            name = f"images/{pair.path.stem}.webp"
+            with io.BytesIO() as buffer:
+                pair.image().save(buffer, "WEBP", lossless=True, quality=80, method=4)
                 add(name, buffer.getvalue())
-            lines.append(json.dumps({"file_name": name} | {key: record[key] for key in FIELDS}))
+            lines.append(json.dumps({"file_name": name} | {key: pair.fields[key] for key in FIELDS}))
         add("metadata.jsonl", "\n".join(lines).encode())
-    say(f"{archive}: {len(records)} pictures, {archive.stat().st_size / 1e6:.1f} MB")
+    say(f"{archive}: {len(pairs)} pictures, {archive.stat().st_size / 1e6:.1f} MB")
 
 
 def settings(name: str, data: Path, encoders: Path, network: Path, out: Path, **values: Any) -> TrainConfig:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from ...data.captioned import read_listed
-from ...media.images import contact_sheet
+from ...media.images import contact_sheet, open_image
 from ...pipeline import load
 from ..judge import load_judge
 
@@ -90,7 +90,7 @@ def draw(folder: Path) -> None:
 
 
 def opened(folder: Path) -> list[Image.Image]:
-    return [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))]
+    return [open_image(path) for path in sorted(folder.glob("*.png"))]
 
 
 def tokens(model: Any, pictures: list[Image.Image]) -> torch.Tensor:
@@ -102,27 +102,27 @@ def tokens(model: Any, pictures: list[Image.Image]) -> torch.Tensor:
 def ask(folder: Path, out: Path, data: Path, lora: str | None, sheet: Path | None, count: int) -> None:
     model, judge = load("emoji", lora=[(lora, 1.0)] if lora else []), load_judge()
     learned, held = opened(folder / "learn"), opened(folder / "held-back")
-    records = [pair.fields for pair in read_listed(data) if pair.fields["tone"] == 0]
+    pairs = [pair for pair in read_listed(data) if pair.fields["tone"] == 0]
 
     made = model.text_to_image(WORD, count=DRAWN, seed=0)
-    real = tokens(model, [Image.open(data / r["file_name"]).convert("RGB") for r in records] + held)
-    names = [record["text"][0] for record in records] + [WORD] * len(held)
+    real = tokens(model, [pair.image() for pair in pairs] + held)
+    names = [pair.caption for pair in pairs] + [WORD] * len(held)
     nearest = [names[i] for i in (tokens(model, made) @ real.T).argmax(1).tolist()]
     said = [model.image_to_text(learned + held, seed=seed) for seed in range(3)]
     if sheet is not None:
         under = [f"{n} is nearest" for n in nearest] + [f"= {c}" for c in said[0]]
         contact_sheet(made + learned + held, under, 8).save(sheet, quality=92)
 
-    asked = [r for r in records if r["demo"] and r["split"] == "train" and r["label"] in judge.labels]
+    asked = [p for p in pairs if p.fields["demo"] and p.split == "train" and p.label in judge.labels]
     asked = random.Random(0).sample(asked, len(asked))[:count]
     drawn: list[bool] = []
     named: list[bool] = []
     for start in range(0, len(asked), BATCH):
         part = asked[start : start + BATCH]
-        pictures = model.text_to_image([r["text"][0] for r in part], seed=start)
-        drawn += [v.label == r["label"] for v, r in zip(judge.classify(pictures), part, strict=True)]
-        captions = model.image_to_text([data / r["file_name"] for r in part], seed=start)
-        named += [c.split(",")[0] == r["label"] for c, r in zip(captions, part, strict=True)]
+        pictures = model.text_to_image([p.caption for p in part], seed=start)
+        drawn += [v.label == p.label for v, p in zip(judge.classify(pictures), part, strict=True)]
+        captions = model.image_to_text([p.path for p in part], seed=start)
+        named += [c.split(",")[0] == p.label for c, p in zip(captions, part, strict=True)]
     found = {"nearest": nearest, "said": said, "learned": len(learned), "text_to_image": drawn, "image_to_text": named}
     out.write_text(json.dumps(found, indent=1), encoding="utf-8")
 

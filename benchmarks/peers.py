@@ -17,6 +17,7 @@ import unidiffuser
 from unidiffuser.checkpoints.keys import apply, uvit_to_diffusers
 from unidiffuser.encoders.autoencoder import Autoencoder
 from unidiffuser.pipeline import UniDiffuser
+from unidiffuser.small.network import PictureUViTConfig
 
 
 def network(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:
@@ -37,7 +38,7 @@ def network(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:
             use_data_type_embedding=bool(config.data_types),
         )  # fmt: skip
     weights = model.checkpoint.state_dict("uvit", dtype=dtype)
-    if config.detail_width:
+    if isinstance(config, PictureUViTConfig) and config.detail_width:
         weights = {name: value for name, value in weights.items() if not name.startswith("detail.")}
         outputs = config.patch_size**2 * config.in_chans
         random = torch.randn(outputs, config.embed_dim, generator=torch.Generator().manual_seed(0))

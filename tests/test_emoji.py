@@ -1,23 +1,20 @@
-"""The demonstration data: what is a copy of a picture that is kept secret, and names of icons."""
+"""The workshop of the bundled model: copies among the demonstration data, names of icons, and that nothing else needs it."""
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from unidiffuser.emoji.prepare import (
-    COPY_DISTANCE,
-    MORE_PACKAGES,
-    PACKAGES,
-    STYLES,
-    assign_splits,
-    near_copies,
-    normalise_hex,
-    thumbnail,
-)
+import unidiffuser
+from unidiffuser.emoji.packages import MORE_PACKAGES, PACKAGES, STYLES, normalise_hex
+from unidiffuser.emoji.prepare import COPY_DISTANCE, assign_splits, near_copies, thumbnail
+
+ROOT = Path(unidiffuser.__file__).parents[1]
 
 
 def disc(path: Path, colour: tuple[int, int, int], radius: int = 40) -> Path:
@@ -27,25 +24,25 @@ def disc(path: Path, colour: tuple[int, int, int], radius: int = 40) -> Path:
     return path
 
 
-def test_a_drawing_taken_over_from_a_secret_picture_is_found(tmp_path: Path) -> None:
+def test_a_copy_of_a_hidden_picture_is_found(tmp_path: Path) -> None:
     labels = {"A": {"base": "A"}, "B": {"base": "B"}}
-    secret = [("noto", "A", disc(tmp_path / "secret.png", (200, 30, 30)))]
+    hidden = [("noto", "A", disc(tmp_path / "hidden.png", (200, 30, 30)))]
     same = disc(tmp_path / "same.png", (190, 40, 30))  # a slightly other red
     other = disc(tmp_path / "other.png", (30, 30, 200))
     elsewhere = disc(tmp_path / "elsewhere.png", (200, 30, 30))  # the same picture of another thing
     rows = [("noto-v1", "A", same), ("noto-v1", "A", other), ("noto-v1", "B", elsewhere)]
-    assert near_copies(rows, secret, labels) == {same}
-    assert np.abs(thumbnail(same) - thumbnail(secret[0][2])).mean() < COPY_DISTANCE
+    assert near_copies(rows, hidden, labels) == {same}
+    assert np.abs(thumbnail(same) - thumbnail(hidden[0][2])).mean() < COPY_DISTANCE
 
 
-def test_thumbnails_are_small_and_between_nought_and_one(tmp_path: Path) -> None:
+def test_thumbnails_are_small_and_between_zero_and_one(tmp_path: Path) -> None:
     small = thumbnail(disc(tmp_path / "a.png", (0, 0, 0)))
     assert small.shape == (32, 32, 3)
     assert small.min() == 0
     assert small.max() == 1
 
 
-def test_other_houses_are_no_styles_and_change_no_split() -> None:
+def test_other_sets_are_no_styles_and_change_no_split() -> None:
     assert not set(MORE_PACKAGES) & set(PACKAGES)
     assert set(STYLES) == set(PACKAGES)
     pairs = {(f"{k:X}", style) for k in range(200) for style in STYLES}
@@ -57,3 +54,52 @@ def test_other_houses_are_no_styles_and_change_no_split() -> None:
 @pytest.mark.parametrize(("code", "plain"), [("2764-fe0f", "2764"), ("0023-20E3", "23-20E3"), ("1F34E", "1F34E")])
 def test_code_points_are_spelt_alike(code: str, plain: str) -> None:
     assert normalise_hex(code) == plain
+
+
+# ---- The workshop stands apart --------------------------------------------------------------------------------------
+
+MAY_SAY = {  # beside the name of the bundled model in quotes, and the prompt of the examples
+    "unidiffuser/evaluation/config.py": ["python -m unidiffuser.emoji evaluate"],  # where an option of the judge belongs
+    "unidiffuser/evaluation/sources.py": ["path: data/emoji"],  # an example of a folder
+    "nodes/nodes_examples.py": ["Emoji of Google's Noto"],  # the attribution of the example pictures
+}
+
+
+def sources(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        for path in (ROOT / folder).rglob("*.py"):
+            if "emoji" not in path.relative_to(ROOT).parts:
+                yield path
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules, and of the names in them, that a file imports."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_nothing_outside_imports_it() -> None:
+    outside = {path: imported(path) for path in sources("unidiffuser", "nodes", "benchmarks", "examples")}
+    assert any("unidiffuser.uvit" in names for names in outside.values())
+    wrong = {path.name: name for path, names in outside.items() for name in names if name.startswith("unidiffuser.emoji")}
+    assert wrong == {}
+
+
+def test_nothing_outside_speaks_of_it() -> None:
+    wrong = []
+    for path in sources("unidiffuser", "nodes"):
+        name = path.relative_to(ROOT).as_posix()
+        for line in path.read_text("utf-8").splitlines():
+            for phrase in ('"emoji"', "'emoji'", "red apple, twemoji", *MAY_SAY.get(name, [])):
+                line = line.replace(phrase, "")
+            if "emoji" in line.lower():
+                wrong.append(f"{name}: {line.strip()}")
+    assert wrong == []

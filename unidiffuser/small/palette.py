@@ -1,6 +1,6 @@
 """Palettes: a style code in the latent, and a decoder that knows the exact colours of each style.
 
-Pictures of one emoji set share a few dozen exact colours, and these identify the set more than anything else. A network whose
+Pictures of one icon set share a few dozen exact colours, and these identify the set more than anything else. A network whose
 latents have an error of a twentieth of their spread misses every such colour by a few levels. So the style is written into the
 latent as a code, which a network conditioned on the style's name learns at once, and the decoder's output is pulled towards the
 colours of that style. Published autoencoders have no palettes.

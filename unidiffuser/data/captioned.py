@@ -61,14 +61,17 @@ class Pair:
 
     @property
     def label(self) -> str:
+        """What the picture shows, from the fields; empty if unknown."""
         return str(self.fields.get("label", ""))
 
     @property
     def style(self) -> str:
+        """Style of the picture, from the fields; empty if unknown."""
         return str(self.fields.get("style", ""))
 
     @property
     def split(self) -> str:
+        """Split of the data set that the pair belongs to, from the fields; empty if unknown."""
         return str(self.fields.get("split", ""))
 
     @property
@@ -228,6 +231,6 @@ def _decode(data: bytes, name: str) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        log.warning("%s is not UTF-8 text (%s); what cannot be read is replaced", name, error)
+        log.warning("%s is not UTF-8 text (%s); unreadable characters are replaced", name, error)
         text = data.decode("utf-8-sig", errors="replace")
     return text.replace("\r\n", "\n")

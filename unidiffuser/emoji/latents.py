@@ -69,7 +69,7 @@ class Latents:
                 means.append(mean)
                 stds.append(std)
                 if pixels.shape[2] == tokens.size:  # nothing to resize, so they need not leave the device
-                    clip_imgs.append(tokens.of_pixels(tokens.normalised(to_levels(pixels))))
+                    clip_imgs.append(tokens.encode_pixels(tokens.normalise(to_levels(pixels))))
                 else:
                     clip_imgs.append(tokens(to_images(pixels)))
             texts = sorted({text for record in images.records for text in record["text"]})

@@ -1,1 +1,1 @@
-"""Pictures and words to latents and back: CLIP, the autoencoder, the caption decoder."""
+"""Encoders and decoders of latents: CLIP, the autoencoder, the caption decoder."""

@@ -1,14 +1,14 @@
-"""The KL autoencoder: pictures to image latents and back (arXiv 2303.06555, section 4)."""
+"""KL autoencoder between images and image latents (arXiv 2303.06555, section 4)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints.checkpoint import Checkpoint, VAEConfig
 from ..checkpoints.keys import vae_to_diffusers
@@ -16,15 +16,16 @@ from ..checkpoints.skeleton import skeleton
 from ..runtime.precision import ROWS, depends_on_batch, in_fixed_batches
 from ..small.palette import Palette
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
-
 Device = torch.device | str | None
 
 
-def autoencoder_kl(config: VAEConfig, sample_size: int = 512) -> AutoencoderKL:
-    """The autoencoder that `ModelConfig.vae` describes, with fresh weights; `sample_size` is the side of a tile."""
+def autoencoder_kl(config: VAEConfig, sample_size: int = 512) -> nn.Module:
+    """diffusers' AutoencoderKL of a config, with fresh weights.
+
+    Args:
+        config: sizes of the autoencoder. With a palette, the module has a `Palette` as its attribute `palette`.
+        sample_size: side of a tile of tiled encoding and decoding, in pixels after pixel_unshuffle.
+    """
     from diffusers import AutoencoderKL
 
     dd = config.ddconfig
@@ -44,25 +45,26 @@ def autoencoder_kl(config: VAEConfig, sample_size: int = 512) -> AutoencoderKL:
 
 
 class Autoencoder:
-    """Pictures to image latents and back.
+    """Encoder of images to image latents, and decoder of latents to images.
 
     Args:
-        vae: diffusers' AutoencoderKL; its attribute "palette", if it has one, is a :class:`.palette.Palette`.
-        config: its scale factor and patch size.
-        tiling: work tile by tile on pictures larger than the model's own, which bounds memory; seams are blended.
+        vae: diffusers' AutoencoderKL, as `autoencoder_kl` builds it.
+        config: config of the same autoencoder.
+        tiling: process images larger than the trained size tile by tile, which bounds memory; tile borders are blended.
     """
 
-    def __init__(self, vae: AutoencoderKL, config: VAEConfig, tiling: bool = False):
-        self.vae, self.config = vae, config
+    def __init__(self, vae: nn.Module, config: VAEConfig, tiling: bool = False):
+        self.vae: Any = vae  # typed loosely, so that diffusers is imported only where a module is built
+        self.config = config
         self.palette: Palette | None = getattr(vae, "palette", None)
         if tiling:
-            vae.enable_tiling()
+            self.vae.enable_tiling()
 
     @classmethod
     def from_checkpoint(
         cls, checkpoint: Checkpoint, device: Device = None, dtype: torch.dtype | None = None, tiling: bool = False
     ) -> Autoencoder:
-        """Needs "vae"."""
+        """Load the part "vae"; `device` and `dtype` as for `Checkpoint.load_into`."""
         config = checkpoint.config.vae
         with skeleton():
             vae = autoencoder_kl(config, checkpoint.config.image_size // config.patch_size)
@@ -71,57 +73,73 @@ class Autoencoder:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        """pixels (B, 3, H, W) in [-1, 1] -> latents (B, C, H/8, W/8): a sample of the posterior times the scale factor.
+        """Sample image latents: from the posterior, times the scale factor.
 
         Args:
-            pixels: sides are multiples of `config.downscale` (8).
-            generator: one CPU generator per item, so that an item does not depend on its batch; or one that serves the
-                items in turn.
+            pixels: (B, 3, H, W) in [-1, 1]; H and W are multiples of `config.downscale`, which is 8 in the published model.
+            generator: one CPU generator per item, so that an item does not depend on its batch; or one for all items, in order.
+
+        Returns:
+            (B, C, H/8, W/8), on the autoencoder's device and in its dtype.
 
         Raises:
-            ValueError: a shape the autoencoder cannot take, or not as many generators as items.
+            ValueError: `pixels` has a wrong shape, or the number of generators differs from B.
         """
         step = self.config.downscale
         if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % step or pixels.shape[3] % step:
-            raise ValueError(f"pixels must be (B, 3, H, W) with sides that {step} divides, not {tuple(pixels.shape)}.")
+            raise ValueError(
+                f"pixels must be (B, 3, H, W) with sides that {step} divides, not {tuple(pixels.shape)}; crop or resize."
+            )
         generators = [generator] * len(pixels) if isinstance(generator, torch.Generator) else list(generator)
         if len(generators) != len(pixels):
-            raise ValueError(f"{len(pixels)} pictures need as many generators, not {len(generators)}.")
+            raise ValueError(f"{len(pixels)} pictures need as many generators, not {len(generators)}; or give a single one.")
         x = pixels.to(self.vae.device, self.vae.dtype)
-        mean, std = self._in_batches(self._posterior, x, step)
+        mean, std = self._in_batches(self._unscaled_posterior, x, step)
         shape = mean.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])  # on the CPU: the same on any device
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])  # drawn on the CPU, so equal on every device
         return (mean + std * noise.to(x)) * self.config.scale_factor
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """latents (B, C, H/8, W/8), scaled -> pixels (B, 3, H, W), about [-1, 1] and not clamped.
+        """Decode image latents to pixels.
+
+        Args:
+            latents: (B, C, H/8, W/8), as `encode` returns them.
+
+        Returns:
+            (B, 3, H, W), about [-1, 1] and not clamped.
 
         Raises:
-            ValueError: a wrong shape, or NaN or infinite values.
+            ValueError: `latents` has a wrong shape, or NaN or infinite values.
         """
         channels = self.config.embed_dim
         if latents.ndim != 4 or latents.shape[1] != channels:
             raise ValueError(f"image latents must be (B, {channels}, H/8, W/8), not {tuple(latents.shape)}.")
         if not torch.isfinite(latents).all():
             raise ValueError("the image latents hold NaN or infinite values; lower the guidance or use float32.")
-        (x,) = self._in_batches(lambda z: (self._drawn(z),), latents.to(self.vae.device, self.vae.dtype), 1)
+        (x,) = self._in_batches(lambda z: (self._decoded(z),), latents.to(self.vae.device, self.vae.dtype), 1)
         return x
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (B, C, H/8, W/8) of the latents of pixels (B, 3, H, W) on its own device, scaled."""
-        mean, std = self._posterior(pixels)
+        """Mean and standard deviation of the image latents that `encode` samples.
+
+        Args:
+            pixels: (B, 3, H, W) in [-1, 1], on the autoencoder's device and in its dtype.
+
+        Returns:
+            Two tensors (B, C, H/8, W/8), both times the scale factor.
+        """
+        mean, std = self._unscaled_posterior(pixels)
         return mean * self.config.scale_factor, std * self.config.scale_factor
 
-    def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, not scaled."""
-        found = self.vae.encode(F.pixel_unshuffle(pixels, self.config.patch_size)).latent_dist
+    def _unscaled_posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        latent = self.vae.encode(F.pixel_unshuffle(pixels, self.config.patch_size)).latent_dist
         if self.palette is None:
-            return found.mean, found.std
+            return latent.mean, latent.std
         scale = self.config.scale_factor
-        return self.palette.write_code(found.mean * scale, self.palette.recognise(pixels)) / scale, found.std
+        return self.palette.write_code(latent.mean * scale, self.palette.recognise(pixels)) / scale, latent.std
 
-    def _drawn(self, latents: Tensor) -> Tensor:
+    def _decoded(self, latents: Tensor) -> Tensor:
         styles = None
         if self.palette is not None:
             styles = self.palette.read_code(latents)
@@ -130,7 +148,7 @@ class Autoencoder:
         return x if self.palette is None or styles is None else self.palette(x, styles)
 
     def _in_batches(self, function: Callable[[Tensor], Sequence[Tensor]], x: Tensor, downscale: int) -> Sequence[Tensor]:
-        """`function` of x (B, C, H, W), in batches of one size where the arithmetic would show another."""
+        """`function` of x (B, C, H, W), in fixed batches if results depend on that."""
         if not depends_on_batch(self.vae.device, self.vae.dtype):
             return function(x)
         area = x.shape[2] * x.shape[3] // downscale**2  # of the latent

@@ -1,8 +1,7 @@
-"""Continuing a prefix with GPT-2: beam search as the authors do it, and nucleus sampling.
+"""Text generation with GPT-2: the authors' beam search, and nucleus sampling.
 
-Searching runs over images x beams at once on a `TokenTree`: the prefix is read once per image and shared by its beams, and only
-the newest tokens are turned into logits. An image whose beams have all stopped leaves the batch, so the captions of a batch
-equal those of each image decoded alone.
+Both run over all images and beams in one batch, on a `TokenTree`, whose cache the beams of an image share. An image leaves the
+batch once all its beams have stopped, so its captions do not depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -22,13 +21,25 @@ Candidates = list[tuple[list[int], float]]
 def beam_search(
     gpt: GPT2LMHeadModel, prefix: Tensor, stop: int, beams: int, limit: int, temperature: float
 ) -> list[Candidates]:
-    """Beam search of ClipCap and UniDiffuser: hypotheses compete by log-probability averaged over their own length.
+    """Beam search of ClipCap and UniDiffuser, ranked by mean log-probability.
 
-    A stopped beam keeps its score and length and competes on with the one continuation "token 0, log-probability 0".
+    A stopped beam keeps its score and length, and stays in the ranking through the single continuation token 0 of
+    log-probability 0.
+
+    Args:
+        gpt: the language model.
+        prefix: (N, L, n_embd) input embeddings, one prefix for each image.
+        stop: id of the token that ends a caption.
+        beams: K, at most the size V of the vocabulary.
+        limit: longest caption in tokens.
+        temperature: divides the logits.
+
+    Returns:
+        K candidates for each of the N images.
     """
     images, device = prefix.shape[0], prefix.device
     found: list[Candidates] = [[] for _ in range(images)]
-    index = torch.arange(images, device=device)  # which image each group of beams belongs to
+    index = torch.arange(images, device=device)  # image of each group of beams
     tree = TokenTree(gpt, prefix, beams, limit - 1)
     scores, first = _best(tree.first, beams, temperature)  # (N, K)
     tokens = first[:, :, None]  # (N, K, T)
@@ -40,14 +51,14 @@ def beam_search(
         if finished.any():
             for i in finished.nonzero()[:, 0].tolist():
                 found[int(index[i])] = _ranked(tokens[i], scores[i], lengths[i])
-            going = ~finished
-            if not going.any():
+            active = ~finished
+            if not active.any():
                 break
-            tree.keep(going)
-            index, scores, tokens, lengths, stopped = (x[going] for x in (index, scores, tokens, lengths, stopped))
+            tree.keep(active)
+            index, scores, tokens, lengths, stopped = (x[active] for x in (index, scores, tokens, lengths, stopped))
 
-        # The best K of K * V continuations are among the best K of each beam, which are found in parallel.
-        log_probs, token = _best(tree.read(tokens[:, :, -1]), beams, temperature)  # (N, K, K)
+        # The best K of K * V continuations are among the best K of each beam.
+        log_probs, token = _best(tree.next_logits(tokens[:, :, -1]), beams, temperature)  # (N, K, K)
         log_probs[stopped], token[stopped] = -torch.inf, 0
         log_probs[..., 0].masked_fill_(stopped, 0.0)
         lengths = lengths + (~stopped)
@@ -58,19 +69,19 @@ def beam_search(
         scores = average * lengths
         tokens = torch.cat((tokens.gather(1, source[..., None].expand_as(tokens)), token[..., None]), dim=2)
         stopped = stopped | (token == stop)
-        tree.follow(source)
+        tree.reorder(source)
     return found
 
 
 def _best(logits: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and ids (..., count) of the likeliest tokens; logits: (..., V)."""
+    """Log-probabilities and ids (..., count) of the likeliest of logits (..., V)."""
     logits = logits / temperature if temperature != 1 else logits
     values, ids = logits.topk(count, -1)
     return values - logits.logsumexp(-1, keepdim=True), ids
 
 
 def _ranked(tokens: Tensor, scores: Tensor, lengths: Tensor) -> Candidates:
-    """tokens (K, T), scores (K,) summed, lengths (K,) -> candidates by average score, best first."""
+    """Candidates, best first, of tokens (K, T), summed scores (K,), lengths (K,)."""
     mean = scores / lengths
     return [(tokens[k, : int(lengths[k])].tolist(), float(mean[k])) for k in mean.argsort(descending=True).tolist()]
 
@@ -85,7 +96,21 @@ def nucleus_sampling(
     top_p: float,
     temperature: float,
 ) -> list[Candidates]:
-    """Sample `count` captions an image; each image draws its own uniforms, so others cannot change its captions."""
+    """Nucleus sampling (Holtzman et al., arXiv 1904.09751).
+
+    Args:
+        gpt: the language model.
+        prefix: (N, L, n_embd) input embeddings, one prefix for each image.
+        stop: id of the token that ends a caption.
+        generators: one per image, so that its captions do not depend on the others.
+        count: K, captions per image.
+        limit: longest caption in tokens.
+        top_p: probability of the set of tokens to sample from, in (0, 1].
+        temperature: divides the logits.
+
+    Returns:
+        K candidates for each of the N images.
+    """
     images, device = prefix.shape[0], prefix.device
     tree = TokenTree(gpt, prefix, count, limit - 1)
     logits = tree.first.repeat_interleave(count, 0)  # (N * count, V)
@@ -103,16 +128,16 @@ def nucleus_sampling(
         stopped = stopped | (token == stop)
         if stopped.all() or step == limit:
             break
-        logits = tree.read(token.view(images, count)).flatten(0, 1)
+        logits = tree.next_logits(token.view(images, count)).flatten(0, 1)
     grouped = (x.view(images, count, *x.shape[1:]) for x in (tokens, scores, lengths))
     return [_ranked(*item) for item in zip(*grouped, strict=True)]
 
 
 def _draw(probs: Tensor, top_p: float, uniform: Tensor) -> Tensor:
-    """Inverse-transform sampling from the nucleus of each row. probs: (rows, V); uniform: (rows,) in [0, 1)."""
+    """Inverse-transform sampling from the nucleus of probs (B, V), by uniform (B,)."""
     ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
-    mass = ordered.masked_fill(before > top_p, 0.0).cumsum(-1)  # the token that crosses top_p stays in
+    mass = ordered.masked_fill(before > top_p, 0.0).cumsum(-1)  # the token that crosses top_p belongs to the nucleus
     place = torch.searchsorted(mass, (uniform * mass[:, -1])[:, None], right=True)
     last = (before <= top_p).sum(-1, keepdim=True) - 1
     return ids.gather(1, torch.minimum(place, last))[:, 0]

@@ -1,8 +1,8 @@
-"""The caption decoder: text latents to words, by a GPT-2 that reads the latents as a prefix.
+"""Caption decoder: a GPT-2 that takes a text latent as its prefix.
 
-The decoder is ClipCap-like (Mokady et al., arXiv 2111.09734): a text latent (L, hidden_dim) becomes L input embeddings
-of GPT-2, which then continues with the caption. It was trained on text reconstruction, before and apart from the
-diffusion model, so its `encode_prefix` also defines the text latent space.
+It follows ClipCap (Mokady et al., arXiv 2111.09734): a text latent (L, hidden_dim) becomes L input embeddings of GPT-2, which
+continues with the caption. It was trained on text reconstruction before the diffusion model, so its `encode_prefix` also
+defines the space of text latents.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from .beam_search import beam_search, nucleus_sampling
 class Caption:
     """One candidate caption.
 
-    `score` is the mean log-probability of its tokens under the model (0 is certainty), comparable between candidates and
-    methods. `tokens` are the vocabulary ids as generated; the last one is the stop token unless the length ran out.
+    Attributes:
+        text: the caption.
+        score: mean log-probability of its tokens, at most 0; comparable between candidates and methods.
+        tokens: generated token ids; the last one is the stop token unless the length limit was reached.
     """
 
     text: str
@@ -36,9 +38,17 @@ class Caption:
 
 
 class CaptionDecoder(nn.Module):
-    """GPT-2 with a text latent as its prefix; state-dict keys as in the original: encode_prefix, decode_prefix, gpt.
+    """GPT-2 with a text latent as its prefix.
 
-    `tokenizer` needs `decode(ids, skip_special_tokens=True) -> str` and only :meth:`decode` needs it.
+    State-dict keys are the original's: encode_prefix, decode_prefix, gpt.
+
+    Args:
+        config: sizes, see `CaptionConfig`.
+        tokenizer: used by `decode` only, through `tokenizer.decode(ids, skip_special_tokens=True) -> str`; without it texts
+            are empty.
+
+    Raises:
+        ValueError: GPT-2 has too few positions for the prefix and a caption of `max_new_tokens`.
     """
 
     def __init__(self, config: CaptionConfig, tokenizer: Any = None) -> None:
@@ -60,15 +70,20 @@ class CaptionDecoder(nn.Module):
     def from_checkpoint(
         cls, checkpoint: Checkpoint, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> CaptionDecoder:
-        """The decoder of a checkpoint, with its tokenizer; needs "caption"."""
+        """Load the part "caption" of a checkpoint and its tokenizer."""
         with skeleton():
             decoder = cls(checkpoint.config.caption, checkpoint.gpt2_tokenizer())
         return checkpoint.load_into(decoder, "caption", device=device, dtype=dtype)
 
     def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:
-        """Teacher-forced logits for training.
+        """Teacher-forced logits, for training.
 
-        latents: (B, L, hidden_dim); tokens: (B, T) ids. Returns (B, T, V): the logits that predict each of `tokens`.
+        Args:
+            latents: (B, L, hidden_dim).
+            tokens: (B, T) token ids.
+
+        Returns:
+            (B, T, V): the logits that predict each of `tokens`.
         """
         embeds = torch.cat((self.decode_prefix(latents), self.gpt.transformer.wte(tokens)), dim=1)  # (B, L + T, n_embd)
         hidden = self.gpt.transformer(inputs_embeds=embeds, use_cache=False).last_hidden_state
@@ -87,24 +102,24 @@ class CaptionDecoder(nn.Module):
         temperature: float = 1.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> list[list[Caption]]:
-        """Caption text latents.
+        """Decode text latents to captions.
 
         Args:
-            latents: (B, L, hidden_dim), as the diffusion model leaves them.
-            method: "beam" searches as the paper's code does (deterministic); "nucleus" samples (Holtzman et al.,
-                arXiv 1904.09751) from the smallest set of tokens that holds `top_p` of the probability.
-            beams: width of the beam search.
+            latents: (B, L, hidden_dim), as the diffusion model generates them.
+            method: "beam" for the beam search of the paper's code (deterministic); "nucleus" for sampling from the smallest
+                set of tokens with `top_p` of the probability (Holtzman et al., arXiv 1904.09751).
+            beams: width of the beam search, at least 1.
             count: candidates per item; at most `beams` for the beam search.
-            max_new_tokens: longest caption in tokens; the checkpoint's own limit when None (67 in the published ones).
-            top_p: share of the probability that nucleus sampling keeps, in (0, 1].
+            max_new_tokens: longest caption in tokens; None for the checkpoint's limit, 67 in the published ones.
+            top_p: fraction of the probability that nucleus sampling keeps, in (0, 1].
             temperature: divides the logits; above 0.
-            generator: for "nucleus": one per item, or one from which they are derived; chance when None.
+            generator: for "nucleus": one per item, or one to derive them from; None for a random seed.
 
         Returns:
             One list per item, of `count` captions, best score first.
 
         Raises:
-            ValueError: an argument out of range, latents of a wrong shape or with NaN or infinite values.
+            ValueError: an argument is out of range, or `latents` has a wrong shape, NaN or infinite values.
         """
         self._check(latents, beams, count, max_new_tokens, top_p, temperature)
         if latents.shape[0] == 0:
@@ -114,7 +129,7 @@ class CaptionDecoder(nn.Module):
         prefix = self.decode_prefix(latents.to(weight.device, weight.dtype))  # (B, L, n_embd)
         if method == "beam":
             if count > beams:
-                raise ValueError(f"count={count} captions need at least as many beams, got beams={beams}")
+                raise ValueError(f"count={count} captions need at least as many beams, not beams={beams}; raise beams")
             found = beam_search(self.gpt, prefix, self.config.stop_token_id, beams, limit, temperature)
         elif method == "nucleus":
             generators = generators_for(generator, latents.shape[0])

@@ -1,15 +1,13 @@
-"""Pictures and words to latents and back, without a host: CLIP's two towers and the KL autoencoder.
+"""CLIP encoders of prompts and images (arXiv 2303.06555, section 4).
 
-Each class holds a module of transformers or diffusers built straight on a checkpoint's weights, and does the small things
-around it that the published model was trained with. Latents are those of arXiv 2303.06555, section 4: a sample of the
-autoencoder's posterior times its scale factor, CLIP's projected image embedding as it is, and CLIP's last text states
-through the caption decoder's first Linear layer.
+A text latent is CLIP's last hidden state through the caption decoder's first Linear layer. An image token is CLIP's projected
+image embedding, not normalised. The towers are transformers' modules, built directly on a checkpoint's weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,21 +20,23 @@ from ..checkpoints.skeleton import skeleton
 from ..checkpoints.tokenizers import BytePairTokenizer
 from ..small.stem import ConvStem, Norm, no_norm
 
-if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPVisionModelWithProjection
-
 Device = torch.device | str | None
 
 
-def clip_text_model(config: dict[str, Any]) -> CLIPTextModel:
-    """The text tower that `ModelConfig.clip_text` describes, with fresh weights."""
+def clip_text_model(config: dict[str, Any]) -> nn.Module:
+    """CLIPTextModel of a `ModelConfig.clip_text`, fresh weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(CLIPTextConfig(**config))
 
 
-def clip_image_model(config: dict[str, Any], norm: Norm = no_norm) -> CLIPVisionModelWithProjection:
-    """The image tower that `ModelConfig.clip_image` describes, with fresh weights; `norm` is for training a `ConvStem`."""
+def clip_image_model(config: dict[str, Any], norm: Norm = no_norm) -> nn.Module:
+    """CLIPVisionModelWithProjection of a `ModelConfig.clip_image`, fresh weights.
+
+    Args:
+        config: fields of CLIPVisionConfig; with "stem", a `ConvStem` of these arguments replaces the patch embedding.
+        norm: normalisation layer of the stem, which only its training needs.
+    """
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     fields = {name: value for name, value in config.items() if name not in ("image_mean", "image_std", "stem")}
@@ -47,21 +47,22 @@ def clip_image_model(config: dict[str, Any], norm: Norm = no_norm) -> CLIPVision
 
 
 class TextEncoder:
-    """Prompts to text latents.
+    """Encoder of prompts to text latents.
 
     Args:
-        clip: the text tower.
-        encode_prefix: the Linear layer from CLIP's width to text_dim.
-        tokenizer: its byte pairs.
-        length: number of tokens L.
+        clip: transformers' CLIPTextModel.
+        encode_prefix: the caption decoder's Linear layer from CLIP's width to text_dim.
+        tokenizer: the tokenizer of `clip`.
+        length: L, tokens of a text latent.
     """
 
-    def __init__(self, clip: CLIPTextModel, encode_prefix: nn.Module, tokenizer: BytePairTokenizer, length: int):
-        self.clip, self.encode_prefix, self.tokenizer, self.length = clip, encode_prefix, tokenizer, length
+    def __init__(self, clip: nn.Module, encode_prefix: nn.Module, tokenizer: BytePairTokenizer, length: int):
+        self.clip: Any = clip  # typed loosely, so that transformers is imported only where a tower is built
+        self.encode_prefix, self.tokenizer, self.length = encode_prefix, tokenizer, length
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, device: Device = None, dtype: torch.dtype | None = None) -> TextEncoder:
-        """Needs "clip_text" and the first layer of "caption"."""
+        """Load the part "clip_text" of a checkpoint and the first layer of its "caption"."""
         config = checkpoint.config
         with skeleton():
             clip = clip_text_model(config.clip_text)
@@ -73,40 +74,51 @@ class TextEncoder:
         return cls(clip, linear, checkpoint.clip_tokenizer(), config.uvit.num_text_tokens)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Texts (B of them; "" is the empty caption) -> text latents (B, L, text_dim). Long ones are cut with a warning."""
+        """Encode prompts.
+
+        Args:
+            texts: B prompts; "" is the empty caption. One of more than L - 2 tokens is cut, with a warning.
+
+        Returns:
+            Text latents (B, L, text_dim).
+
+        Raises:
+            ValueError: `texts` is a single string.
+        """
         return self.compress(self.hidden(texts))
 
     @torch.inference_mode()
     def hidden(self, texts: Sequence[str]) -> Tensor:
-        """CLIP's last hidden state, after its final layer norm: (B, L, width)."""
+        """CLIP's last hidden state (B, L, width) of B texts, after its final layer norm."""
         if isinstance(texts, str):
-            raise ValueError(f"give a list of texts, not the one text {texts!r}.")
+            raise ValueError(f"the prompts must be a list of texts, not the single text {texts!r}; put it into a list.")
         ids = self.tokenizer(texts, self.length).to(self.clip.device)
         return self.clip(input_ids=ids).last_hidden_state
 
     @torch.inference_mode()
     def compress(self, hidden: Tensor) -> Tensor:
-        """CLIP states (B, L, width) -> text latents (B, L, text_dim)."""
+        """Text latents (B, L, text_dim) of CLIP's hidden states (B, L, width)."""
         return self.encode_prefix(hidden)
 
 
 class ImageTokenEncoder:
-    """Pictures to CLIP image tokens.
+    """Encoder of images to CLIP image tokens.
 
     Args:
-        clip: the image tower with its projection.
-        mean, std: normalisation per channel, of values in [0, 1].
+        clip: transformers' CLIPVisionModelWithProjection.
+        mean, std: normalisation of each channel, for values in [0, 1].
     """
 
-    def __init__(self, clip: CLIPVisionModelWithProjection, mean: Sequence[float], std: Sequence[float]):
-        self.clip, self.size = clip, int(clip.config.image_size)
+    def __init__(self, clip: nn.Module, mean: Sequence[float], std: Sequence[float]):
+        self.clip: Any = clip  # typed loosely, so that transformers is imported only where a tower is built
+        self.size = int(self.clip.config.image_size)
         self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     @classmethod
     def from_checkpoint(
         cls, checkpoint: Checkpoint, device: Device = None, dtype: torch.dtype | None = None
     ) -> ImageTokenEncoder:
-        """Needs "clip_image"."""
+        """Load the part "clip_image" of a checkpoint."""
         config = checkpoint.config.clip_image
         with skeleton():
             clip = clip_image_model(config)
@@ -114,26 +126,45 @@ class ImageTokenEncoder:
         return cls(clip, config["image_mean"], config["image_std"])
 
     def preprocess(self, images: Iterable[Image.Image]) -> Tensor:
-        """Square RGB pictures -> (B, 3, size, size), resized with Pillow's bicubic filter as OpenAI's CLIP does."""
+        """Resize, with Pillow's bicubic filter like OpenAI's CLIP, and normalise.
+
+        Args:
+            images: B square RGB images.
+
+        Returns:
+            (B, 3, size, size) float32 on the CPU.
+
+        Raises:
+            ValueError: an image is not square or not RGB.
+        """
         rows = []
         for image in images:
             if image.mode != "RGB" or image.width != image.height:
-                raise ValueError(f"CLIP takes square RGB pictures, not {image.mode} of {image.width} x {image.height}.")
+                raise ValueError(
+                    f"CLIP takes square RGB pictures, not {image.mode} of {image.width} x {image.height}; crop it first."
+                )
             rows.append(np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC)))
-        return self.normalised(torch.from_numpy(np.stack(rows)))
+        return self.normalise(torch.from_numpy(np.stack(rows)))
 
-    def normalised(self, levels: Tensor) -> Tensor:
-        """Pictures of the encoder's own size, (B, size, size, 3) uint8 -> (B, 3, size, size), where they are."""
+    def normalise(self, levels: Tensor) -> Tensor:
+        """Normalise images of the encoder's own size.
+
+        Args:
+            levels: (B, size, size, 3) uint8.
+
+        Returns:
+            (B, 3, size, size) float32, on the device of `levels`.
+        """
         mean, std = (torch.from_numpy(x).to(levels.device) for x in (self.mean, self.std))
         return ((levels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """Square RGB pictures (B of them) -> (B, 1, D) projected embeddings, not normalised."""
-        return self.of_pixels(self.preprocess(images))
+        """CLIP image tokens (B, 1, D) of B square RGB images."""
+        return self.encode_pixels(self.preprocess(images))
 
     @torch.inference_mode()
-    def of_pixels(self, pixels: Tensor) -> Tensor:
-        """What `preprocess` or `normalised` gives, (B, 3, size, size) -> (B, 1, D) projected embeddings."""
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """CLIP image tokens (B, 1, D) of the output of `preprocess` or `normalise`."""
         weight = self.clip.visual_projection.weight
         return self.clip(pixel_values=pixels.to(weight.device, weight.dtype)).image_embeds[:, None]
 

@@ -17,8 +17,10 @@ import unidiffuser
 
 ROOT = Path(__file__).parents[1]
 LAZY = "import sys, unidiffuser; dir(unidiffuser); sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'PIL')))"
-PUBLIC = ["unidiffuser", "unidiffuser.checkpoints.checkpoint"] + [
-    f"unidiffuser.{file.stem}" for file in sorted((ROOT / "unidiffuser").glob("[a-z]*.py"))
+PUBLIC = ["unidiffuser"] + [
+    f"{package.replace('/', '.')}.{file.stem}"
+    for package in ("unidiffuser", "unidiffuser/checkpoints", "unidiffuser/encoders")
+    for file in sorted((ROOT / package).glob("[a-z]*.py"))
 ]
 
 
@@ -29,7 +31,11 @@ def public(module: ModuleType) -> dict[str, type | FunctionType]:
         if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
             continue
         if inspect.isclass(value):
-            methods = {key: getattr(member, "__func__", member) for key, member in vars(value).items() if key[0] != "_"}
+            methods = {
+                key: getattr(member, "__func__", member)
+                for key, member in vars(value).items()
+                if key in ("__init__", "__call__") or key[0] != "_"
+            }
             found |= {f"{name}.{key}": member for key, member in methods.items() if inspect.isfunction(member)}
         if inspect.isclass(value) or inspect.isfunction(value):
             found[name] = value

@@ -8,10 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast, get_type_hints
-
-if TYPE_CHECKING:
-    from .checkpoints.config import ModelConfig
+from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
 Scales = float | tuple[float, float]
 Progress = Callable[[int, int, Any, Any], None]
@@ -50,12 +47,12 @@ def option_help() -> dict[str, str]:
     return {name: hint.__metadata__[0] for name, hint in get_type_hints(Options, include_extras=True).items()}
 
 
-def resolve(options: Options, config: ModelConfig) -> Options:
+def resolve(options: Options, config: Any) -> Options:
     """All options of a call, checked, with the defaults of a model filled in.
 
     Args:
         options: the options of the call.
-        config: of the model.
+        config: the model's `ModelConfig`; not annotated as such, since importing it imports torch.
 
     Raises:
         ValueError: a value out of range.
@@ -92,9 +89,9 @@ def resolve(options: Options, config: ModelConfig) -> Options:
     return cast("Options", values)
 
 
-def side_multiple(config: ModelConfig) -> int:
-    """Pixels that width and height must be multiples of: the side of one patch of the network."""
-    return config.vae.downscale * config.uvit.patch_size
+def side_multiple(config: Any) -> int:
+    """Pixels that width and height of a model with this `ModelConfig` must be multiples of."""
+    return int(config.vae.downscale * config.uvit.patch_size)
 
 
 def whole_number(name: str, value: Any, least: int | None = None) -> int:

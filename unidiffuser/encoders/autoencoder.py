@@ -1,4 +1,7 @@
-"""KL autoencoder between images and image latents (arXiv 2303.06555, section 4)."""
+"""KL autoencoder between images and image latents (arXiv 2303.06555, section 4).
+
+diffusers' module is annotated as Any, so that diffusers is imported only where one is built.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint, VAEConfig
 from ..checkpoints.keys import vae_to_diffusers
@@ -19,7 +22,7 @@ from ..small.palette import Palette
 Device = torch.device | str | None
 
 
-def autoencoder_kl(config: VAEConfig, sample_size: int = 512) -> nn.Module:
+def autoencoder_kl(config: VAEConfig, sample_size: int = 512) -> Any:
     """diffusers' AutoencoderKL of a config, with fresh weights.
 
     Args:
@@ -53,12 +56,11 @@ class Autoencoder:
         tiling: process images larger than the trained size tile by tile, which bounds memory; tile borders are blended.
     """
 
-    def __init__(self, vae: nn.Module, config: VAEConfig, tiling: bool = False):
-        self.vae: Any = vae  # typed loosely, so that diffusers is imported only where a module is built
-        self.config = config
+    def __init__(self, vae: Any, config: VAEConfig, tiling: bool = False):
+        self.vae, self.config = vae, config
         self.palette: Palette | None = getattr(vae, "palette", None)
         if tiling:
-            self.vae.enable_tiling()
+            vae.enable_tiling()
 
     @classmethod
     def from_checkpoint(

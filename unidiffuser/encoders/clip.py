@@ -1,7 +1,8 @@
 """CLIP encoders of prompts and images (arXiv 2303.06555, section 4).
 
 A text latent is CLIP's last hidden state through the caption decoder's first Linear layer. An image token is CLIP's projected
-image embedding, not normalised. The towers are transformers' modules, built directly on a checkpoint's weights.
+image embedding, not normalised. The towers are transformers' modules, built directly on a checkpoint's weights. They are
+annotated as Any, so that transformers is imported only where one is built.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from ..small.stem import ConvStem, Norm, no_norm
 Device = torch.device | str | None
 
 
-def clip_text_model(config: dict[str, Any]) -> nn.Module:
+def clip_text_model(config: dict[str, Any]) -> Any:
     """CLIPTextModel of a `ModelConfig.clip_text`, fresh weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(CLIPTextConfig(**config))
 
 
-def clip_image_model(config: dict[str, Any], norm: Norm = no_norm) -> nn.Module:
+def clip_image_model(config: dict[str, Any], norm: Norm = no_norm) -> Any:
     """CLIPVisionModelWithProjection of a `ModelConfig.clip_image`, fresh weights.
 
     Args:
@@ -56,9 +57,8 @@ class TextEncoder:
         length: L, tokens of a text latent.
     """
 
-    def __init__(self, clip: nn.Module, encode_prefix: nn.Module, tokenizer: BytePairTokenizer, length: int):
-        self.clip: Any = clip  # typed loosely, so that transformers is imported only where a tower is built
-        self.encode_prefix, self.tokenizer, self.length = encode_prefix, tokenizer, length
+    def __init__(self, clip: Any, encode_prefix: nn.Module, tokenizer: BytePairTokenizer, length: int):
+        self.clip, self.encode_prefix, self.tokenizer, self.length = clip, encode_prefix, tokenizer, length
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, device: Device = None, dtype: torch.dtype | None = None) -> TextEncoder:
@@ -109,9 +109,8 @@ class ImageTokenEncoder:
         mean, std: normalisation of each channel, for values in [0, 1].
     """
 
-    def __init__(self, clip: nn.Module, mean: Sequence[float], std: Sequence[float]):
-        self.clip: Any = clip  # typed loosely, so that transformers is imported only where a tower is built
-        self.size = int(self.clip.config.image_size)
+    def __init__(self, clip: Any, mean: Sequence[float], std: Sequence[float]):
+        self.clip, self.size = clip, int(clip.config.image_size)
         self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     @classmethod

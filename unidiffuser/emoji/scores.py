@@ -63,7 +63,7 @@ def judged_rows(
         outputs: `"task/split/seed"` -> the items of that cell: dicts of the judge's `concept`, `drawn` style (of pictures) and
             of the `caption` (where one was generated); the seeds of a split become the runs of its rows.
         chosen: split -> the pairs used as input, in order.
-        pairs: all real pictures; those of the `train` split are the memory of the baseline "nearest".
+        pairs: all real pictures; those of the `train` split give the baseline "nearest".
         judge: for the ceilings.
 
     Returns:
@@ -140,15 +140,15 @@ def score_captions(
     runs: Sequence[Sequence[Item]], inputs: Sequence[Pair], training: Sequence[Pair], styles: Sequence[str]
 ) -> list[Row]:
     """Whether a caption's label, and its style, equals the picture's."""
-    memory: list[Pair] = []
+    nearest_training: list[Pair] = []
     if training:
         queries, references = (thumbnails(to_tensor([pair.image() for pair in part])) for part in (inputs, training))
-        memory = [training[index] for index in nearest(queries, references).tolist()]
+        nearest_training = [training[index] for index in nearest(queries, references).tolist()]
     label = row("label", runs, lambda item, given: parse_caption(item["caption"], styles)[0] == given["label"])
     style = row("style", runs, lambda item, given: parse_caption(item["caption"], styles)[1] == given["style"])
-    if memory:
-        label["nearest"] = mean([m.label == pair.label for m, pair in zip(memory, inputs, strict=True)])
-        style["nearest"] = mean([m.style == pair.style for m, pair in zip(memory, inputs, strict=True)])
+    if nearest_training:
+        label["nearest"] = mean([n.label == pair.label for n, pair in zip(nearest_training, inputs, strict=True)])
+        style["nearest"] = mean([n.style == pair.style for n, pair in zip(nearest_training, inputs, strict=True)])
     return [label, style]
 
 

@@ -1,6 +1,6 @@
 """Captioned pictures to evaluate on: folders, COCO captions and webdataset shards, as a list of pairs.
 
-    {format: folder, path: data/emoji, where: {demo: true}}       metadata.jsonl beside the pictures, or cat.png with cat.txt
+    {format: folder, path: pictures, where: {license: cc0}}       metadata.jsonl beside the pictures, or cat.png with cat.txt
     {format: coco, path: val2014, captions: captions_val2014.json}
     {format: shards, path: "laion/{00000..00009}.tar"}            key.jpg with key.txt, or with key.json and its "caption"
 

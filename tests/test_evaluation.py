@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import Any
 
@@ -158,15 +157,3 @@ def test_the_shipped_configs_are_valid() -> None:
     folder = Path(__file__).parents[1] / "unidiffuser" / "evaluation" / "configs"
     configs = {path.name: EvaluationConfig.from_file(path) for path in sorted(folder.glob("*.yaml"))}
     assert set(configs) == {"coco.yaml"}
-
-
-def test_the_evaluation_is_independent_of_the_bundled_model() -> None:
-    files = list((Path(__file__).parents[1] / "unidiffuser" / "evaluation").glob("*.py"))
-    modules = {
-        node.module or ""
-        for file in files
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.ImportFrom)
-    }
-    assert modules
-    assert not any("emoji" in module.split(".") for module in modules)

@@ -21,17 +21,22 @@ from .files import atomic_write
 
 log = logging.getLogger(__name__)
 
-Image.init()  # registers every format that this Pillow can read
-PICTURE_FORMATS = tuple(
-    name
-    for name in ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "QOI", "ICO")
-    if name in Image.OPEN
-)
+_SUFFIXES = {  # a table of its own: Pillow's loads every plugin, and changes when a SPIDER image is saved as ".png"
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jfif", ".jpe", ".jpg", ".jpeg"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif", ".avifs"),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "PPM": (".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
+    "QOI": (".qoi",),
+    "ICO": (".ico",),
+}
+PICTURE_FORMATS = tuple(_SUFFIXES)
 """Formats that files are opened as, whatever their names. Only pixel formats: Pillow would start Ghostscript for an EPS."""
-# Fixed here, since Pillow's table changes: saving a SPIDER image registers its file's suffix, such as ".png", as SPIDER's.
-PICTURE_SUFFIXES = tuple(
-    suffix for name in PICTURE_FORMATS for suffix, registered in Image.EXTENSION.items() if registered == name
-)
+PICTURE_SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 """Suffixes of the `PICTURE_FORMATS` in lower case, such as ".png": which files of a folder or shard are images."""
 
 ImageSource = Image.Image | str | os.PathLike[str]
@@ -63,11 +68,17 @@ def open_image(source: ImageSource | bytes, name: str = "the picture") -> Image.
     return _decode(path, str(path))
 
 
+def readable_formats() -> list[str]:
+    """The `PICTURE_FORMATS` that the installed Pillow can read."""
+    Image.init()  # loads all plugins on the first call, which takes 0.2 s
+    return [name for name in PICTURE_FORMATS if name in Image.OPEN]
+
+
 def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
     with _read(name), warnings.catch_warnings():
         # The warning stops nothing; Pillow raises an error at twice its limit, and that stays.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(file, formats=PICTURE_FORMATS)
+        image = Image.open(file, formats=readable_formats())
         image.load()
     with image:
         return _rgb(image, name)

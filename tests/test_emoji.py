@@ -60,8 +60,7 @@ def test_code_points_are_spelt_alike(code: str, plain: str) -> None:
 
 MAY_SAY = {  # beside the name of the bundled model in quotes, and the prompt of the examples
     "unidiffuser/evaluation/config.py": ["python -m unidiffuser.emoji evaluate"],  # where an option of the judge belongs
-    "unidiffuser/evaluation/sources.py": ["path: data/emoji"],  # an example of a folder
-    "nodes/nodes_examples.py": ["Emoji of Google's Noto"],  # the attribution of the example pictures
+    "nodes/nodes_examples.py": ["Emoji from Google's Noto"],  # the attribution of the example pictures
 }
 
 

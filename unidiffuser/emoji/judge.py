@@ -4,12 +4,11 @@ It is trained on real pictures of the `train` split only, never on generated one
 on, so its own accuracy on real held-out pictures (the ceiling of every score) can be measured and is reported beside each
 score. Training is in `unidiffuser.emoji.judge_training`.
 
-    python -m unidiffuser.emoji.judge --data FOLDER --out FILE
+    python -m unidiffuser.emoji.judge_training --data FOLDER --out FILE
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import logging
@@ -26,8 +25,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..evaluation.digests import file_digest
-from ..evaluation.sources import read_folder
 from ..media.files import replacing
 from ..media.images import to_tensor
 
@@ -209,7 +206,7 @@ def load_judge(path: str | Path = BUNDLED) -> Judge:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist: train a judge with `python -m unidiffuser.emoji.judge --data FOLDER --out {path}`"
+            f"{path} does not exist: train a judge with `python -m unidiffuser.emoji.judge_training --data FOLDER --out {path}`"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -227,36 +224,3 @@ def load_judge(path: str | Path = BUNDLED) -> Judge:
     judge = Judge(json.loads(metadata["concepts"]), json.loads(metadata["styles"]), (low, mid, high, texture))
     judge.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
     return judge.eval()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    from .judge_training import accuracy_report, train_judge
-
-    parser = argparse.ArgumentParser(
-        prog="python -m unidiffuser.emoji.judge", description="Train the judge on real pictures and report its accuracy."
-    )
-    parser.add_argument("--data", type=Path, required=True, help="image folder made by `python -m unidiffuser.emoji prepare`")
-    parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
-    parser.add_argument(
-        "--concept-steps", type=int, default=1800, help="training steps of the concept classifier; 0 leaves it as it is"
-    )
-    parser.add_argument("--style-steps", type=int, default=3000, help="likewise for styles")
-    parser.add_argument("--start", type=Path, help="continue training this judge")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--report", action="store_true", help="only report the accuracy of the judge in --out")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    pairs = list(read_folder(options.data))
-    if not options.report:
-        start = load_judge(options.start) if options.start else None
-        steps = {"concept_steps": options.concept_steps, "style_steps": options.style_steps}
-        train_judge(pairs, **steps, seed=options.seed, start=start).save(options.out)
-    judge = load_judge(options.out)
-    for line in accuracy_report(judge, pairs):
-        log.info("%s", line)
-    log.info("%s: %d bytes, SHA-256 %s", options.out, options.out.stat().st_size, file_digest(options.out))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

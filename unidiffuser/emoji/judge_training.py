@@ -9,11 +9,13 @@ pictures, like those an autoencoder returns.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,12 +23,13 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..data.captioned import Pair
+from ..evaluation.digests import file_digest
 from ..evaluation.metrics import success_rate
-from ..evaluation.sources import in_split
+from ..evaluation.sources import in_split, read_folder
 from ..media.images import to_tensor
 from ..runtime.precision import multiplies_bf16
 from ..training.augment import hue_turn, moved, softened
-from .judge import CONCEPT_SIDE, SIDE, Judge, at_side
+from .judge import CONCEPT_SIDE, SIDE, Judge, at_side, load_judge
 from .restyle import Restyle
 
 log = logging.getLogger(__name__)
@@ -239,3 +242,35 @@ def accuracy_report(judge: Judge, pairs: Sequence[Pair]) -> list[str]:
 def _in_order(values: Iterable[str]) -> list[str]:
     """Distinct values in the order of their first appearance."""
     return list(dict.fromkeys(values))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m unidiffuser.emoji.judge_training",
+        description="Train the judge on real pictures and report its accuracy.",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="image folder made by `python -m unidiffuser.emoji prepare`")
+    parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
+    parser.add_argument(
+        "--concept-steps", type=int, default=1800, help="training steps of the concept classifier; 0 leaves it as it is"
+    )
+    parser.add_argument("--style-steps", type=int, default=3000, help="likewise for styles")
+    parser.add_argument("--start", type=Path, help="continue training this judge")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", action="store_true", help="only report the accuracy of the judge in --out")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    pairs = list(read_folder(options.data))
+    if not options.report:
+        start = load_judge(options.start) if options.start else None
+        steps = {"concept_steps": options.concept_steps, "style_steps": options.style_steps}
+        train_judge(pairs, **steps, seed=options.seed, start=start).save(options.out)
+    judge = load_judge(options.out)
+    for line in accuracy_report(judge, pairs):
+        log.info("%s", line)
+    log.info("%s: %d bytes, SHA-256 %s", options.out, options.out.stat().st_size, file_digest(options.out))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Small checkpoints in the foreign layouts, written without the code under test."""
+"""Small checkpoints in the original and diffusers layouts, written without the code under test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unidiffuser.encoders.autoencoder import autoencoder_kl
 from unidiffuser.encoders.clip import clip_image_model, clip_text_model
 from unidiffuser.uvit import UViT, UViTConfig
 
-# As wide as one published head, so that the number of heads follows from the width; 77 tokens, as shapes cannot tell.
+# Width 64, so that one head is inferred, and 77 text tokens, since shapes do not determine either.
 CONFIG = ModelConfig(
     uvit=UViTConfig(img_size=8, patch_size=2, embed_dim=64, depth=4, num_heads=1, text_dim=8, clip_img_dim=16),
     vae=VAEConfig(V1.vae.ddconfig | {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1}),
@@ -34,7 +34,7 @@ V0 = replace(CONFIG, uvit=replace(CONFIG.uvit, data_types=0))
 
 
 def randomise(module: nn.Module, seed: int = 0, scale: float = 0.05) -> nn.Module:
-    """Every parameter random, so that none can be lost or swapped unseen; norms stay near 1."""
+    """Randomise every parameter, so that a lost or swapped one is noticed; norms stay near 1."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         base = 1.0 if "norm" in name and name.endswith("weight") else 0.0
@@ -43,7 +43,7 @@ def randomise(module: nn.Module, seed: int = 0, scale: float = 0.05) -> nn.Modul
 
 
 def ldm_names(levels: int, blocks: int) -> list[str]:
-    """Latent diffusion's autoencoder, written out: `levels` resolutions of `blocks` residual blocks."""
+    """Tensor names of latent diffusion's autoencoder with `levels` resolutions of `blocks` residual blocks."""
     residual = ["norm1", "conv1", "norm2", "conv2"]
     modules = [f"{half}.{leaf}" for half in ("encoder", "decoder") for leaf in ("conv_in", "norm_out", "conv_out")]
     modules += ["quant_conv", "post_quant_conv"]
@@ -59,7 +59,7 @@ def ldm_names(levels: int, blocks: int) -> list[str]:
 
 
 def ldm_autoencoder(seed: int = 0) -> dict[str, Tensor]:
-    """Random weights of CONFIG.vae under LDM names: widths 32 and 64, one residual block a level."""
+    """Random weights of CONFIG.vae under latent diffusion's names."""
     width = {"encoder.down.0": (32, 32), "encoder.down.1": (32, 64), "decoder.up.1": (64, 64), "decoder.up.0": (64, 32)}
     ends = {
         "encoder.conv_in": (3, 32), "encoder.conv_out": (64, 8), "encoder.norm_out": (64, 64),
@@ -89,7 +89,7 @@ def ldm_autoencoder(seed: int = 0) -> dict[str, Tensor]:
 
 
 def caption_file(config: CaptionConfig, seed: int = 0) -> dict[str, Tensor]:
-    """As DataParallel and transformers 4.23 saved the caption decoder: masks, tied output, a CLIP that rode along."""
+    """The caption decoder as saved with DataParallel and transformers 4.23, with masks and tied output matrix."""
     from unidiffuser.encoders.captions import CaptionDecoder
 
     decoder = randomise(CaptionDecoder(config), seed)
@@ -102,7 +102,7 @@ def caption_file(config: CaptionConfig, seed: int = 0) -> dict[str, Tensor]:
 
 
 def write_original(folder: Path, config: ModelConfig = CONFIG, clip: bool = True) -> dict[str, dict[str, Tensor]]:
-    """The published set of files (names and odd keys included), and CLIP in two HF folders; returns the file contents."""
+    """Write the published set of files, and CLIP in two transformers folders; return the files' contents."""
     folder.mkdir(parents=True, exist_ok=True)
     version = "v1" if config.uvit.data_types else "v0"
     contents = {
@@ -120,7 +120,7 @@ def write_original(folder: Path, config: ModelConfig = CONFIG, clip: bool = True
 
 
 def openai_clip(text: nn.Module, image: nn.Module) -> dict[str, Tensor]:
-    """The two HF towers as one OpenAI state dict."""
+    """The two towers of transformers as one OpenAI state dict."""
     renames = (("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
                ("self_attn.out_proj", "attn.out_proj"), ("encoder.layers", "transformer.resblocks"))  # fmt: skip
     whole = {
@@ -150,14 +150,14 @@ def openai_clip(text: nn.Module, image: nn.Module) -> dict[str, Tensor]:
 
 
 def write_openai_clip(path: Path, config: ModelConfig = CONFIG) -> tuple[nn.Module, nn.Module]:
-    """Both towers in one safetensors file under OpenAI's names; returns them as HF's modules."""
+    """Write both towers to one safetensors file under OpenAI's names; return transformers' modules."""
     text, image = randomise(clip_text_model(config.clip_text)), randomise(clip_image_model(config.clip_image))
     save_file(openai_clip(text, image), path)
     return text, image
 
 
 def diffusers_network(config: UViTConfig) -> Any:
-    """diffusers' own UniDiffuserModel of the same sizes, randomised."""
+    """diffusers' UniDiffuserModel of a config, randomised."""
     from diffusers.pipelines.deprecated.unidiffuser.modeling_uvit import UniDiffuserModel
 
     network = UniDiffuserModel(
@@ -180,7 +180,7 @@ def diffusers_network(config: UViTConfig) -> Any:
 
 
 def write_diffusers(folder: Path, config: ModelConfig = CONFIG, **save: Any) -> Any:
-    """A whole UniDiffuserPipeline folder; returns the pipeline."""
+    """Write a UniDiffuserPipeline folder; return the pipeline."""
     from diffusers import DPMSolverMultistepScheduler, UniDiffuserPipeline
     from diffusers.pipelines.deprecated.unidiffuser.modeling_text_decoder import UniDiffuserTextDecoder
     from transformers import CLIPTokenizer, GPT2Tokenizer
@@ -221,7 +221,7 @@ def write_diffusers(folder: Path, config: ModelConfig = CONFIG, **save: Any) -> 
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """The __metadata__ of a safetensors file, read by hand."""
+    """The __metadata__ of a safetensors file, read without safetensors."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length])["__metadata__"]

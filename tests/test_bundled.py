@@ -1,4 +1,4 @@
-"""The bundled model: what it is, and that it really goes both ways. Its figures come from the evaluation, not from here."""
+"""The bundled model: geometry, latents and a smoke test of each direction; its quality is measured by the evaluation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_latents_have_unit_variance_in_the_convention_of_stable_diffusion(model)
     assert text.mean().abs() < 0.2
 
 
-def test_preview_colours_are_those_of_the_picture(model):
+def test_preview_colours_match_the_picture(model):
     preview = model.config.vae.preview_rgb
     factors, bias = torch.tensor(preview["factors"]), torch.tensor(preview["bias"])
     pixels = to_tensor([Image.open(EXAMPLE).convert("RGB").resize((128, 128))])
@@ -53,8 +53,8 @@ def test_preview_colours_are_those_of_the_picture(model):
     assert (guessed - seen).square().mean() < 0.05 * seen.var()
 
 
-def test_it_draws_what_is_asked_for(model):
-    """Eight prompts, judged by a classifier that never saw a made picture; chance would be 1 in 240."""
+def test_pictures_match_their_prompts(model):
+    """Eight prompts, scored by a classifier trained on real pictures only; chance is 1 in 240."""
     prompts = ["red apple, noto", "pizza, twemoji", "lion, flat", "sunflower, fluent", "rocket, noto", "penguin, twemoji",
                "watermelon, flat", "red heart, noto"]  # fmt: skip
     pictures = model.text_to_image(prompts, seed=0)
@@ -63,14 +63,14 @@ def test_it_draws_what_is_asked_for(model):
     assert right >= 4
 
 
-def test_it_names_what_it_is_shown(model):
+def test_captions_name_the_concept(model):
     prompts = ["red apple, noto", "pizza, twemoji", "lion, flat", "sunflower, fluent"]
     pictures = model.text_to_image(prompts, seed=0)
     captions = model.image_to_text(pictures, seed=0)
     assert sum(c.split(",")[0] == p.split(",")[0] for c, p in zip(captions, prompts, strict=True)) >= 2
 
 
-def test_inversion_and_return(model):
+def test_inversion_is_reversible(model):
     """ddim_inverse, then ddim: the latents of a real picture come back within 10 % at 100 steps, guidance 1."""
     pixels = to_tensor([Image.open(EXAMPLE).convert("RGB").resize((128, 128))])
     img = model.autoencoder.encode(pixels, torch.Generator().manual_seed(0))
@@ -83,7 +83,7 @@ def test_inversion_and_return(model):
     for name in ("img", "clip_img"):
         error = (back.need(name) - given.need(name)).norm() / given.need(name).norm()
         assert error <= 0.1, f"{name} comes back with relative error {error:.3f}"
-    live = img.std((0, 2, 3)) > 0.01  # a channel of the latents that holds nothing has no noise to come from
+    live = img.std((0, 2, 3)) > 0.01  # a constant channel of the latents has no noise to invert to
     assert abs(noise.need("img")[:, live].std() - 1) < 0.25
 
 

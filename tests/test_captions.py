@@ -1,4 +1,4 @@
-"""The caption decoder against an independent search: one image at a time, no cache, all recomputed at every step."""
+"""The caption decoder compared with an independent search: one image at a time, without a cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BUNDLED = Path(unidiffuser.__file__).with_name("assets") / "emoji.safetensors"
 
 
 class Words:
-    """A tokenizer whose word for an id is the id."""
+    """A tokenizer that decodes an id to its decimal digits."""
 
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         return " ".join(map(str, ids))
@@ -115,7 +115,7 @@ def test_beams_equal_uncached_search_on_the_bundled_model() -> None:
 
 @torch.no_grad()
 def test_beams_equal_diffusers_token_for_token() -> None:
-    """A second oracle; it cuts a caption at its length like the authors' code and keeps the order by score."""
+    """A second reference; it cuts captions at their length and orders them by score, like the authors' code."""
     diffusers = pytest.importorskip("diffusers")
     model = decoder(stop_bias=4.0, seed=3)
     theirs = diffusers.UniDiffuserTextDecoder(
@@ -133,7 +133,7 @@ def test_beams_equal_diffusers_token_for_token() -> None:
 
 @torch.no_grad()
 def test_the_sizes_above_stop_early_and_late() -> None:
-    """Guards the comparison: some hypotheses must stop at different lengths and some must run out."""
+    """Ensures that the comparison covers hypotheses that stop early and ones that reach the limit."""
     latents = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(7))
     lengths = [len(c.tokens) for item in decoder(stop_bias=4.0, seed=3).decode(latents, count=5) for c in item]
     assert min(lengths) < 12
@@ -143,7 +143,7 @@ def test_the_sizes_above_stop_early_and_late() -> None:
 
 
 @torch.no_grad()
-def test_an_early_finisher_changes_nobody() -> None:
+def test_an_image_that_stops_early_does_not_change_others() -> None:
     model = decoder(stop_bias=4.0, seed=3, limit=20)
     latents = torch.randn(7, 6, 8, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.1, 3, 7)[:, None, None]
     together = model.decode(latents, count=5)
@@ -199,7 +199,7 @@ def test_draws_follow_the_probabilities() -> None:
 
 
 @torch.no_grad()
-def test_teacher_forcing_sees_what_decoding_sees() -> None:
+def test_teacher_forced_logits_agree_with_decoding() -> None:
     model = decoder()
     latent = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(1))
     caption = model.decode(latent, beams=1)[0][0]
@@ -214,7 +214,7 @@ def test_original_key_names_and_activation() -> None:
     assert model.gpt.config.activation_function == "gelu_new"
 
 
-def test_unusable_arguments() -> None:
+def test_arguments_out_of_range_are_refused() -> None:
     model, latents = decoder(), torch.zeros(1, 6, 8)
     for wrong in (
         {"beams": 0}, {"beams": 1000}, {"count": 0}, {"count": 6}, {"max_new_tokens": 0}, {"max_new_tokens": 1000},

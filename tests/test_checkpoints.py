@@ -1,4 +1,4 @@
-"""Checkpoints: three layouts in, one file out, and what happens to files that are none."""
+"""Checkpoints: reading of three layouts, conversion to one file, and refusal of other files."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_original_to_ours_to_original_is_bit_exact(config: ModelConfig, tmp_path
         assert path.stat().st_size < 1.1 * (tmp_path / "in" / path.name).stat().st_size  # shared storages stay shared
 
 
-def test_sizes_are_read_off_an_original_folder(original: Path) -> None:
+def test_sizes_of_an_original_folder_are_inferred(original: Path) -> None:
     checkpoint = load_checkpoint(original)
     assert checkpoint.parts() == ALL
     assert checkpoint.config == CONFIG
     assert load_checkpoint(original / "uvit_v1.pth").config == CONFIG
 
 
-def test_our_file_says_everything(ours: Path) -> None:
+def test_own_file_holds_config_and_tokenizers(ours: Path) -> None:
     checkpoint = load_checkpoint(ours)
     assert checkpoint.parts() == ALL
     assert checkpoint.config == CONFIG
@@ -112,7 +112,7 @@ def test_diffusers_folder_to_ours_is_equal(save: dict[str, Any], tmp_path: Path)
     assert sum(t.numel() for t in ours["vae"].values()) == numbers
 
 
-def test_openai_names_of_clip_are_understood(tmp_path: Path) -> None:
+def test_openai_names_of_clip_are_converted(tmp_path: Path) -> None:
     write_original(tmp_path, clip=False)
     text, image = write_openai_clip(tmp_path / "clip.safetensors")
     checkpoint = load_checkpoint(tmp_path)
@@ -124,8 +124,8 @@ def test_openai_names_of_clip_are_understood(tmp_path: Path) -> None:
         assert all(torch.equal(state[name], theirs[name]) for name in theirs)
 
 
-def test_whole_clip_models_give_the_tower_that_fits(tmp_path: Path) -> None:
-    """HF's own repositories hold both towers; only the text of one and the picture of the other are wanted."""
+def test_the_matching_tower_of_a_whole_clip_model_is_used(tmp_path: Path) -> None:
+    """Published CLIP repositories hold both towers; one is needed for text, another for images."""
     from transformers import CLIPConfig, CLIPModel
 
     write_original(tmp_path, clip=False)
@@ -143,7 +143,7 @@ def test_whole_clip_models_give_the_tower_that_fits(tmp_path: Path) -> None:
     ImageTokenEncoder.from_checkpoint(checkpoint)
 
 
-def test_another_clip_of_the_same_projection_is_not_taken(tmp_path: Path) -> None:
+def test_another_clip_of_the_same_projection_is_not_used(tmp_path: Path) -> None:
     write_original(tmp_path, clip=False)
     b16 = replace(CONFIG, clip_image=CONFIG.clip_image | {"patch_size": 16})
     write_openai_clip(tmp_path / "ViT-B-16.safetensors", b16)
@@ -169,7 +169,7 @@ def test_a_damaged_neighbour_is_named_when_its_part_is_needed(tmp_path: Path) ->
         load_checkpoint(tmp_path).state_dict("clip_image")
 
 
-def test_two_networks_in_a_folder_are_not_guessed_at(tmp_path: Path) -> None:
+def test_two_networks_in_a_folder_are_refused(tmp_path: Path) -> None:
     write_original(tmp_path, clip=False)
     write_original(tmp_path, V0, clip=False)
     with pytest.raises(ValueError, match="give the path of the one you want"):
@@ -477,7 +477,7 @@ def test_other_network_of_a_diffusers_folder_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-def test_bundled_model_is_found_by_name_or_named_as_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bundled_model_is_found_by_name_or_reported_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("unidiffuser.checkpoints.checkpoint.ASSETS", tmp_path)
     with pytest.raises(FileNotFoundError, match="no bundled model 'emoji'"):
         load_checkpoint("emoji")
@@ -515,7 +515,7 @@ print((resident("VmHWM") - before) * 1024)
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A network of some 200 MB in our layout and in the original one."""
+    """A network of about 200 MB in this project's layout and in the original one."""
     folder = tmp_path_factory.mktemp("large")
     config = replace(V1, uvit=replace(V1.uvit, img_size=16, embed_dim=1024, depth=2, num_heads=16))
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Encoders and tokenizers against transformers' and diffusers' own."""
+"""Encoders and tokenizers compared with those of transformers and diffusers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=60) | st.lists(
 
 
 def test_published_ids(clip: Any, gpt2: Any) -> None:
-    """Ids that the published vocabularies are known by."""
+    """Well-known ids of the published vocabularies."""
     assert (len(clip[0]), len(gpt2[0])) == (49408, 50258)
     assert clip[0](["a photo of a cat"], 77)[0, :8].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 49407]
     assert gpt2[0].encode("Hello world") == [15496, 995]
@@ -83,7 +83,7 @@ def test_stop_token_is_left_out_of_the_text(gpt2: Any) -> None:
     assert gpt2[0].decode([15496, 50257], skip_special_tokens=False) == "Hello<|EOS|>"
 
 
-def test_long_prompt_is_cut_with_a_warning_that_says_where(clip: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_prompt_is_cut_with_a_warning_that_quotes_the_rest(clip: Any, caplog: pytest.LogCaptureFixture) -> None:
     prompt = "red apple " * 37 + "on a TABLE in Paris" + " under the sea" * 900
     with caplog.at_level(logging.WARNING):
         ids = clip[0]([prompt, "short"], 77)
@@ -98,7 +98,7 @@ def test_long_prompt_is_cut_with_a_warning_that_says_where(clip: Any, caplog: py
 @pytest.mark.parametrize(
     "spec", [{}, {"vocab": [], "merges": []}, {"vocab": {"a": 0}, "merges": ["a b"]}], ids=["empty", "list", "unknown"]
 )
-def test_spec_that_is_none(spec: dict[str, Any]) -> None:
+def test_invalid_tokenizer_spec_is_refused(spec: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="vocab"):
         BytePairTokenizer.from_spec(spec)
 
@@ -178,7 +178,7 @@ def test_image_tokens(tiny_checkpoint: Path) -> None:
 STEM = {"unshuffle": 4, "channels": [8, 8, CONFIG.clip_image["hidden_size"]]}
 
 
-def test_an_image_tower_with_convolutions_in_front_comes_back_from_its_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_image_tower_with_a_convolutional_stem_survives_saving(tiny_checkpoint: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
     config = replace(CONFIG, clip_image=CONFIG.clip_image | {"stem": STEM})
@@ -212,7 +212,7 @@ def test_norms_of_a_stem_fold_into_its_convolutions() -> None:
 
 
 @pytest.mark.parametrize("image", [Image.new("RGB", (8, 9)), Image.new("L", (8, 8))], ids=["oblong", "grey"])
-def test_image_encoder_wants_square_rgb(tiny_checkpoint: Path, image: Image.Image) -> None:
+def test_image_encoder_refuses_other_than_square_rgb(tiny_checkpoint: Path, image: Image.Image) -> None:
     encoder = ImageTokenEncoder.from_checkpoint(load_checkpoint(tiny_checkpoint))
     with pytest.raises(ValueError, match="square RGB"):
         encoder([image])
@@ -249,7 +249,7 @@ def test_an_item_does_not_depend_on_its_batch(autoencoder: Autoencoder) -> None:
     assert torch.equal(torch.random.get_rng_state(), global_state)
 
 
-def test_decode_undoes_scale_and_folding(autoencoder: Autoencoder) -> None:
+def test_decode_inverts_scale_and_pixel_unshuffle(autoencoder: Autoencoder) -> None:
     latents = torch.randn(1, 4, 4, 6, generator=seeds(0)[0])
     with torch.inference_mode():
         decoded = autoencoder.vae.decode(latents / CONFIG.vae.scale_factor).sample
@@ -258,7 +258,7 @@ def test_decode_undoes_scale_and_folding(autoencoder: Autoencoder) -> None:
     assert torch.equal(torch.nn.functional.pixel_unshuffle(pixels, CONFIG.vae.patch_size), decoded)
 
 
-def test_tiles_of_a_large_picture_are_put_together_in_place(tiny_checkpoint: Path, autoencoder: Autoencoder) -> None:
+def test_tiles_of_a_large_picture_are_assembled_in_place(tiny_checkpoint: Path, autoencoder: Autoencoder) -> None:
     tiled = Autoencoder.from_checkpoint(load_checkpoint(tiny_checkpoint), tiling=True)
     small = torch.randn(1, 4, 8, 8, generator=seeds(0)[0])
     assert torch.equal(tiled.decode(small), autoencoder.decode(small))

@@ -1,4 +1,4 @@
-"""The network and the autoencoder against diffusers' own, on random weights carried over by this project's conversion."""
+"""The network and the autoencoder compared with diffusers', on random weights converted by this project."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = UViTConfig(img_size=8, embed_dim=64, depth=6, num_heads=2, text_dim=8, n
 WIDE = UViTConfig(img_size=16, depth=2)  # full width, every kind of block once
 
 
-def carried_over(theirs: Any, config: UViTConfig) -> UViT:
+def converted_network(theirs: Any, config: UViTConfig) -> UViT:
     stored = theirs.state_dict()
     with skeleton():
         ours = UViT(config)
@@ -45,7 +45,7 @@ def inputs(config: UViTConfig, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 def test_network_equals_diffusers(config: UViTConfig, data_types: int) -> None:
     config = replace(config, data_types=data_types)
     theirs = diffusers_network(config)
-    ours = carried_over(theirs, config)
+    ours = converted_network(theirs, config)
     img, clip_img, text = inputs(config)
     t_img, t_text = torch.tensor([1000, 1, 417]), torch.tensor([0, 1000, 418])
     data_type = torch.tensor([1, 0, 1])
@@ -54,7 +54,7 @@ def test_network_equals_diffusers(config: UViTConfig, data_types: int) -> None:
         actual = ours(img, clip_img, text, t_img, t_text, data_type if data_types else None)
     for name, a, e in zip(("img", "clip_img", "text"), actual, expected, strict=True):
         assert a is not None
-        assert e.std() > 0.05, f"{name}: an output this small would prove nothing"
+        assert e.std() > 0.05, f"{name}: an output this small makes the comparison void"
         assert (a - e).abs().max() <= 1e-5, name
 
 

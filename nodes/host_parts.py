@@ -154,7 +154,7 @@ def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
 
 
 def _with_palette(model: torch.nn.Module, config: VAEConfig, weights: dict[str, Tensor]) -> None:
-    """Hooks that write the style code of a picture into its latent, and decode a latent in the style of its code."""
+    """Hooks that write the style code of an image into its latent, and decode a latent in the style of its code."""
     sizes = config.palette or {}
     palette = Palette(len(sizes["manners"]), sizes["colours"])
     palette.load_state_dict(weights)
@@ -173,13 +173,13 @@ def _with_palette(model: torch.nn.Module, config: VAEConfig, weights: dict[str, 
         held["styles"] = palette.read_code(args[0] * scale)
         return palette.remove_code(args[0] * scale) / scale, *args[1:]
 
-    def paint(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+    def colour(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         return palette(out, held.pop("styles"))
 
     model.encoder.register_forward_pre_hook(recognise, prepend=True)  # before pixel_unshuffle
     model.quant_conv.register_forward_hook(write)
     model.post_quant_conv.register_forward_pre_hook(read)
-    model.decoder.register_forward_hook(paint)  # after pixel_shuffle
+    model.decoder.register_forward_hook(colour)  # after pixel_shuffle
 
 
 def load_clip_vision(checkpoint: Checkpoint) -> comfy.clip_vision.ClipVisionModel:

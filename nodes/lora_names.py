@@ -42,7 +42,7 @@ class OtherNames(WeightAdapterBase):
             return None
         names = [other.removesuffix(".weight") for other in uvit_diffusers_names(f"{name}.weight")]
         used: set[str] = set()
-        adapter = _find(name, lora, used, besides=x) or (
+        adapter = _find(name, lora, used, excluded=x) or (
             _find(names[0], lora, used) if len(names) == 1 else _side_by_side([_find(n, lora, used) for n in names])
         )
         if adapter is not None:
@@ -66,15 +66,15 @@ def _spellings(name: str) -> list[str]:
     ]
 
 
-def _find(name: str, lora: dict[str, Tensor], used: set[str], besides: str | None = None) -> WeightAdapterBase | None:
-    """The adapter of a module under any spelling of its name except `besides`; adds its keys to `used`."""
+def _find(name: str, lora: dict[str, Tensor], used: set[str], excluded: str | None = None) -> WeightAdapterBase | None:
+    """The adapter of a module under any spelling of its name except `excluded`; adds its keys to `used`."""
     for spelling in _spellings(name):
         extras = {key: lora.get(f"{spelling}.{key}") for key in ("alpha", "dora_scale")}
         alpha = None if extras["alpha"] is None else extras["alpha"].item()
-        for kind in comfy.weight_adapter.adapters:
-            if kind is OtherNames or spelling == besides:
+        for adapter_class in comfy.weight_adapter.adapters:
+            if adapter_class is OtherNames or spelling == excluded:
                 continue
-            adapter = kind.load(spelling, lora, alpha, extras["dora_scale"], used)
+            adapter = adapter_class.load(spelling, lora, alpha, extras["dora_scale"], used)
             if adapter is not None:
                 used |= {f"{spelling}.{key}" for key, value in extras.items() if value is not None}
                 return adapter

@@ -22,7 +22,7 @@ SEED_STRIDE = 1000  # between the steps of a chain, so that no two steps share a
 
 
 def _tasks(rounds: int, image: bool, text: bool) -> list[list[str]]:
-    """The tasks of each round in order: a chain that starts from an image captions it first, one from a text draws it first."""
+    """The tasks of each round in order. A chain from an image starts with its caption, one from a text with an image."""
     pair = ["text to image", "image to text"] if text and not image else ["image to text", "text to image"]
     first = pair if image or text else ["image", *pair]
     return [first, *[pair] * (rounds - 1)]
@@ -35,14 +35,14 @@ class GibbsChain(io.ComfyNode):
             node_id="UniDiffuserGibbsChain",
             display_name="UniDiffuser Gibbs Chain",
             category=CATEGORY,
-            description="Captions a picture, draws the caption, captions the new picture, and so on. Every round shows its "
-            "picture and caption. Finished rounds are kept when you add rounds or interrupt the run.",
+            description="Captions an image, generates an image from the caption, and so on. Every round shows its image and "
+            "caption. Finished rounds are kept when you add rounds or interrupt the run.",
             search_aliases=["gibbs", "loop", "chain", "variation", "dream", "telephone game"],
             enable_expand=True,
             inputs=[
                 # NOTE: raw links, so that the expanded nodes link to the same outputs and the host can cache them.
                 io.Model.Input("model", raw_link=True, tooltip="From Load UniDiffuser. LoRAs may be in between."),
-                io.Vae.Input("vae", raw_link=True, tooltip="From Load UniDiffuser. Decodes the picture of each round."),
+                io.Vae.Input("vae", raw_link=True, tooltip="From Load UniDiffuser. Decodes the image of each round."),
                 CaptionDecoderType.Input(
                     "caption_decoder", raw_link=True, tooltip="From Load UniDiffuser. Writes the caption of each round."
                 ),
@@ -51,9 +51,9 @@ class GibbsChain(io.ComfyNode):
                     default=4,
                     min=1,
                     max=100,
-                    tooltip="Number of rounds, each with one caption and one picture. Raise it to continue a finished chain.",
+                    tooltip="Number of rounds, each with one caption and one image. Raise it to continue a finished chain.",
                 ),
-                steps_input("Sampling steps for each caption and for each picture. 20 is usual."),
+                steps_input("Sampling steps for each caption and for each image. 20 is usual."),
                 *sampling_inputs(),
                 io.Float.Input(
                     "hold",
@@ -69,24 +69,24 @@ class GibbsChain(io.ComfyNode):
                     "latent_image",
                     optional=True,
                     raw_link=True,
-                    tooltip="The picture to start from. An empty latent sets only the size.",
+                    tooltip="The image to start from. An empty latent sets only the size.",
                 ),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
                     optional=True,
                     raw_link=True,
-                    tooltip="CLIP Vision Encode of the same picture. Connect it to start from the picture.",
+                    tooltip="CLIP Vision Encode of the same image. Connect it to start from the image.",
                 ),
                 io.Conditioning.Input(
-                    "text", optional=True, raw_link=True, tooltip="The text to start from if there is no picture."
+                    "text", optional=True, raw_link=True, tooltip="The text to start from if there is no image."
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="pictures", tooltip="The pictures of all rounds, in order."),
+                io.Image.Output(display_name="pictures", tooltip="The images of all rounds, in order."),
                 io.String.Output(display_name="captions", tooltip="The captions of all rounds, one per line."),
-                io.Latent.Output(display_name="LATENT", tooltip="The last picture."),
+                io.Latent.Output(display_name="LATENT", tooltip="The last image."),
                 io.ClipVisionOutput.Output(
-                    display_name="CLIP_VISION_OUTPUT", tooltip="The CLIP image embedding of the last picture."
+                    display_name="CLIP_VISION_OUTPUT", tooltip="The CLIP image embedding of the last image."
                 ),
                 io.Conditioning.Output(
                     display_name="CONDITIONING", tooltip="The last text, for Decode Caption or as a prompt."
@@ -177,14 +177,14 @@ class GibbsRound(io.ComfyNode):
             is_output_node=True,
             is_input_list=True,
             inputs=[
-                io.Image.Input("pictures", tooltip="The pictures of this round."),
+                io.Image.Input("pictures", tooltip="The images of this round."),
                 io.String.Input("captions", force_input=True, tooltip="The captions of this round."),
-                io.Image.Input("pictures_before", optional=True, tooltip="The pictures of earlier rounds."),
+                io.Image.Input("pictures_before", optional=True, tooltip="The images of earlier rounds."),
                 io.String.Input("captions_before", optional=True, force_input=True, tooltip="The captions of earlier rounds."),
                 io.String.Input("show_in", default="", tooltip="Id of the chain node that shows the captions."),
             ],
             outputs=[
-                io.Image.Output(display_name="pictures", tooltip="All pictures so far."),
+                io.Image.Output(display_name="pictures", tooltip="All images so far."),
                 io.String.Output(display_name="captions", tooltip="All captions so far, one per line."),
             ],
         )

@@ -106,7 +106,7 @@ class Interpolate(io.ComfyNode):
         clean, _ = given_streams(model, {"samples": vae.encode(pictures)}, clip_vision.encode_image(pictures), None)
         watch = watcher(model, 3 * steps, None)
 
-        def part(number: int, path: NoisePath, streams: Streams, method: str, **settings: Any) -> Streams:
+        def run(number: int, path: NoisePath, streams: Streams, method: str, **settings: Any) -> Streams:
             return sample_streams(
                 model,
                 path,
@@ -118,12 +118,12 @@ class Interpolate(io.ComfyNode):
                 callback=shifted(watch, number * steps, 3 * steps),
             )
 
-        described = part(0, NoisePath.image_to_text(steps), clean, "dpmpp_2m", guidance=text_guidance)
-        noise = part(1, NoisePath.text_to_image(steps).reversed(), described, INVERSE)
+        captioned = run(0, NoisePath.image_to_text(steps), clean, "dpmpp_2m", guidance=text_guidance)
+        noise = run(1, NoisePath.text_to_image(steps).reversed(), captioned, INVERSE)
         weights = torch.linspace(0, 1, frames).tolist()
         between = noise.map(lambda ends: torch.stack([slerp(ends[0], ends[1], weight) for weight in weights]))
-        made = part(2, NoisePath.text_to_image(steps), between, FORWARD, levels={"img": MARGINAL, "clip_img": MARGINAL})
-        return io.NodeOutput(vae.decode(model.model.process_latent_out(made.img)), [[made.text, {}]])
+        sampled = run(2, NoisePath.text_to_image(steps), between, FORWARD, levels={"img": MARGINAL, "clip_img": MARGINAL})
+        return io.NodeOutput(vae.decode(model.model.process_latent_out(sampled.img)), [[sampled.text, {}]])
 
 
 def centre_square(model: Any, image: Tensor) -> Tensor:

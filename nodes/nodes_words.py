@@ -1,4 +1,4 @@
-"""Rewrite Words: a text mask, which marks the words that a sampler replaces."""
+"""Rewrite Words: a text with a mask of the words that a sampler replaces."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def train(
     if not NAME.fullmatch(name):
         raise ValueError(f"The name {name!r} is not a valid file name. Use letters, digits, spaces, dots, - and _.")
     settings = lora_run.LoRASettings(rank=rank, variations=variations, kept=kept_pairs, seed=seed % 2**31)
-    words = lora_data.captions_of_variations([[line] for line in caption_lines(captions, len(pictures))], variations)
+    texts = lora_data.captions_of_variations([[line] for line in caption_lines(captions, len(pictures))], variations)
     shown = lora_data.variations(pictures, variations, settings.strength, settings.seed)
     device, sizes = comfy.model_management.get_torch_device(), require_model(model).diffusion_model.config
     rounds = -(-kept_pairs // 16)
@@ -89,18 +89,18 @@ def train(
         bar.update_absolute(rounds + done, rounds + steps, preview)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    latents = encode(model, clip, vae, clip_vision, shown, words)
+    latents = encode(model, clip, vae, clip_vision, shown, texts)
     weights = network_weights(model)
     with torch.inference_mode(False), torch.enable_grad():  # the host runs nodes in inference mode
         captioner = CaptionDecoder.from_checkpoint(caption_decoder.checkpoint, device, torch.float32)
-        learned = Streams(**latents).map(lambda x: x.float().cpu().clone())
-        learned = learned.replace(text=captioner.encode_prefix(learned.need("text").to(device)).detach().cpu())
+        new = Streams(**latents).map(lambda x: x.float().cpu().clone())
+        new = new.replace(text=captioner.encode_prefix(new.need("text").to(device)).detach().cpu())
         comfy.model_management.unload_all_models()
         stage = lora_run.build_lora_stage(
             lora_run.trainable_network(sizes, {name: weight.clone() for name, weight in weights.items()}).to(device),
             captioner,
-            learned,
-            words,
+            new,
+            texts,
             Path(),
             settings,
             decode=decoder_of(model, vae),
@@ -119,10 +119,10 @@ def train(
         stage.out = folder / lora_run.FILE
         run(stage, config, progress=False, device=str(device), watch=watch)
     rows = [json.loads(line) for line in read_lines(folder / "losses.jsonl") if line]
-    plot, sample = draw_curve(rows), open_image(max((folder / "samples").iterdir()))
+    plot, preview = draw_curve(rows), open_image(max((folder / "samples").iterdir()))
     path = publish(stage.out, name)
     shutil.rmtree(folder.parent, ignore_errors=True)  # with abandoned runs of the same name
-    return path, plot, sample
+    return path, plot, preview
 
 
 def caption_lines(captions: Sequence[str], count: int) -> list[str]:
@@ -152,17 +152,17 @@ def as_image(picture: Image.Image) -> Tensor:
 
 
 def encode(
-    model: Any, clip: Any, vae: Any, clip_vision: Any, pictures: Sequence[Image.Image], words: Sequence[str]
+    model: Any, clip: Any, vae: Any, clip_vision: Any, pictures: Sequence[Image.Image], captions: Sequence[str]
 ) -> dict[str, Tensor]:
     """Encode pairs with the host's encoders: "img", "clip_img" and "text", the last as CLIP text (B, L, CLIP width)."""
     host = require_model(model)
     pixels = torch.cat([as_image(picture) for picture in pictures])
-    texts = {word: clip.encode_from_tokens(clip.tokenize(word, disable_weights=True)) for word in dict.fromkeys(words)}
+    texts = {text: clip.encode_from_tokens(clip.tokenize(text, disable_weights=True)) for text in dict.fromkeys(captions)}
     length = host.diffusion_model.config.num_text_tokens
     return {
         "img": host.process_latent_in(vae.encode(pixels)),
         "clip_img": clip_vision.encode_image(pixels)["image_embeds"][:, None],
-        "text": torch.cat([texts[word][:, :length] for word in words]),
+        "text": torch.cat([texts[text][:, :length] for text in captions]),
     }
 
 

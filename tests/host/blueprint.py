@@ -1,4 +1,4 @@
-"""The front end's form of a ready subgraph with one IMAGE input."""
+"""Blueprints: ready subgraphs with one IMAGE input, in the front end's format."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from flow import COLUMN, VERSION, Flow, Node, Out, join
 
-GRAPH_IN, GRAPH_OUT = -10, -20  # the front end's numbers for the two ends of a subgraph
-INPUT = "@image"  # stands in for a node where the picture comes in
+GRAPH_IN, GRAPH_OUT = -10, -20  # the front end's ids of a subgraph's input and output node
+INPUT = "@image"  # placeholder for the node that gives the image
 LINK_KEYS = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 
 
 def blueprint(flow: Flow, build: Callable[[Out], dict[str, Out]]) -> dict[str, Any]:
-    """`build` gets the input and returns {name: output}."""
+    """The blueprint of a flow; `build` takes the image input and returns the outputs by name."""
     flow.info = {**flow.info, INPUT: {"output": ["IMAGE"]}}
     outputs = build(Out(Node(GRAPH_IN, INPUT, (0, 0), {}), 0))
     kinds = {name: flow.info[out.node.kind]["output"][out.slot] for name, out in outputs.items()}

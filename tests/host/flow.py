@@ -1,4 +1,4 @@
-"""A workflow under construction, and its two forms: what the host's front end opens and what its API takes."""
+"""Builds a workflow and writes it in two formats: the front end's and the API's."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 VERSION = "0.1.0"
 RUN, MUTED, BYPASSED = 0, 2, 4
-WIDTH, GAP, TITLE = 330, 60, 30  # of a node; between columns; the bar above a node's body
+WIDTH, GAP, TITLE = 330, 60, 30  # width of a node, gap between columns, height of the title bar
 COLUMN = WIDTH + GAP
 GROUP_MARGIN, GROUP_TITLE = 20, 40
 LINE = 18
-ROOM = {  # below slots and widgets: what a node shows after a run
+ROOM = {  # height below slots and widgets, for what a node shows after a run
     "UniDiffuserLoader": 20,
     "PreviewImage": 260,
     "SaveImage": 260,
@@ -43,7 +43,7 @@ class Node:
 
     def __init__(self, number: int, kind: str, at: tuple[int, int], inputs: dict[str, Any], mode: int = RUN, title: str = ""):
         self.number, self.kind, self.at, self.inputs, self.mode, self.title = number, kind, at, inputs, mode, title
-        self.lines = 0  # of text to leave room for
+        self.lines = 0  # of text to reserve room for
 
     def __getitem__(self, slot: int) -> Out:
         return Out(self, slot)
@@ -74,7 +74,7 @@ class Flow:
         return node
 
     def row(self) -> None:
-        """What is added from here on lies below all nodes so far."""
+        """Start a new row: nodes added later are placed below all nodes so far."""
         self.top = max(self.heights.values(), default=0)
         self.heights = {}
 
@@ -94,7 +94,7 @@ class Flow:
         sockets = max(sum(not is_widget(spec) for spec in slots.values()), len(self.info[node.kind]["output"]))
         return WIDTH, 16 + 20 * sockets + 24 * widgets + ROOM.get(node.kind, 0) + LINE * node.lines
 
-    # The front end's form
+    # The front end's format
 
     def front_end(self) -> dict[str, Any]:
         links: list[list[Any]] = []
@@ -137,7 +137,7 @@ class Flow:
         return {"id": number, "title": title, "bounding": bounding, "color": "#3f789e", "font_size": 24, "flags": {}}
 
     def front_end_node(self, node: Node, links: list[list[Any]]) -> dict[str, Any]:
-        """One node of the front end's form; its incoming links are appended to `links`."""
+        """One node in the front end's format; appends its incoming links to `links`."""
         info = self.info[node.kind]
         inputs, widgets = [], []
         for name, spec in self.slots(node.kind).items():
@@ -177,10 +177,10 @@ class Flow:
         }
         return result | ({"title": node.title} if node.title else {})
 
-    # The API's form
+    # The API's format
 
     def api(self) -> dict[str, Any]:
-        """What the front end queues: without muted nodes, bypassed ones replaced by what they pass on."""
+        """The prompt that the front end queues: without muted nodes, links through bypassed ones resolved."""
         running = [node for node in self.nodes if node.mode == RUN]
         return {str(node.number): {"class_type": node.kind, "inputs": self._values(node)} for node in running}
 
@@ -201,14 +201,14 @@ class Flow:
         if out.node.mode != BYPASSED:
             return out
         kind = self.info[out.node.kind]["output"][out.slot]
-        for given in out.node.inputs.values():  # the front end passes on the first input of the same type
+        for given in out.node.inputs.values():  # as the front end: the first input of the same type
             if isinstance(given, Out) and self.info[given.node.kind]["output"][given.slot] == kind:
                 return self._source(given)
         return None
 
 
 def join(nodes: list[dict[str, Any]], links: list[list[Any]]) -> None:
-    """Enter links, [id, from node, slot, to node, slot, type], at the outputs they leave."""
+    """Add the ids of links [id, from node, slot, to node, slot, type] to the outputs where they start."""
     for link in links:
         if link[1] > 0:
             output = nodes[link[1] - 1]["outputs"][link[2]]
@@ -239,7 +239,7 @@ def default_of(spec: list[Any]) -> Any:
 
 
 def widget_values(name: str, spec: list[Any], node: Node) -> list[Any]:
-    """A widget's saved values: its own, those of the inputs it opens, and the seed's control."""
+    """The saved values of a widget: its own, those of a dynamic combo's inputs, and the seed's control."""
     options = options_of(spec)
     value = node.inputs.get(name, default_of(spec))
     values = [default_of(spec) if isinstance(value, Out) else value]

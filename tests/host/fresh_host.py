@@ -13,7 +13,7 @@ from tiny_server import HOW, find_comfyui
 
 @contextmanager
 def fresh_host(comfyui: Path | None = None, python: Path | None = None) -> Iterator[HostServer]:
-    """This ComfyUI, or that of COMFYUI_PATH and COMFYUI_PYTHON, or ~/comfy, for as long as the block runs."""
+    """A running server of the given ComfyUI, else of COMFYUI_PATH and COMFYUI_PYTHON, else of ~/comfy."""
     found = (comfyui, python) if comfyui and python else find_comfyui()
     if found is None:
         raise SystemExit(HOW)
@@ -33,6 +33,6 @@ def version(server: HostServer) -> str:
 def forget(server: HostServer) -> None:
     """Empty the caches, so that the next prompt runs every node."""
     server.request("/free", {"unload_models": True, "free_memory": True})
-    # NOTE: the server does it once a prompt has ended, so one that costs nothing goes ahead.
+    # NOTE: the server frees memory after a prompt, so a trivial one is run.
     empty = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}}
     server.run({"1": empty, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})

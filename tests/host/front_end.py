@@ -18,8 +18,8 @@ from fresh_host import forget
 from host_server import HostServer, error_of
 from playwright.sync_api import ConsoleMessage, Locator, Page, sync_playwright
 
-START = 300_000  # milliseconds until the page stands, on a busy machine
-SETTLE = 2_000  # milliseconds for what the page draws and fetches after an action
+START = 300_000  # milliseconds until the page has loaded, on a busy machine
+SETTLE = 2_000  # milliseconds for drawing and fetching after an action
 QUEUED = 30  # seconds from Run to the server's queue
 READY = "() => window.app?.graph && window.app?.extensionManager"
 BOXES = """() => {
@@ -72,12 +72,12 @@ class FrontEnd:
         return taken
 
     def refresh(self) -> None:
-        """Have the page look again which files there are, as its key R does."""
+        """Refresh the lists of files, as the key R does."""
         self.page.evaluate("async () => { await app.refreshComboInNodes(); }")
         self.settle()
 
     def open_template(self, title: str) -> None:
-        """By the Templates dialog."""
+        """Open a template in the Templates dialog."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_text("UniDiffuser", exact=True).first.click()
@@ -85,12 +85,12 @@ class FrontEnd:
         self._opened(title)
 
     def open_workflow(self, form: dict[str, Any]) -> None:
-        """As the Templates dialog does once it has fetched the file."""
+        """Load a workflow as the Templates dialog does after fetching the file."""
         self.page.evaluate("async (form) => { await app.loadGraphData(form, true, true); }", form)
         self.settle()
 
     def open_blueprint(self, title: str, picture: str) -> None:
-        """A ready subgraph, between an example picture and previews of its outputs."""
+        """Open a blueprint between an example image and previews of its outputs."""
         self.open_workflow(self.page.evaluate(BLUEPRINT, title))
         self.page.evaluate(WIRE, picture)
         self.settle()
@@ -100,8 +100,8 @@ class FrontEnd:
         self.settle()
 
     def run(self) -> str:
-        """Press Run on a host with empty caches and wait for the end: "success", or what went wrong."""
-        # NOTE: the page misses pictures of cached nodes, which the server sends before it has told the prompt's id.
+        """Press Run on a host with empty caches and wait: "success", or the error."""
+        # NOTE: caches are emptied because the page misses images of cached nodes, sent before the prompt's id.
         forget(self.server)
         before = set(self.server.get("/history"))
         self.page.get_by_test_id("queue-button").click()
@@ -115,7 +115,7 @@ class FrontEnd:
         return "success" if made[0]["status"]["status_str"] == "success" else error_of(made[0])
 
     def prompt(self) -> dict[str, Any]:
-        """What the front end would queue."""
+        """The prompt that the front end would queue."""
         return json.loads(self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).output)"))
 
     def fit(self) -> None:
@@ -134,7 +134,7 @@ class FrontEnd:
         return self.page.get_by_role("dialog")
 
     def screenshot(self, path: Path, kinds: tuple[str, ...] = (), margin: float = 12) -> None:
-        """The page, or the part of it that holds the nodes of some kinds and their badges."""
+        """A screenshot of the page, or of the nodes of some types with their badges."""
         path.parent.mkdir(parents=True, exist_ok=True)
         boxes = [box for box in self.nodes() if box["type"] in kinds]
         settings: dict[str, Any] = {"path": path}
@@ -147,7 +147,7 @@ class FrontEnd:
 
 
 def overlaps(boxes: list[dict[str, Any]]) -> list[str]:
-    """Pairs of nodes that lie on each other."""
+    """Pairs of overlapping nodes."""
     return [
         f"{a['title']} / {b['title']}"
         for k, a in enumerate(boxes)
@@ -159,7 +159,7 @@ def overlaps(boxes: list[dict[str, Any]]) -> list[str]:
 
 @contextmanager
 def front_end(server: HostServer, width: int = 2600, height: int = 1400) -> Iterator[FrontEnd]:
-    """A page of a browser, for as long as the block runs."""
+    """A page in a browser, closed after the block."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         # NOTE: no sandbox, because scripts in containers run as root.

@@ -1,4 +1,4 @@
-"""A real ComfyUI server for tests: started on a free port with a base directory of its own, spoken to over HTTP."""
+"""A real ComfyUI server for tests: on a free port, with a base directory of its own, driven over HTTP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START_SECONDS, PROMPT_SECONDS = 600, 300  # for a busy machine; an idle one take
 
 
 class InvalidPrompt(Exception):
-    """The server did not accept a prompt; `.args[0]` is its answer."""
+    """The server refused a prompt; `args[0]` is its answer."""
 
 
 class HostServer:
@@ -84,7 +84,7 @@ class HostServer:
 
     @property
     def log(self) -> str:
-        """What the server has written so far."""
+        """The output of the server so far."""
         return self.log_path.read_text(errors="replace")
 
     def stop(self) -> None:
@@ -107,14 +107,18 @@ class HostServer:
         return json.loads(self.request(path))
 
     def queue(self, prompt: dict[str, Any]) -> str:
-        """Queue an API-form prompt; its id. Raises InvalidPrompt with the server's answer."""
+        """Queue a prompt and return its id.
+
+        Raises:
+            InvalidPrompt: the server refused it.
+        """
         try:
             return json.loads(self.request("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex}))["prompt_id"]
         except urllib.error.HTTPError as error:
             raise InvalidPrompt(json.loads(error.read())) from None
 
     def wait(self, prompt_id: str, seconds: float = PROMPT_SECONDS) -> dict[str, Any]:
-        """The history entry of a prompt, once it has ended well or badly."""
+        """Wait for the end of a prompt, in success or error, and return its history entry."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
@@ -126,7 +130,11 @@ class HostServer:
         raise TimeoutError(f"The prompt did not end within {seconds} s:\n{self.log[-4000:]}")
 
     def run(self, prompt: dict[str, Any], seconds: float = PROMPT_SECONDS) -> dict[str, dict[str, Any]]:
-        """Queue a prompt, wait, and give what each node showed; RuntimeError with the node's message if one failed."""
+        """Run a prompt and return what each node showed, by node id.
+
+        Raises:
+            RuntimeError: a node failed; the text is its message.
+        """
         entry = self.wait(self.queue(prompt), seconds)
         if entry["status"]["status_str"] != "success":
             raise RuntimeError(error_of(entry))

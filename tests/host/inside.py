@@ -1,4 +1,4 @@
-"""In a ComfyUI's own interpreter, without its server: the host's modules, and this pack loaded the way the host does it.
+"""The host's modules and this pack in ComfyUI's own interpreter, without its server.
 
 For scripts that are started with the host's folder as the working directory.
 """
@@ -17,7 +17,7 @@ NAME = "unidiffuser_pack"
 
 
 def start_host() -> None:
-    """Import what the host has imported before it comes to custom nodes; it runs on the CPU."""
+    """Import the modules that the host imports before custom nodes, set to the CPU."""
     arguments, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
     sys.path.insert(0, os.getcwd())
     import comfy.options

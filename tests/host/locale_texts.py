@@ -8,7 +8,7 @@ Texts = dict[str, Any]
 
 
 def english_texts(info: dict[str, Any]) -> Texts:
-    """What the schemas of this pack's nodes show, in the form of nodeDefs.json; `info` is the host's /object_info."""
+    """The texts of the schemas in the format of nodeDefs.json; `info` is the host's /object_info."""
     return {name: _node(node) for name, node in info.items() if name.startswith("UniDiffuser")}
 
 
@@ -23,7 +23,7 @@ def _node(node: dict[str, Any]) -> Texts:
 
 
 def _inputs(groups: dict[str, Any], prefix: str = "") -> Texts:
-    """Inputs by name. Those that an option of a dynamic combo adds follow it, with the combo's name in front."""
+    """Inputs by name; those of a dynamic combo's options follow it, prefixed with its name."""
     texts: Texts = {}
     for name, (_, options) in (item for group in ("required", "optional") for item in groups.get(group, {}).items()):
         texts[prefix + name] = {"name": name, "tooltip": options["tooltip"]}

@@ -1,8 +1,8 @@
-"""The example pictures in nodes/pictures: trained pairs that the bundled model captions rightly, whatever the seed.
+"""Makes the example images in nodes/pictures: trained pairs that the bundled model captions correctly with any seed.
 
     python tests/host/make_examples.py data/emoji [--seeds 6]
 
-copies them out of the folder of `unidiffuser.emoji prepare` and prints how many captions of each name the right thing.
+copies them from the folder of `unidiffuser.emoji prepare` and prints how many captions of each are correct.
 """
 
 # ruff: noqa: E402 (the path of the library comes first)
@@ -22,7 +22,7 @@ import unidiffuser
 
 logger = logging.getLogger("make_examples")
 FOLDER = ROOT / "nodes/pictures"
-STYLE = "noto"  # whose licence is the project's own
+STYLE = "noto"  # its licence is also the project's
 LABELS = ["bicycle", "fox", "frog", "house", "lion", "penguin", "rocket", "sunflower"]
 
 

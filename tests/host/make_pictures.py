@@ -1,4 +1,4 @@
-"""Runs every template in a fresh ComfyUI and draws its picture for the Templates dialog: what goes in, what comes out.
+"""Runs every template in a fresh ComfyUI and draws its picture for the Templates dialog: inputs and outputs.
 
     python tests/host/make_pictures.py
 
@@ -26,7 +26,7 @@ SIDE, GIVEN, ARROW, FONT, INK = 512, 128, 28, 26, "#202020"
 
 @dataclass(frozen=True)
 class Shown:
-    """What a template shows: the pictures it begins with, those it makes (a list for each node), and its texts."""
+    """What a template shows: its input images, its output images (a list per node), and its texts."""
 
     given: list[Image.Image]
     made: list[list[Image.Image]]
@@ -51,14 +51,14 @@ def results(server: HostServer, title: str) -> Shown:
 
 
 def written(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int, size: int) -> None:
-    """A line in the middle of a width, smaller where it would not fit."""
+    """Draw a centred line of text, in a smaller font if it does not fit."""
     while size > 8 and draw.textlength(text, ImageFont.load_default(size)) > width - 8:
         size -= 1
     draw.text((left + width / 2, top + size / 2), text, fill=INK, font=ImageFont.load_default(size), anchor="mm")
 
 
 def sheet(shown: Shown) -> Image.Image:
-    """A square: what goes in at the left of what comes out, captions under their pictures or below all."""
+    """A square picture: inputs at the left of outputs, captions below their images or below all."""
     rows = shown.made if len(shown.made) > 1 else [group[k : k + 4] for group in shown.made for k in range(0, len(group), 4)]
     if len(rows) == 1 and len(rows[0]) == 4:
         rows = [rows[0][:2], rows[0][2:]]

@@ -1,4 +1,4 @@
-"""Opens every template and blueprint in the host's real front end, presses Run, and keeps what the page shows.
+"""Opens every template and blueprint in the host's front end, presses Run, and takes screenshots.
 
     python tests/host/make_screenshots.py [--out out/screenshots] [--docs] [title ...]
 
@@ -35,11 +35,11 @@ from unidiffuser.emoji.studies.lora import draw
 
 logger = logging.getLogger("make_screenshots")
 TRAINING = "Train a LoRA"
-SWITCHED_ON = ", all on"  # a template whose second half waits for a checkpoint, with that half on
+SWITCHED_ON = ", all on"  # a template whose second half needs a checkpoint, with that half enabled
 OURS = re.compile("unidiffuser", re.IGNORECASE)
 BLUEPRINT_PICTURE = "fox"
 DOCS = ["Image to text", "Joint pairs", "Interpolation", "Noise path exploration"]
-HELP: dict[str, dict[str, tuple[str, ...]]] = {  # which nodes of which workflow the help page of a node shows
+HELP: dict[str, dict[str, tuple[str, ...]]] = {  # by workflow and help page: the nodes in its picture
     "Text to image": {"Loader": ("UniDiffuserLoader", "CLIPTextEncode", "KSampler", "VAEDecode", "SaveImage")},
     "Image to text": {
         "ExamplePicture": ("UniDiffuserExamplePicture", "VAEEncode", "CLIPVisionEncode"),
@@ -60,13 +60,13 @@ HELP: dict[str, dict[str, tuple[str, ...]]] = {  # which nodes of which workflow
 
 
 def look(page: FrontEnd, title: str, opening: Callable[[], None], folder: Path) -> str:
-    """Open, run, take pictures; a line of the report."""
+    """Open and run a workflow and take screenshots; returns a line of the report."""
     started = time.monotonic()
     opening()
     page.fit()
     page.screenshot(folder / f"{title}, opened.png")
     missing = page.page.get_by_text(re.compile("missing", re.IGNORECASE)).all_inner_texts()
-    told = "; ".join(missing).replace("\n", " ")
+    messages = "; ".join(missing).replace("\n", " ")
     page.page.keyboard.press("Escape")
     end = page.run()
     page.fit()
@@ -77,21 +77,21 @@ def look(page: FrontEnd, title: str, opening: Callable[[], None], folder: Path) 
         end,
         f"{time.monotonic() - started:.0f}",
         "; ".join(covered) or "none",
-        told or "-",
+        messages or "-",
     ]
     logger.info(" | ".join(cells))
     return f"| {' | '.join(cells)} | {console(page.take_messages())} |"
 
 
 def console(messages: list[str]) -> str:
-    """Counted messages, those that speak of this pack marked."""
+    """Counted messages; those about this pack are marked."""
     plain = [re.sub(r"rand=[\d.]+|http://127.0.0.1:\d+|\s+", " ", message)[:300] for message in messages]
     counted = {message: plain.count(message) for message in plain}
     return "<br>".join(f"{'**OURS** ' if OURS.search(m) else ''}{m} (x{n})" for m, n in counted.items()) or "none"
 
 
 def crop(page: FrontEnd, kinds: tuple[str, ...], target: Path, width: int) -> None:
-    """A JPEG of the nodes of some kinds, at most `width` pixels wide."""
+    """Save a JPEG of the nodes of some types, at most `width` pixels wide."""
     with tempfile.TemporaryDirectory() as folder:
         page.screenshot(Path(folder) / "crop.png", kinds)
         with Image.open(Path(folder) / "crop.png") as picture:
@@ -101,7 +101,7 @@ def crop(page: FrontEnd, kinds: tuple[str, ...], target: Path, width: int) -> No
 
 
 def keep(page: FrontEnd, title: str) -> None:
-    """The pictures of the documentation that show this workflow."""
+    """Save the documentation's pictures of a workflow."""
     for name, kinds in HELP.get(title, {}).items():
         crop(page, kinds, ROOT / f"web/docs/UniDiffuser{name}.jpg", 900)
     if title in DOCS:
@@ -123,7 +123,7 @@ def opening(page: FrontEnd, title: str, info: dict[str, Any]) -> Callable[[], No
 
 
 def bring(server: HostServer, names: list[str]) -> None:
-    """Put pictures of something that the model does not know into the input folder."""
+    """Put images of an unknown subject into the input folder."""
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder))
         for name in names:
@@ -131,7 +131,7 @@ def bring(server: HostServer, names: list[str]) -> None:
 
 
 def photograph(server: HostServer, wanted: list[str], options: argparse.Namespace) -> None:
-    """Pictures and a report of all that is wanted."""
+    """Take the screenshots and write the report."""
     with front_end(server) as page:
         folder, info = options.out / version(server), server.get("/object_info")
         if TRAINING in wanted:
@@ -143,7 +143,7 @@ def photograph(server: HostServer, wanted: list[str], options: argparse.Namespac
             lines.append(look(page, title, opening(page, title, info), folder))
             if title == TRAINING:
                 page.refresh()
-                info = server.get("/object_info")  # its file is there for the next
+                info = server.get("/object_info")  # lists the new file for the next workflow
             if options.docs:
                 keep(page, title)
             (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

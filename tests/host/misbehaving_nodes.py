@@ -1,6 +1,7 @@
-"""Nodes that hand over what a person may hand over by mistake, and one that looks inside.
+"""Nodes with outputs that do not fit UniDiffuser, as a user may connect them, and nodes that write tensors to files.
 
-The tests copy this file into the server's custom_nodes."""
+The tests copy this file into the server's custom_nodes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class ForeignConditioning:
 
 
 class ForeignLatent:
-    """LATENT of 16 channels with something in it; an empty one the host itself makes fit."""
+    """LATENT of 16 channels, not empty: the host itself adapts an empty one."""
 
     INPUT_TYPES = classmethod(lambda cls: {"required": {}})
     RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "run", "tests"
@@ -87,7 +88,7 @@ class DumpToken:
 
 
 class BlindAttention:
-    """Puts an attention on a MODEL, by the host's own way, that sees nothing: zeros."""
+    """Sets an attention on a MODEL that returns zeros, with the host's own option."""
 
     INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"

@@ -1,4 +1,4 @@
-"""Prompts in API form, built from small pieces."""
+"""Builds prompts in the API's format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Link = list[Any]
 
 
 class Graph:
-    """Builds a prompt: `graph.add("Node", input=value)` gives a function from output number to link."""
+    """Builds a prompt: `graph.add("Node", input=value)` returns a function from output number to link."""
 
     def __init__(self, model: str = "tiny.safetensors"):
         self.prompt: Prompt = {}
@@ -58,7 +58,7 @@ class Graph:
         return self.add("EmptyImage", width=side, height=side, batch_size=1, color=red)()
 
     def encoded(self, image: Link | None = None) -> tuple[Link, Link]:
-        """(LATENT, CLIP_VISION_OUTPUT) of a picture."""
+        """(LATENT, CLIP_VISION_OUTPUT) of an image."""
         image = image or self.picture()
         return (
             self.add("VAEEncode", pixels=image, vae=self.vae)(),
@@ -70,7 +70,7 @@ class Graph:
         return self.add("UniDiffuserDecodeCaption", caption_decoder=self.decoder, text=text, **settings)
 
     def show(self, latent: Link) -> str:
-        """Decode and preview; the id of the preview node."""
+        """Decode and preview a latent; returns the id of the preview node."""
         image = self.add("VAEDecode", samples=latent, vae=self.vae)()
         return self.add("PreviewImage", images=image)()[0]
 

@@ -105,7 +105,7 @@ def test_three_ways_agree(server: HostServer, tiny_file: Path, method: str) -> N
 
 
 def test_three_ways_agree_with_a_head_for_large_patches(server: HostServer, tiny_file: Path) -> None:
-    """Its picture, not its noise, is what the network predicts; its convolutions are the host's."""
+    """The network predicts the picture instead of the noise, with the host's convolutions."""
     file = tiny_file.with_name("large_patches.safetensors")
     write_tiny_checkpoint(file, downscale=4, uvit=HEAD | {"detail_inner": 12, "detail_inner_blocks": 1, "detail_told": 8})
     server.get("/object_info/UniDiffuserLoader")
@@ -177,7 +177,7 @@ def test_a_lora_changes_both_equally_and_unloads_exactly(
 
 
 def test_a_lora_of_queries_and_values_alone(server: HostServer, plain: torch.Tensor) -> None:
-    """What PEFT trains unless told otherwise; keys stay as they are, so a LoRA of zeros for them changes nothing more."""
+    """PEFT's default layers. A LoRA of zeros on the keys must change nothing."""
     q, k, v = DIFFUSERS[QKV]
     generator = torch.Generator().manual_seed(4)
     up, down = torch.randn(2, 48, 2, generator=generator), torch.randn(2, 2, 48, generator=generator)
@@ -213,7 +213,7 @@ def test_a_model_that_the_host_has_saved_loads_again(server: HostServer, with_fu
 
 
 def by_ksampler_node(server: HostServer, change: Callable[[Graph], object]) -> torch.Tensor:
-    """What the plain KSampler makes with the MODEL that `change` puts before it."""
+    """The latent of a plain KSampler with the MODEL that `change` returns."""
     graph = Graph()
     out = graph.ksampler(graph.text(PROMPT), graph.text(""), graph.empty(), change(graph))
     graph.save(out(), "changed")

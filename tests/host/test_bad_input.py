@@ -1,4 +1,4 @@
-"""Wrong input says in its node what is wrong and what to do; the server goes on and the next prompt runs."""
+"""Bad input gives an error of its node with a remedy, and the next prompt runs."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_a_path_of_no_steps_is_not_queued(server: HostServer) -> None:
 
 
 def test_a_mask_of_another_size_is_scaled(server: HostServer) -> None:
-    """As everywhere in the host; the nodes of the tests for inpainting look at what it keeps."""
+    """As in the host; the inpainting tests check which part is kept."""
     shown = []
     for side in (128, 70):
         graph = Graph()
@@ -270,7 +270,7 @@ def pixels(file: bytes) -> bytes:
 
 
 def test_a_path_of_no_steps_says_so_behind_a_wire(server: HostServer) -> None:
-    """A number that comes from another node is not looked at when the prompt is queued."""
+    """A number from another node is not validated when the prompt is queued."""
     graph = Graph()
     steps = graph.add("PrimitiveInt", value=0)()
     graph.show(graph.sampler(graph.path("joint", steps)())())

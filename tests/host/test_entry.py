@@ -1,4 +1,4 @@
-"""The entry point, without a host."""
+"""The entry point: import without a host, and what loading changes in one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ print([name for name, value in state().items() if value != before[name]])
 
 
 def test_the_host_is_changed_only_when_the_extension_loads(host: tuple[Path, Path]) -> None:
-    """Importing everything registers nothing and imports no other package; loading adds a folder and a kind of adapter."""
+    """Importing registers nothing and imports no other package; loading adds a folder and an adapter class."""
     folder, python = host
     here = str(Path(__file__).parent)
     done = subprocess.run([python, "-c", INSIDE, here], cwd=folder, capture_output=True, text=True, check=False)
@@ -93,7 +93,7 @@ def test_importing_the_pack_does_no_work() -> None:
 
 
 def test_the_library_never_reaches_for_itself_by_name() -> None:
-    """Inside ComfyUI the package is a part of custom_nodes and not on sys.path, so imports must be relative."""
+    """Inside ComfyUI the package is in custom_nodes and not on sys.path, so imports must be relative."""
     for path in (ROOT / "unidiffuser").glob("*.py"):
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         named = [

@@ -1,4 +1,4 @@
-"""What a mask keeps is in the result as it was, wherever the path begins, and the rest fits it as the library would do it."""
+"""A masked part is unchanged in the result, wherever the path starts, and the rest equals the library's result."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from unidiffuser.small.network import build
 from unidiffuser.streams import draw_noise
 
 SEED, STEPS, LEVEL, SCALE = 7, 5, 600.0, 0.18215
-REWRITTEN, KEPT = [2, 3, 4], [0, 1, 5, 6]  # tokens of "a red b", each letter one, where "red" is to be rewritten
+REWRITTEN, KEPT = [2, 3, 4], [0, 1, 5, 6]  # tokens of "a red b", one per letter, with "red" to rewrite
 
 
 def run(server: HostServer, graph: Graph, out: Callable[[int], Link]) -> dict[str, torch.Tensor]:
-    """The streams that a sampler gives, in the model's units: "img" and "text"."""
+    """The sampled streams "img" and "text", scaled as in the model."""
     graph.save(out(0), "inpainted")
     graph.add("TestDumpText", text=out(2), file=str(server.base / "text.pt"))
     server.run(graph.prompt)
@@ -35,7 +35,7 @@ def run(server: HostServer, graph: Graph, out: Callable[[int], Link]) -> dict[st
 
 
 def given(server: HostServer) -> tuple[torch.Tensor, torch.Tensor]:
-    """The clean picture latent, in the model's units, and its CLIP token, as the host encodes them."""
+    """The clean image latent, scaled as in the model, and the CLIP token, both encoded by the host."""
     graph = Graph()
     latent, token = graph.encoded()
     graph.save(latent, "clean")
@@ -47,7 +47,7 @@ def given(server: HostServer) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def left_half(graph: Graph, latent: Link) -> Link:
-    """A LATENT of which the left half is made anew."""
+    """A LATENT with a mask on its left half."""
     black = graph.add("SolidMask", value=0.0, width=128, height=128)()
     white = graph.add("SolidMask", value=1.0, width=64, height=128)()
     mask = graph.add("MaskComposite", destination=black, source=white, x=0, y=0, operation="add")()
@@ -94,7 +94,7 @@ def test_a_picture_from_a_level_between(server: HostServer, tiny_file: Path) -> 
 
 
 def clean_words(graph: Graph, server: HostServer) -> Path:
-    """Where the text latent of "a red b" will be; a path that keeps the text hands it on as it is."""
+    """The text latent of "a red b", from a path that keeps the text unchanged."""
     file = server.base / "words.pt"
     kept = graph.sampler(graph.path("text to image", 1)(), text=graph.text("a red b"))(2)
     graph.add("TestDumpText", text=kept, file=str(file))
@@ -116,7 +116,7 @@ def test_words_are_kept_from_any_level(server: HostServer, start: float) -> None
 
 @pytest.mark.parametrize(("image_end", "text_end", "rest"), [(0, 500, "image to text"), (500, 0, "text to image")])
 def test_a_mask_holds_across_two_samplers(server: HostServer, image_end: float, text_end: float, rest: str) -> None:
-    """The first leaves one of the two half done; the second goes on and still knows what to keep."""
+    """The first sampler leaves one stream noisy; the second continues and still keeps the masked part."""
     graph = Graph()
     latent, token = graph.encoded()
     text = graph.add("UniDiffuserRewriteWords", clip=graph.clip, text="a red b", words="red", rest=False)()

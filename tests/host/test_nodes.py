@@ -1,4 +1,4 @@
-"""Every node in a real server: what comes out, what is cached, what is refused."""
+"""Every node in a real server: outputs, caching and refused inputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_text_to_image_by_the_core_sampler_alone(server: HostServer) -> None:
 
 
 def test_an_empty_latent_of_the_host_has_the_size_that_it_was_given(server: HostServer, tiny_file: Path) -> None:
-    """The host's empty latents count on 8 pixels, those of Stable Diffusion 3 on 16 channels too."""
+    """The host's empty latents assume 8 pixels per cell; those of SD 3 also 16 channels."""
     write_tiny_checkpoint(tiny_file.with_name("fine.safetensors"), downscale=4)
     server.get("/object_info/UniDiffuserLoader")
     for model in ("tiny.safetensors", "fine.safetensors"):
@@ -104,7 +104,7 @@ def test_tasks_out_of_nothing(server: HostServer, task: str) -> None:
     out = graph.sampler(graph.path(task)(), latent_image=graph.empty(batch_size=2), caption_decoder=graph.decoder)
     preview, caption = graph.show(out(0)), graph.caption(out(2), candidates=2)()[0]
     shown = server.run(graph.prompt)
-    assert (preview in shown) == (task != "text")  # what a path leaves out stops its own branch
+    assert (preview in shown) == (task != "text")  # an output that the path does not sample skips its branch
     assert (caption in shown) == (task != "image")
     if task != "image":
         assert len(shown[caption]["text"][0].splitlines()) == 4
@@ -276,7 +276,7 @@ def test_a_chain_equals_samplers_wired_by_hand(server: HostServer) -> None:
 def test_a_chain_can_be_interrupted_within_a_step_and_goes_on(server: HostServer) -> None:
     shown = len(list((server.base / "temp").iterdir()))
     running = server.queue(gibbs(20, steps=200).prompt)
-    while len(list((server.base / "temp").iterdir())) == shown:  # until its first path has shown itself
+    while len(list((server.base / "temp").iterdir())) == shown:  # until the first path is previewed
         time.sleep(0.05)
     server.request("/interrupt", {})
     asked = time.monotonic()
@@ -284,7 +284,7 @@ def test_a_chain_can_be_interrupted_within_a_step_and_goes_on(server: HostServer
     assert entry["status"]["status_str"] == "error"
     assert error_of(entry) == "interrupted"
     assert time.monotonic() - asked < 10
-    assert server.run(gibbs(1).prompt)  # the server goes on, and so does the chain
+    assert server.run(gibbs(1).prompt)  # the server and the chain continue
 
 
 def test_schemas_have_texts_and_locales_match_them(server: HostServer) -> None:

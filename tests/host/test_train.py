@@ -1,4 +1,4 @@
-"""Train UniDiffuser LoRA in a real server: a file that loads everywhere, interrupt and resume, what is refused."""
+"""Train UniDiffuser LoRA in a real server: the file, interrupt and resume, refused inputs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def trained(request: pytest.FixtureRequest, server: HostServer, tiny_file: Path)
         write_tiny_checkpoint(file, downscale=4, uvit=HEAD | {"detail_inner": 12, "detail_inner_blocks": 1, "detail_told": 8})
         server.get("/object_info/UniDiffuserLoader")
     graph = Graph(file.name)
-    node = training(graph, name=word, steps=16)  # enough for the untrained decoder to say something else
+    node = training(graph, name=word, steps=16)  # enough to change the captions of the untrained decoder
     picture, words = drawn(graph, node(0), node(1))
     name = graph.add("PreviewAny", source=node(2))()[0]
     plot, sample = (graph.add("PreviewImage", images=node(k))()[0] for k in (3, 4))
@@ -150,7 +150,7 @@ def test_an_interrupted_run_leaves_no_file_and_goes_on(server: HostServer) -> No
     assert time.monotonic() >= before
     assert (server.base / "models/loras/long.safetensors").is_file()
     assert not run.exists()
-    assert f"at step {int(kept.name)}" in server.log  # it went on, it did not begin anew
+    assert f"at step {int(kept.name)}" in server.log  # it resumed instead of starting again
 
 
 def test_a_name_in_use_gets_a_number(server: HostServer, trained: tuple[Path, Path, bytes, list[str]]) -> None:

@@ -1,4 +1,4 @@
-"""The MODEL's weights in the host's other forms: fp8, quantised, compiled; and saved again from them."""
+"""The MODEL with weights in fp8, quantised or compiled, and saved again from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FP8 = torch.float8_e4m3fn
 
 
 def ksampler(server: HostServer, model: str = "tiny.safetensors", change: str | None = None, **settings: str) -> torch.Tensor:
-    """What KSampler makes with the MODEL of a file, behind a core node `change`."""
+    """The latent of KSampler with the MODEL of a file, after a core node `change`."""
     graph = Graph(model)
     behind: Link = graph.model if change is None else graph.add(change, model=graph.model, **settings)()
     graph.save(graph.ksampler(graph.text("red cat"), graph.text(""), graph.empty(), behind)(), "weights")
@@ -27,7 +27,7 @@ def ksampler(server: HostServer, model: str = "tiny.safetensors", change: str | 
 
 
 def joint(server: HostServer, model: str = "tiny.safetensors", change: str | None = None, **settings: str) -> torch.Tensor:
-    """What the UniDiffuser Sampler makes likewise."""
+    """The same latent from UniDiffuser Sampler."""
     graph = Graph(model)
     behind: Link = graph.model if change is None else graph.add(change, model=graph.model, **settings)()
     graph.save(graph.sampler(graph.path("joint")(), model=behind)(), "weights")
@@ -37,7 +37,7 @@ def joint(server: HostServer, model: str = "tiny.safetensors", change: str | Non
 
 
 def rewrite(source: Path, target: Path, quantised: bool) -> None:
-    """The checkpoint with its blocks in fp8: plain, or in the host's way with a scale for each."""
+    """The checkpoint with its blocks in fp8: plain, or in the host's format with a scale for each."""
     with safe_open(source, framework="pt") as file:
         metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     for key, weight in list(tensors.items()):

@@ -19,7 +19,7 @@ LENGTH, TEXT_DIM, WIDTH, TOKEN_DIM = 8, 16, 32, 24
 
 
 def tokenizer_specs() -> dict[str, dict[str, object]]:
-    """Byte-level vocabularies: single letters in both ways of writing words."""
+    """Byte-level vocabularies of single letters, with and without the mark of a word's end or start."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     clip = [*letters, *(c + "</w>" for c in letters), START, END]
     gpt2 = [*letters, "Ġ", END, STOP]
@@ -30,7 +30,7 @@ def tokenizer_specs() -> dict[str, dict[str, object]]:
 
 
 HEAD: dict[str, Any] = {"sigma_data": 0.3, "detail_width": 16, "detail_blocks": 1, "detail_features": 4}
-"""Sizes of a network with a head for large patches."""
+"""Fields of a network with the head for large patches."""
 
 
 def tiny_config(downscale: int = 8, **uvit: Any) -> ModelConfig:

@@ -43,17 +43,21 @@ def machine(device: torch.device, clock: str) -> dict[str, Any]:
 
 @torch.inference_mode()
 def profile(name: str, device: torch.device, peaks: dict[str, float], clock: str) -> dict[str, Any]:
-    """Shares of the time of one evaluation of 32 items (16 guided pictures), and of decoding 16 pictures."""
+    """Time by operator of one evaluation of 32 items (16 guided pictures), and of decoding 16 pictures."""
     model = unidiffuser.load(name, device=device)
     config, batch = model.config.uvit, 32
     given = [torch.randn(batch, *shape, device=device).to(model.dtype) for shape in config.item_shapes.values()]
-    told = [torch.full((batch,), v, device=device) for v in (500.0, 0.0)] + [torch.ones(batch, dtype=torch.long, device=device)]
+    labels = [torch.full((batch,), label, device=device) for label in (500.0, 0.0)]
+    labels.append(torch.ones(batch, dtype=torch.long, device=device))  # curated
     latents = torch.randn(16, *config.item_shapes["img"])
     runs: dict[str, Callable[[], object]] = {
-        f"evaluation, {batch} items": lambda: model.net(*given, *told, heads=("img", "clip_img")),
+        f"evaluation, {batch} items": lambda: model.net(*given, *labels, heads=("img", "clip_img")),
         "decoding 16 pictures": lambda: model.autoencoder.decode(latents),
     }
-    rows = {label: {"s": in_turns({"": run}, 5)[""][clock], "shares": profiles.shares(run)} for label, run in runs.items()}
+    rows = {
+        label: {"s": in_turns({"": run}, 5)[""][clock], "fractions": profiles.time_fractions(run)}
+        for label, run in runs.items()
+    }
     evaluation = rows[f"evaluation, {batch} items"]
     speed = network_flops(config, batch) / evaluation["s"]
     return rows | {f"evaluation, {batch} items": evaluation | {"peak": speed / 1e9 / peaks[_name(model.dtype)]}}

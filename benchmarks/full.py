@@ -17,7 +17,7 @@ from unidiffuser.uvit import UViT
 
 
 class _Weights:
-    """What `peers.network` asks of a model: a state dict and sizes."""
+    """The part of a model that `peers.network` needs: state dict and config."""
 
     def __init__(self, net: UViT, device: torch.device):
         self.net, self.device, self.config, self.checkpoint = net, device, V1, self
@@ -44,8 +44,8 @@ def measure(device: torch.device, clock: str, repeats: int) -> dict[str, Any]:
     branches: list[torch.Tensor] = []  # the predictions before guidance combines them
 
     def step(run: Any, dtype: torch.dtype) -> torch.Tensor:
-        def cast(img: Any, clip_img: Any, text: Any, *told: Any, heads: Any) -> Any:
-            out = run(img.to(dtype), clip_img.to(dtype), text.to(dtype), *told, heads=heads)
+        def cast(img: Any, clip_img: Any, text: Any, *labels: Any, heads: Any) -> Any:
+            out = run(img.to(dtype), clip_img.to(dtype), text.to(dtype), *labels, heads=heads)
             floats = tuple(None if o is None else o.float() for o in out)
             branches[:] = [o for o in floats if o is not None]
             return floats

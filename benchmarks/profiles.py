@@ -1,4 +1,4 @@
-"""Where the time of the network goes, operator by operator."""
+"""Time of the network by kind of operator."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ KINDS = {
 }
 
 
-def shares(run: Callable[[], object], repeats: int = 3) -> dict[str, float]:
-    """Share of the time for each kind of operator (self time; on a GPU that of its kernels), largest first."""
+def time_fractions(run: Callable[[], object], repeats: int = 3) -> dict[str, float]:
+    """Fraction of the time for each kind of operator (self time; on a GPU that of its kernels), largest first."""
     run()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     with profile(activities=activities) as found:

@@ -62,10 +62,10 @@ def _full(found: Mapping[str, Any]) -> str:
             continue  # the same again
         dtype = full["dtype"] if name == "ours" else "float32"
         speed = 1000 * full["tflop"] / times[clock]  # GFLOP/s; by processor time those of one thread, as the peak's
-        share = f"{100 * speed / full['peak_gflops'][dtype]:.0f} %"
+        fraction = f"{100 * speed / full['peak_gflops'][dtype]:.0f} %"
         label = f"ours {dtype}" if name == "ours" else name
         ratio = _ratio(full["times"], name, "diffusers float32", clock)
-        rows.append([label, f"{times[clock]:.2f}", ratio, share])
+        rows.append([label, f"{times[clock]:.2f}", ratio, fraction])
     head = ["one guided step", "s", "against diffusers float32", "of the matrix peak"]
     size = f"Published size (952 M, random weights), 512 px, two evaluations, {full['tflop']:.2f} TFLOP"
     text = f"{size}:\n\n{_table(head, rows)}"
@@ -92,8 +92,9 @@ def _costs(found: Mapping[str, Any]) -> str:
 def _profile(found: Mapping[str, Any]) -> str:
     rows = []
     for name, row in found["profile"].items():
-        shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in row["shares"].items() if share >= 0.01)
-        rows.append([name, f"{1000 * row['s']:.1f}", f"{100 * row['peak']:.0f} %" if "peak" in row else "-", shares])
+        fractions = row["fractions"].items()
+        kinds = ", ".join(f"{kind} {100 * part:.0f} %" for kind, part in fractions if part >= 0.01)
+        rows.append([name, f"{1000 * row['s']:.1f}", f"{100 * row['peak']:.0f} %" if "peak" in row else "-", kinds])
     return "Where the time goes:\n\n" + _table(["what", "ms", "of the matrix peak", "operators"], rows)
 
 

@@ -1,4 +1,4 @@
-"""`python -m unidiffuser.emoji`: make the pictures of the bundled model, train its stages, put them together, evaluate it."""
+"""`python -m unidiffuser.emoji`: data, training stages, assembly and evaluation of the bundled model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def prepare_pictures(
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.", min=16)] = 128,
     workers: Annotated[int, typer.Option(help="Rendering processes.", min=1)] = 2,
 ) -> None:
-    """Make the demonstration data: fetch the emoji sets with npm, render them, caption them, split them."""
+    """Make the demonstration data: fetch the emoji sets with npm, render, caption and split them."""
     from .prepare import prepare
 
     records = prepare(out, size, workers=workers)
@@ -29,10 +29,10 @@ def prepare_pictures(
 @command("train", app)
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of one run; see unidiffuser/emoji/configs.")],
-    steps: Annotated[Optional[int], typer.Option(help="Instead of the config's number of steps.", min=1)] = None,  # noqa: UP045
-    out: Annotated[Optional[str], typer.Option(help="Instead of the config's folder.")] = None,  # noqa: UP045
+    steps: Annotated[Optional[int], typer.Option(help="Replaces the config's number of steps.", min=1)] = None,  # noqa: UP045
+    out: Annotated[Optional[str], typer.Option(help="Replaces the config's folder.")] = None,  # noqa: UP045
 ) -> None:
-    """Train one stage, or go on where it was stopped."""
+    """Train one stage, or resume an interrupted run."""
     from ..cli.train import run_stage
     from .stages import STAGES
 
@@ -44,7 +44,7 @@ def assemble(
     runs: Annotated[Path, typer.Argument(help="Folder of the runs autoencoder, encoders and captioner.")],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write; the uvit stage starts from it.")],
 ) -> None:
-    """Put trained encoders together into one file, ready for training the network."""
+    """Combine trained encoders into one checkpoint, ready for training the network."""
     from .assemble import assemble as run
 
     typer.echo(f"wrote {run(runs, out)}")

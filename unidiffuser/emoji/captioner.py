@@ -1,8 +1,8 @@
-"""Stage 3: the caption decoder, trained on text reconstruction with CLIP frozen (paper, section 5.1).
+"""Stage `captioner`: the caption decoder, trained to reconstruct captions with CLIP frozen (paper, section 5.1).
 
-It also defines the text latent: Linear(CLIP width -> hidden_dim). Two things make that latent a good diffusion target for a
-small model. It is normalised to zero mean and unit variance per dimension, and noise is added to it before it is decoded, so
-the Linear learns to spread what the words differ in, and the decoder forgives what the sampler gets slightly wrong.
+It also defines the text latent, Linear(CLIP width -> hidden_dim). Two things make that latent a good diffusion target for a
+small model: it is normalised to zero mean and unit variance per dimension, and noise is added before decoding, so the Linear
+separates captions widely and the decoder tolerates the sampler's errors.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .towers import load_clip
 from .vocabulary import gpt2_vocabulary
 
 
-class Speller(nn.Module):
-    """A caption decoder as it learns: from CLIP text to normalised, noisy text latents, to logits of the words."""
+class NoisyCaptioner(nn.Module):
+    """A caption decoder in training: CLIP text -> normalised, noisy text latents -> logits of the tokens."""
 
     def __init__(self, decoder: CaptionDecoder):
         super().__init__()
@@ -42,8 +42,17 @@ class Speller(nn.Module):
 
 
 class CaptionerStage(TrainingStage):
-    """Options: data, where, image_size, encoders (folder), vocabulary_size, hidden_dim, width, layers, max_new_tokens, noise
-    (its highest level)."""
+    """Trains a caption decoder on the captions of an image folder.
+
+    Options:
+        data, where, image_size: image folder, record filter, side in pixels.
+        encoders: folder of a finished run of the stage `encoders`.
+        vocabulary_size: of the byte-pair vocabulary that is trained on the captions.
+        hidden_dim: size of a text latent's vectors.
+        width, layers: of the GPT-2 decoder.
+        max_new_tokens: of a caption, the stop token included.
+        noise: largest standard deviation of noise on the normalised text latents.
+    """
 
     def __init__(self, config: TrainConfig):
         options = config.options
@@ -84,7 +93,7 @@ class CaptionerStage(TrainingStage):
             max_new_tokens=options["max_new_tokens"],
         )
         with seeded_init(config.seed):
-            self.model = Speller(CaptionDecoder(self.config, self.tokenizer))
+            self.model = NoisyCaptioner(CaptionDecoder(self.config, self.tokenizer))
         self.model.decoder.gpt.config._attn_implementation = "eager"  # faster backwards for short sequences on a CPU
 
     def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
@@ -101,7 +110,7 @@ class CaptionerStage(TrainingStage):
 
     @torch.no_grad()
     def export(self, model: Any) -> None:
-        """``caption.pt`` and ``caption.json``; the normalisation is folded into ``encode_prefix``."""
+        """Write `caption.pt`, with the normalisation folded into `encode_prefix`, `caption.json` and `result.json`."""
         model = model.decoder
         latents = model.encode_prefix(self.hidden)
         mean, std = latents.mean((0, 1)), latents.std((0, 1))

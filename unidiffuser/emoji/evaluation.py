@@ -26,7 +26,7 @@ def open_evaluation(settings: JudgedConfig, progress: bool = True) -> Evaluation
     """Load the model, the feature extractors and the judge of a config.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or not what the config says.
+        FileNotFoundError, ValueError: a file is missing or does not match the config.
     """
     model, extractors = load_model(settings)
     if settings.judge is not None:

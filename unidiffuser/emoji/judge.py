@@ -53,7 +53,10 @@ def at_side(images: Tensor, side: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """Residual block of two 3x3 convolutions (He et al. 2016); `stride` 2 halves the sides."""
+    """Residual block of two 3x3 convolutions (He et al. 2016); `stride` 2 halves the sides.
+
+    The maths is that of `small.stem.ConvBlock`; the names of its weights are those of the published judge file.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()

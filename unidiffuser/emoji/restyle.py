@@ -1,4 +1,4 @@
-"""MixStyle: while an encoder learns what pictures show, they take over how others of the batch are drawn."""
+"""MixStyle: feature statistics are exchanged between pictures, so that a classifier of things ignores style."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 
 class Restyle:
-    """MixStyle (Zhou et al., arXiv 2104.02008): pictures take over the channel statistics of others of the batch.
+    """MixStyle (Zhou et al., arXiv 2104.02008) as a forward hook of an early layer with outputs (B, C, H, W).
 
-    The mean and spread of early features say how a picture is drawn, their layout what it shows. An encoder that has seen a
-    thing with the statistics of every style knows it in a style where it has never seen it. A forward hook for the outputs
-    (B, C, H, W) of early layers; it does nothing outside :meth:`during`.
+    The mean and deviation of early features carry the style of a picture, their layout the thing. An encoder trained on a thing
+    with the statistics of every style recognises it in a style where it has never been trained on it. The hook does nothing
+    outside `during`.
     """
 
     def __init__(self) -> None:
@@ -25,8 +25,8 @@ class Restyle:
 
     @contextmanager
     def during(self, parts: list[tuple[slice, float]], generator: torch.Generator) -> Iterator[None]:
-        """In here, each part of a batch exchanges statistics among itself, for a share of its pictures."""
-        self.parts, self.generator = [(part, share) for part, share in parts if share > 0], generator
+        """While this is open, statistics are exchanged within each part of a batch, for a fraction of its pictures."""
+        self.parts, self.generator = [(part, fraction) for part, fraction in parts if fraction > 0], generator
         try:
             yield
         finally:
@@ -36,17 +36,17 @@ class Restyle:
         if self.generator is None or not self.parts:
             return x
         x = x.clone()
-        for part, share in self.parts:
-            x[part] = exchanged(x[part].float(), share, self.generator).to(x.dtype)
+        for part, fraction in self.parts:
+            x[part] = exchanged(x[part].float(), fraction, self.generator).to(x.dtype)
         return x
 
 
-def exchanged(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Features (B, C, H, W), a share of them with means and deviations between their own and those of another of the batch."""
+def exchanged(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Features (B, C, H, W), a fraction of them with statistics between their own and those of another item."""
     count = len(x)
     other = torch.randperm(count, generator=generator).to(x.device)
-    # How much of its own a picture keeps is mostly nearly all or nearly nothing: the arcsine distribution, Beta(1/2, 1/2).
+    # The weight of its own statistics has the arcsine distribution, Beta(1/2, 1/2): mostly near 0 or near 1.
     own = (torch.rand(count, generator=generator) * (math.pi / 2)).sin().square()
-    own = torch.where(torch.rand(count, generator=generator) < share, own, 1.0).to(x)[:, None, None, None]
+    own = torch.where(torch.rand(count, generator=generator) < fraction, own, 1.0).to(x)[:, None, None, None]
     mean, deviation = x.mean((2, 3), keepdim=True).detach(), (x.var((2, 3), keepdim=True) + 1e-6).sqrt().detach()
     return (x - mean) / deviation * torch.lerp(deviation[other], deviation, own) + torch.lerp(mean[other], mean, own)

@@ -28,5 +28,5 @@ STAGES: Mapping[str, Build] = {
 
 
 def make_stage(config: TrainConfig) -> TrainingStage:
-    """As :func:`unidiffuser.training.stages.make_stage`, of these stages too."""
+    """The stage of a config: one of these or a general one."""
     return make_general_stage(config, STAGES)

@@ -1,4 +1,4 @@
-"""Stage 2: small CLIP-shaped text and image encoders, trained contrastively (Radford et al., arXiv 2103.00020)."""
+"""Stage `encoders`: small CLIP-shaped text and image encoders, trained contrastively (Radford et al., arXiv 2103.00020)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .vocabulary import clip_vocabulary
 
 
 def random_shift(pixels: Tensor, generator: torch.Generator, zoom: float = 0.12, move: float = 0.08) -> Tensor:
-    """Zoom and move every picture a little, white (1.0) coming in from outside. (B, 3, H, W) -> the same."""
+    """Pictures (B, 3, H, W), each zoomed and shifted a little at random; white (1.0) fills the borders."""
     count = pixels.shape[0]
     scale = 1 + (torch.rand(count, generator=generator) * 2 - 1) * zoom
     shift = (torch.rand(count, 2, generator=generator) * 2 - 1) * move * 2
@@ -32,9 +32,17 @@ def random_shift(pixels: Tensor, generator: torch.Generator, zoom: float = 0.12,
 
 
 class EncodersStage(TrainingStage):
-    """Options: data, where (record filter), image_size, vocabulary_size, text_tokens, width, layers, image_patch, projection.
+    """Trains a text and an image encoder on an image folder.
 
-    A caption that fits several pictures of a batch (a label without style) counts them all as its match.
+    A caption that fits several pictures of a batch (a label without style) matches all of them.
+
+    Options:
+        data, where, image_size: image folder, record filter, side in pixels.
+        vocabulary_size: of the byte-pair vocabulary that is trained on the captions.
+        text_tokens: length of a tokenised caption.
+        width, layers: of both transformers.
+        image_patch: side of the image encoder's patches in pixels.
+        projection: size of the common space, and of the image token.
     """
 
     def __init__(self, config: TrainConfig):
@@ -100,7 +108,7 @@ class EncodersStage(TrainingStage):
 
     @torch.no_grad()
     def export(self, model: Any) -> None:
-        """``clip.pt`` (weights) and ``clip.json`` (sizes, vocabulary); image tokens are brought to unit variance."""
+        """Write `clip.pt` (weights) and `clip.json` (sizes, vocabulary); image tokens are scaled to unit variance."""
         tokens = []
         for chunk in torch.arange(self.size).split(128):
             tokens.append(image_tokens(model, self.images.pixels(chunk)))
@@ -116,7 +124,7 @@ def image_tokens(model: Any, pixels: Tensor) -> Tensor:
 
 
 def load_clip(folder: Path) -> tuple[Any, BytePairTokenizer, dict[str, Any]]:
-    """The CLIPModel of an encoders run, its tokenizer and the sizes of its parts."""
+    """The CLIPModel of a finished run, its tokenizer and its sizes."""
     from transformers import CLIPConfig, CLIPModel
 
     configs = json.loads((folder / "clip.json").read_text(encoding="utf-8"))
@@ -127,6 +135,6 @@ def load_clip(folder: Path) -> tuple[Any, BytePairTokenizer, dict[str, Any]]:
             projection_dim=configs["clip_image"]["projection_dim"],
         )
     )
-    model.vision_model = clip_image_model(configs["clip_image"]).vision_model  # which knows of convolutions in front
+    model.vision_model = clip_image_model(configs["clip_image"]).vision_model  # with a convolutional stem if the sizes have one
     model.load_state_dict(torch.load(folder / "clip.pt", weights_only=True))
     return model.eval().requires_grad_(False), BytePairTokenizer.from_spec(configs["tokenizer"]), configs

@@ -1,4 +1,4 @@
-"""Byte-pair vocabularies for a small model: one in CLIP's form, one in GPT-2's, each learned with `tokenizers`."""
+"""Byte-pair vocabularies in CLIP's form and in GPT-2's, trained on captions with `tokenizers`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..checkpoints.tokenizers import CLIP_WORDS, END, START, STOP
 
 
 def clip_vocabulary(captions: Iterable[str], size: int) -> dict[str, Any]:
-    """Lower-case words ending in ``</w>``, as CLIP splits them -> {"vocab": token -> id, "merges": ["a b", ...]}."""
+    """A vocabulary of lower-case words ending in `</w>`, split as in CLIP: {"vocab": token -> id, "merges": ["a b", ...]}."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
@@ -37,7 +37,7 @@ def clip_vocabulary(captions: Iterable[str], size: int) -> dict[str, Any]:
 
 
 def gpt2_vocabulary(captions: Iterable[str], size: int) -> dict[str, Any]:
-    """Byte-level BPE in GPT-2's form; ``<|endoftext|>`` and ``<|EOS|>`` are the last two ids."""
+    """The same as byte-level BPE in GPT-2's form; `<|endoftext|>` and `<|EOS|>` are the last two ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

@@ -36,19 +36,19 @@ from .report import write_sheet
 MARKERS = ("<!-- claims -->", "<!-- /claims -->")
 BATCH = 48
 SHOWN = 8  # columns of a sheet
-COUNT = 144  # pairs out of nothing, and captions to rewrite
-HOLD = 60.0  # label of noise on what a Gibbs chain hands over
+COUNT = 144  # unconditional pairs, and captions to rewrite
+HOLD = 60.0  # noise label of the hand-over in a Gibbs chain
 Row = tuple[str, str, str]  # setting, measure, value
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every claim is shown with.
+    """Model, judge and data for all claims.
 
     Attributes:
-        trained, held: pairs that the network was trained on, and ones that no part of the model has seen, in a fixed order.
+        trained, held: pairs that the network was trained on, and held-out ones, in a fixed order.
         options: steps and guidance.
-        out: where the sheets go.
+        out: folder of the sheets.
     """
 
     model: UniDiffuser
@@ -58,10 +58,10 @@ class Bench:
     options: dict[str, Any]
     out: Path
 
-    def sees(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
+    def verdicts(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
         return self.judge.classify(pictures)
 
-    def says(self, caption: str) -> tuple[str, str | None]:
+    def parsed(self, caption: str) -> tuple[str, str | None]:
         return parse_caption(caption, self.judge.styles)
 
     def sheet(self, name: str, pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = SHOWN) -> None:
@@ -72,8 +72,8 @@ class Bench:
         return resolve(cast(Options, options), self.model.config)
 
     def recognised(self, setting: str, pictures: Sequence[Image.Image], pairs: Sequence[Pair], kept: str = "") -> list[Row]:
-        """Two rows: how many pictures show the concepts of these pairs, and how many their styles."""
-        seen = list(zip(self.sees(pictures), pairs, strict=True))
+        """Two rows: the rates of pictures with the right concept and with the right style."""
+        seen = list(zip(self.verdicts(pictures), pairs, strict=True))
         return [
             (setting, f"concept{kept}", rate([verdict.label == pair.label for verdict, pair in seen])),
             (setting, f"style{kept}", rate([verdict.style == pair.style for verdict, pair in seen])),
@@ -85,7 +85,7 @@ def rate(right: Sequence[bool]) -> str:
 
 
 def guidance(bench: Bench) -> list[Row]:
-    """Guidance for free: the network's own p(image) is the unconditional model; it was never trained to drop captions."""
+    """Guidance without extra training: the network's own p(image) is the unconditional model."""
     pairs, rows, first = bench.trained[:192], [], []
     for scale in (1.0, 2.0, 3.0, 4.0, 6.0, 8.0):
         options = {**bench.options, "guidance": scale, "batch_size": BATCH}
@@ -97,7 +97,7 @@ def guidance(bench: Bench) -> list[Row]:
 
 
 def variation(bench: Bench) -> list[Row]:
-    """A varied picture shows what the first one showed, but is another picture."""
+    """A variation keeps concept and style, but is another picture."""
     rows: list[Row] = []
     shown: list[Image.Image] = []
     under: list[str] = []
@@ -116,7 +116,7 @@ def variation(bench: Bench) -> list[Row]:
 
 
 def gibbs(bench: Bench) -> list[Row]:
-    """Chains of eight rounds stay on their topic, handed over as they are and at a label of noise (`hold`)."""
+    """Gibbs chains of eight rounds keep their concept, with clean hand-over and with some noise (`hold`)."""
     starts, rounds, rows = bench.trained[:24], 8, []
     for hold in (0.0, HOLD):
         chains = [
@@ -124,12 +124,12 @@ def gibbs(bench: Bench) -> list[Row]:
         ]  # (chain, round) pairs of picture and caption
         for number in (1, 2, 4, 6, 8):
             pictures, captions = zip(*(chain[number - 1] for chain in chains), strict=True)
-            seen, said = bench.sees(pictures), [bench.says(caption) for caption in captions]
+            seen, read = bench.verdicts(pictures), [bench.parsed(caption) for caption in captions]
             place = f"round {number}" + (f", held at {hold:g}" if hold else "")
             shows = [v.label == p.label for v, p in zip(seen, starts, strict=True)]
             rows.append((place, "picture shows the start", rate(shows)))
-            rows.append((place, "caption names the start", rate([s[0] == p.label for s, p in zip(said, starts, strict=True)])))
-            rows.append((place, "picture and caption agree", rate([v.label == s[0] for v, s in zip(seen, said, strict=True)])))
+            rows.append((place, "caption names the start", rate([s[0] == p.label for s, p in zip(read, starts, strict=True)])))
+            rows.append((place, "picture and caption agree", rate([v.label == s[0] for v, s in zip(seen, read, strict=True)])))
         cells = [pair for chain in chains[:6] for pair in chain]
         name = "gibbs-held" if hold else "gibbs"
         bench.sheet(name, [picture for picture, _ in cells], [caption for _, caption in cells], columns=rounds)
@@ -137,11 +137,11 @@ def gibbs(bench: Bench) -> list[Row]:
 
 
 def no_style(bench: Bench) -> list[Row]:
-    """A caption that names no style leaves a choice: four seeds draw the thing, and not always in one style."""
+    """A caption without a style: four seeds draw the concept in different styles."""
     labels = sorted({pair.label for pair in bench.trained[:COUNT]})[:72]
     wanted = [label for label in labels for _ in range(4)]
     made = bench.model.text_to_image(labels, count=4, seed=0, batch_size=BATCH, **bench.options)
-    seen = bench.sees(made)
+    seen = bench.verdicts(made)
     several = [len({verdict.style for verdict in seen[k : k + 4]}) for k in range(0, len(seen), 4)]
     shown = [verdict.label == label for verdict, label in zip(seen, wanted, strict=True)]
     bench.sheet("no-style", made[: 6 * SHOWN], wanted[: 6 * SHOWN])
@@ -153,7 +153,7 @@ def no_style(bench: Bench) -> list[Row]:
 
 
 def interpolation(bench: Bench) -> list[Row]:
-    """Between two pictures no frame is far from the next: the largest step over the mean step, 1 being even."""
+    """Interpolation is smooth: the largest step between frames over the mean step; 1 is perfectly even."""
     frames, pairs = 9, 12
     ends = [pair.image() for pair in bench.trained[: 2 * pairs]]
     ratios, known, shown = [], [], []
@@ -163,7 +163,7 @@ def interpolation(bench: Bench) -> list[Row]:
         steps = distance(pixels[1:], pixels[:-1])
         ratios.append(float(steps.max() / steps.mean()))
         labels = {bench.trained[2 * k].label, bench.trained[2 * k + 1].label}
-        known += [v.label in labels for v in bench.sees(made)]
+        known += [v.label in labels for v in bench.verdicts(made)]
         shown += made if k < 6 else []
     bench.sheet("interpolation", shown, [], columns=frames)
     middle = sorted(ratios)[pairs // 2]
@@ -175,23 +175,23 @@ def interpolation(bench: Bench) -> list[Row]:
 
 
 def speeds(bench: Bench) -> list[Row]:
-    """Unequal speeds: the same network draws pairs with the picture ahead, the caption ahead, or one after the other."""
+    """Unequal speeds: pairs with the picture denoised first, the caption first, or both at several speeds."""
     plan = bench.plan()
-    ways = {
+    paths = {
         f"{a:g} : {b:g}": NoisePath.joint(plan["steps"], speeds=(a, b)) for a, b in ((1, 1), (2, 1), (1, 2), (4, 1), (1, 4))
     }
     top = (1000.0, 1000.0)
-    ways["picture first"] = NoisePath.through(top, (0.0, 1000.0), (0.0, 0.0), steps=2 * plan["steps"])
-    ways["caption first"] = NoisePath.through(top, (1000.0, 0.0), (0.0, 0.0), steps=2 * plan["steps"])
+    paths["picture first"] = NoisePath.through(top, (0.0, 1000.0), (0.0, 0.0), steps=2 * plan["steps"])
+    paths["caption first"] = NoisePath.through(top, (1000.0, 0.0), (0.0, 0.0), steps=2 * plan["steps"])
     rows: list[Row] = []
     shown: list[Image.Image] = []
     under: list[str] = []
-    for name, path in ways.items():
+    for name, path in paths.items():
         out = bench.model.run(path, Streams(), plan, item_generators(0, COUNT))
         pictures, captions = bench.model.decode_images(out, plan), bench.model.decode_texts(out, plan)
-        seen, said = bench.sees(pictures), [bench.says(caption) for caption in captions]
-        rows.append((name, "agree in the concept", rate([v.label == s[0] for v, s in zip(seen, said, strict=True)])))
-        rows.append((name, "agree in the style", rate([v.style == s[1] for v, s in zip(seen, said, strict=True)])))
+        seen, read = bench.verdicts(pictures), [bench.parsed(caption) for caption in captions]
+        rows.append((name, "agree in the concept", rate([v.label == s[0] for v, s in zip(seen, read, strict=True)])))
+        rows.append((name, "agree in the style", rate([v.style == s[1] for v, s in zip(seen, read, strict=True)])))
         rows.append((name, f"different concepts of {COUNT}", str(len({v.label for v in seen}))))
         shown, under = shown + pictures[:SHOWN], under + [f"{name}: {caption}" for caption in captions[:SHOWN]]
     bench.sheet("speeds", shown, under)
@@ -199,7 +199,7 @@ def speeds(bench: Bench) -> list[Row]:
 
 
 def noisy_condition(bench: Bench) -> list[Row]:
-    """A condition known only up to some noise: held at a label between 0 (clean) and 1000 (none), it loosens by degrees."""
+    """A noisy condition: held at a label between 0 (clean) and 1000 (none), the caption is followed more and more loosely."""
     pairs, plan = bench.trained[:96], bench.plan()
     text = bench.model.encode_texts([pair.caption for pair in pairs])
     rows: list[Row] = []
@@ -217,7 +217,7 @@ def noisy_condition(bench: Bench) -> list[Row]:
 
 
 def rewriting(bench: Bench) -> list[Row]:
-    """Part of a caption is rewritten to fit a picture: the style word of a wrong caption, the label being kept."""
+    """Part of a caption is rewritten to match a picture: the style of a wrong caption, with its label kept."""
     pairs, plan, model = [p for p in bench.trained if p.caption.endswith(f", {p.style}")][:COUNT], bench.plan(), bench.model
     styles = bench.judge.styles
     wrong = [
@@ -241,10 +241,10 @@ def rewriting(bench: Bench) -> list[Row]:
             generator=generators,
             mask=Streams(text=mask),
         )
-    said = [bench.says(caption) for caption in model.decode_texts(out, plan)]
+    read = [bench.parsed(caption) for caption in model.decode_texts(out, plan)]
     return [
-        ("style word", "is now that of the picture", rate([s[1] == p.style for s, p in zip(said, pairs, strict=True)])),
-        ("label", "is still what it was", rate([s[0] == p.label for s, p in zip(said, pairs, strict=True)])),
+        ("style word", "matches the picture after", rate([s[1] == p.style for s, p in zip(read, pairs, strict=True)])),
+        ("label", "is kept", rate([s[0] == p.label for s, p in zip(read, pairs, strict=True)])),
     ]
 
 

@@ -108,9 +108,9 @@ def ask(folder: Path, out: Path, data: Path, lora: str | None, sheet: Path | Non
     real = tokens(model, [pair.image() for pair in pairs] + held)
     names = [pair.caption for pair in pairs] + [WORD] * len(held)
     nearest = [names[i] for i in (tokens(model, made) @ real.T).argmax(1).tolist()]
-    said = [model.image_to_text(learned + held, seed=seed) for seed in range(3)]
+    captioned = [model.image_to_text(learned + held, seed=seed) for seed in range(3)]
     if sheet is not None:
-        under = [f"{n} is nearest" for n in nearest] + [f"= {c}" for c in said[0]]
+        under = [f"{n} is nearest" for n in nearest] + [f"= {c}" for c in captioned[0]]
         contact_sheet(made + learned + held, under, 8).save(sheet, quality=92)
 
     asked = [p for p in pairs if p.fields["demo"] and p.split == "train" and p.label in judge.labels]
@@ -123,7 +123,7 @@ def ask(folder: Path, out: Path, data: Path, lora: str | None, sheet: Path | Non
         drawn += [v.label == p.label for v, p in zip(judge.classify(pictures), part, strict=True)]
         captions = model.image_to_text([p.path for p in part], seed=start)
         named += [c.split(",")[0] == p.label for c, p in zip(captions, part, strict=True)]
-    found = {"nearest": nearest, "said": said, "learned": len(learned), "text_to_image": drawn, "image_to_text": named}
+    found = {"nearest": nearest, "captions": captioned, "learned": len(learned), "text_to_image": drawn, "image_to_text": named}
     out.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
@@ -138,9 +138,11 @@ def compare(before: Path, after: Path) -> None:
     for name, found in (("before", old), ("after", new)):
         split = found["learned"]
         for what, part in (("learned", slice(split)), ("held back", slice(split, None))):
-            captions = [caption for seed in found["said"] for caption in seed[part]]
-            said = sum(caption.split(",")[0] == WORD for caption in captions)  # "zorbi, fluent" is the word and a style
-            print(f"{name}: {said} of {len(captions)} captions of {what} pictures say {WORD}, {captions.count(WORD)} only that")
+            captions = [caption for seed in found["captions"] for caption in seed[part]]
+            named = sum(caption.split(",")[0] == WORD for caption in captions)  # "zorbi, fluent" is the word and a style
+            print(
+                f"{name}: {named} of {len(captions)} captions of {what} pictures start with {WORD}, {captions.count(WORD)} are only that"
+            )
         print(f"{name}: the nearest real picture is a {WORD} for {found['nearest'].count(WORD)} of {len(found['nearest'])}")
 
 
@@ -155,7 +157,7 @@ def main() -> None:
     asking.add_argument("out", type=Path)
     asking.add_argument("--data", type=Path, default=Path("data/emoji"))
     asking.add_argument("--lora")
-    asking.add_argument("--sheet", type=Path, help="a picture of what was drawn and said")
+    asking.add_argument("--sheet", type=Path, help="write a sheet of the pictures and captions here")
     asking.add_argument("--count", type=int, default=480, help="trained pairs that the judge looks at")
     asking.set_defaults(run=ask)
     comparing = commands.add_parser("compare")

@@ -48,7 +48,7 @@ SPLITS = {"trained": ("train", 192), "held out": ("heldout", None)}
 def settings(
     name: str, data: Path, encoders: Path, out: Path, pairs: int, labels: Sequence[str], optimizer: str = "muon"
 ) -> TrainConfig:
-    """One network's run; all three differ in the mix alone."""
+    """The config of one network's run; the three differ in the mix only."""
     options: dict[str, Any] = {
         "data": str(data),
         "where": {"tone": [0], "demo": [True], "label": list(labels)},
@@ -100,7 +100,7 @@ def write_encoders(path: Path) -> None:
 
 
 def answers(model: Any, task: str, pairs: Sequence[Pair], judge: Judge, seed: int) -> dict[str, list[bool]]:
-    """What is right, item by item."""
+    """Right or wrong for each item, by measure."""
     options = {"seed": seed, "batch_size": SHOWN}
     if task == "text to image":
         seen = judge.classify(model.text_to_image([pair.caption for pair in pairs], **options))
@@ -108,8 +108,8 @@ def answers(model: Any, task: str, pairs: Sequence[Pair], judge: Judge, seed: in
             "concept": [verdict.label == pair.label for verdict, pair in zip(seen, pairs, strict=True)],
             "style": [verdict.style == pair.style for verdict, pair in zip(seen, pairs, strict=True)],
         }
-    said = model.image_to_text([pair.image() for pair in pairs], **options)
-    return {"label": [parse_caption(c, judge.styles)[0] == pair.label for c, pair in zip(said, pairs, strict=True)]}
+    captions = model.image_to_text([pair.image() for pair in pairs], **options)
+    return {"label": [parse_caption(c, judge.styles)[0] == pair.label for c, pair in zip(captions, pairs, strict=True)]}
 
 
 def table(found: dict[str, dict[str, list[list[bool]]]], pairs: int) -> str:

@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @contextmanager
 def counted(net: UViT) -> Iterator[list[int]]:
-    """Counts the rows that go through any block of a network."""
+    """Counts the items that pass through the blocks of a network."""
     rows = [0]
 
     def count(block: torch.nn.Module, given: Any, out: torch.Tensor) -> None:
@@ -69,21 +69,21 @@ def counted(net: UViT) -> Iterator[list[int]]:
             hook.remove()
 
 
-def seen_in_pictures(model: UniDiffuser, judge: Judge, part: Sequence[Pair], **options: Any) -> list[tuple[str, str | None]]:
-    """Concept and style that the judge sees in the pictures of some captions."""
+def answers_of_pictures(model: UniDiffuser, judge: Judge, part: Sequence[Pair], **options: Any) -> list[tuple[str, str | None]]:
+    """Concept and style of the pictures drawn for some captions, by the judge."""
     pictures = model.text_to_image([e.caption for e in part], **options)
     return [(v.label, v.style) for v in judge.classify(pictures)]
 
 
-def said_of_pictures(model: UniDiffuser, judge: Judge, part: Sequence[Pair], **options: Any) -> list[tuple[str, str | None]]:
+def answers_of_captions(model: UniDiffuser, judge: Judge, part: Sequence[Pair], **options: Any) -> list[tuple[str, str | None]]:
     """Label and style in the captions of some pictures."""
     return [parse_caption(text, judge.styles) for text in model.image_to_text([e.image() for e in part], **options)]
 
 
 Answer = Callable[..., list[tuple[str, str | None]]]
 TASKS: dict[str, tuple[Answer, tuple[str, str]]] = {
-    "pictures": (seen_in_pictures, QUALITY),
-    "captions": (said_of_pictures, CAPTION_QUALITY),
+    "pictures": (answers_of_pictures, QUALITY),
+    "captions": (answers_of_captions, CAPTION_QUALITY),
 }
 
 
@@ -102,7 +102,7 @@ def draw(
             wall, processor = wall + time.perf_counter() - before[0], processor + time.process_time() - before[1]
             passes = passes or rows[0] / len(part)  # of the first batch, which is whole: the last one may be filled up
             concept += [int(label == e.label) for (label, _), e in zip(found, part, strict=True)]
-            style += [int(said == e.style) for (_, said), e in zip(found, part, strict=True)]
+            style += [int(named == e.style) for (_, named), e in zip(found, part, strict=True)]
     items = len(examples)
     return {
         "concept": concept, "style": style, "evaluations": passes / blocks,
@@ -111,7 +111,7 @@ def draw(
 
 
 def compare(answers: dict[str, Any], name: str, seeds: Sequence[int]) -> dict[str, Any]:
-    """Shares right, and the loss against "exact" on the same captions and seeds with its 95 % interval, in points."""
+    """Accuracy in %, and the loss against "exact" on the same items with its 95 % interval, in percentage points."""
     runs = [(answers[f"{name}/{seed}"], answers[f"exact/{seed}"]) for seed in seeds]
     row: dict[str, Any] = {"setting": name, "n": sum(len(mine["concept"]) for mine, _ in runs)}
     for measure in ("concept", "style"):
@@ -161,7 +161,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axes.annotate(row["setting"], (x, -row["concept_loss"]), xytext=(0, 9), textcoords="offset points", ha="center")
     axes.legend(title="setting (evaluations)", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     axes.set_xlabel("evaluations of the network a picture; its time is in proportion")
-    axes.set_ylabel("share with the right concept, points against exact")
+    axes.set_ylabel("right concepts, percentage points against exact")
     axes.set_title("Bars: 95 % interval of the paired difference to exact", fontsize=9)
     axes.grid(alpha=0.3)
     FigureCanvasAgg(figure).print_png(path)

@@ -140,9 +140,8 @@ def compare(before: Path, after: Path) -> None:
         for what, part in (("learned", slice(split)), ("held back", slice(split, None))):
             captions = [caption for seed in found["captions"] for caption in seed[part]]
             named = sum(caption.split(",")[0] == WORD for caption in captions)  # "zorbi, fluent" is the word and a style
-            print(
-                f"{name}: {named} of {len(captions)} captions of {what} pictures start with {WORD}, {captions.count(WORD)} are only that"
-            )
+            counts = f"{named} of {len(captions)} captions of {what} pictures start with {WORD}"
+            print(f"{name}: {counts}, {captions.count(WORD)} are only that")
         print(f"{name}: the nearest real picture is a {WORD} for {found['nearest'].count(WORD)} of {len(found['nearest'])}")
 
 

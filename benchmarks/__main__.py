@@ -1,6 +1,6 @@
 """Ours beside diffusers' UniDiffuserPipeline with the same weights, in one run: one table, one JSON.
 
-    python -m benchmarks [--parts tasks,captions,full,costs,profile,scaling] [--device cuda] [--json FILE] [--readme README.md]
+    python -m benchmarks [--parts tasks,captions,full,costs,profile,scaling] [--device cuda] [--json FILE] [--doc FILE]
 
 Contestants take turns and the medians count. By default ratios are by the wall clock; `--clock processor` takes processor
 time instead (best with `--threads 1`), for a machine that has other work. What an approximation costs in quality is
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="captions of the part captions (default 8)")
     parser.add_argument("--peer-images", type=int, help="decode only so many with the peer and scale up (default: all)")
     parser.add_argument("--json", type=Path, default=Path("out/benchmarks.json"), help="parts of earlier runs in it are kept")
-    parser.add_argument("--readme", type=Path, help="write the tables into this file, between the markers")
+    parser.add_argument("--doc", type=Path, help="write the tables into this file, between the markers")
     args = parser.parse_args()
     parts = args.parts.split(",") if args.parts else []
     if unknown := set(parts) - set(PARTS):
@@ -109,8 +109,8 @@ def main() -> None:
         plot_scaling(found["scaling"], clock, args.json.with_name("scaling.png"))
     text = markdown(found)
     print(text)
-    if args.readme:
-        write_between(args.readme, text, SPEED)
+    if args.doc:
+        write_between(args.doc, text, SPEED)
 
 
 if __name__ == "__main__":

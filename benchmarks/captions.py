@@ -23,7 +23,7 @@ def measure(
 
     The peer decodes one image after another, so `peer_images` of them may stand for all: its time is then scaled up.
     """
-    from diffusers.pipelines.deprecated.unidiffuser.modeling_text_decoder import UniDiffuserTextDecoder
+    from diffusers import UniDiffuserTextDecoder
 
     torch.manual_seed(0)
     config = CaptionConfig(stop_token_id=NEVER)

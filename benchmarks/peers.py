@@ -26,7 +26,7 @@ def network(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:
     It has no detail head. Where ours has one, its own plain head of random weights stands there: what it draws is then noise,
     at the speed at which it would draw anything.
     """
-    from diffusers.pipelines.deprecated.unidiffuser.modeling_uvit import UniDiffuserModel
+    from diffusers import UniDiffuserModel
 
     config = model.config.uvit
     with torch.device("meta"):
@@ -49,7 +49,7 @@ def network(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:
 
 def text_decoder(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:
     """UniDiffuserTextDecoder with the weights of a model."""
-    from diffusers.pipelines.deprecated.unidiffuser.modeling_text_decoder import UniDiffuserTextDecoder
+    from diffusers import UniDiffuserTextDecoder
 
     caption = model.config.caption
     gpt2 = {name: caption.gpt2[name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}

@@ -1,4 +1,4 @@
-"""From the JSON of a run to the table that people read, and into the README between its markers."""
+"""From the JSON of a run to the table that people read, and the markers of its place in the documents."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SPEED = "<!-- speed: python -m benchmarks -->", "<!-- /speed -->"  # markers in the README
+SPEED = "<!-- speed: python -m benchmarks -->", "<!-- /speed -->"  # in docs/results/speed.md
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -158,7 +159,7 @@ def write_openai_clip(path: Path, config: ModelConfig = CONFIG) -> tuple[nn.Modu
 
 def diffusers_network(config: UViTConfig) -> Any:
     """diffusers' UniDiffuserModel of a config, randomised."""
-    from diffusers.pipelines.deprecated.unidiffuser.modeling_uvit import UniDiffuserModel
+    from diffusers import UniDiffuserModel
 
     network = UniDiffuserModel(
         text_dim=config.text_dim,
@@ -179,14 +180,48 @@ def diffusers_network(config: UViTConfig) -> Any:
     return randomise(network, scale=0.02)
 
 
+def clip_tokenizer() -> Any:
+    """CLIP's tokenizer of transformers 4 or 5."""
+    from transformers import CLIPTokenizerFast
+
+    from unidiffuser.checkpoints.tokenizers import clip_spec
+
+    return _tokenizer(CLIPTokenizerFast, clip_spec())
+
+
+def gpt2_tokenizer() -> Any:
+    """GPT-2's tokenizer of transformers 4 or 5, without the stop token that the authors add."""
+    from transformers import GPT2TokenizerFast
+
+    from unidiffuser.checkpoints.tokenizers import STOP, gpt2_spec
+
+    spec = gpt2_spec()
+    return _tokenizer(GPT2TokenizerFast, {**spec, "vocab": {token: i for token, i in spec["vocab"].items() if token != STOP}})
+
+
+def _tokenizer(kind: Any, spec: Any) -> Any:
+    with TemporaryDirectory() as folder:
+        vocab, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        vocab.write_text(json.dumps(spec["vocab"]), "utf-8")
+        merges.write_text("\n".join(["#version: 0.2", *spec["merges"]]) + "\n", "utf-8")
+        return kind(str(vocab), str(merges))
+
+
+def clip_image_processor(**settings: Any) -> Any:
+    """CLIP's image processor of transformers 4 or 5."""
+    try:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    except ImportError:  # transformers 4
+        from transformers import CLIPImageProcessor as CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(**settings)
+
+
 def write_diffusers(folder: Path, config: ModelConfig = CONFIG, **save: Any) -> Any:
     """Write a UniDiffuserPipeline folder; return the pipeline."""
-    from diffusers import DPMSolverMultistepScheduler, UniDiffuserPipeline
-    from diffusers.pipelines.deprecated.unidiffuser.modeling_text_decoder import UniDiffuserTextDecoder
-    from transformers import CLIPTokenizer, GPT2Tokenizer
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from diffusers import DPMSolverMultistepScheduler, UniDiffuserPipeline, UniDiffuserTextDecoder
 
-    from unidiffuser.checkpoints.tokenizers import STOP, clip_spec, gpt2_spec
+    from unidiffuser.checkpoints.tokenizers import STOP
 
     caption, gpt2 = config.caption, config.caption.gpt2
     decoder = UniDiffuserTextDecoder(
@@ -196,21 +231,17 @@ def write_diffusers(folder: Path, config: ModelConfig = CONFIG, **save: Any) -> 
     randomise(decoder)
     if save.get("safe_serialization", True):  # diffusers cannot write tied weights as safetensors
         decoder.transformer.lm_head.weight = nn.Parameter(decoder.transformer.transformer.wte.weight.data.clone())
-    clip, words = clip_spec(), gpt2_spec()
-    text_tokenizer = GPT2Tokenizer(
-        vocab={token: i for token, i in words["vocab"].items() if token != STOP},
-        merges=[tuple(merge.split(" ")) for merge in words["merges"]],
-    )
+    text_tokenizer = gpt2_tokenizer()
     text_tokenizer.add_special_tokens({"eos_token": STOP})
     side = config.clip_image["image_size"]
     pipeline = UniDiffuserPipeline(
         vae=randomise(autoencoder_kl(config.vae)),
         text_encoder=randomise(clip_text_model(config.clip_text)),
         image_encoder=randomise(clip_image_model(config.clip_image)),
-        clip_image_processor=CLIPImageProcessorPil(
+        clip_image_processor=clip_image_processor(
             crop_size={"height": side, "width": side}, size={"shortest_edge": side}, image_mean=[0.4, 0.5, 0.6]
         ),
-        clip_tokenizer=CLIPTokenizer(vocab=clip["vocab"], merges=[tuple(m.split(" ")) for m in clip["merges"]]),
+        clip_tokenizer=clip_tokenizer(),
         text_decoder=decoder,
         text_tokenizer=text_tokenizer,
         unet=diffusers_network(config.uvit),

@@ -42,15 +42,15 @@ def test_tables_go_between_the_markers(tmp_path: Path) -> None:
     assert "| joint | 4 | 1.00 | 5.0 |\n" in text
     times["diffusers bfloat16"] = {"wall_s": 3.0}
     assert "| joint | 4 | 1.00 | 5.0 | 3.0 | 2.5 |\n" in report.markdown(found)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.SPEED[0]}\nold\n{report.SPEED[1]}\nafter\n")
-    write_between(readme, text, report.SPEED)
-    write_between(readme, text, report.SPEED)
-    assert readme.read_text() == f"before\n{report.SPEED[0]}\n\n{text}\n{report.SPEED[1]}\nafter\n"
-    readme.write_text("nothing here")
+    doc = tmp_path / "speed.md"
+    doc.write_text(f"before\n{report.SPEED[0]}\nold\n{report.SPEED[1]}\nafter\n")
+    write_between(doc, text, report.SPEED)
+    write_between(doc, text, report.SPEED)
+    assert doc.read_text() == f"before\n{report.SPEED[0]}\n\n{text}\n{report.SPEED[1]}\nafter\n"
+    doc.write_text("nothing here")
     with pytest.raises(ValueError, match="lacks the markers"):
-        write_between(readme, text, report.SPEED)
-    assert report.SPEED[0] in (ROOT / "README.md").read_text("utf-8")
+        write_between(doc, text, report.SPEED)
+    assert report.SPEED[0] in (ROOT / "docs/results/speed.md").read_text("utf-8")
 
 
 def test_the_captions_compared_are_of_equal_models(monkeypatch: pytest.MonkeyPatch) -> None:

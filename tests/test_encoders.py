@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import clip_image_processor, clip_tokenizer, gpt2_tokenizer
 from PIL import Image
 from tiny import tiny_config, tokenizer_specs
 
@@ -26,21 +27,12 @@ CONFIG = tiny_config()
 
 @pytest.fixture(scope="module")
 def clip() -> tuple[BytePairTokenizer, Any]:
-    from transformers import CLIPTokenizer
-
-    spec = clip_spec()
-    merges = [tuple(merge.split(" ")) for merge in spec["merges"]]
-    return BytePairTokenizer.from_spec(spec), CLIPTokenizer(vocab=spec["vocab"], merges=merges)
+    return BytePairTokenizer.from_spec(clip_spec()), clip_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def gpt2() -> tuple[BytePairTokenizer, Any]:
-    from transformers import GPT2Tokenizer
-
-    spec = gpt2_spec()
-    vocab = {token: i for token, i in spec["vocab"].items() if token != STOP}
-    merges = [tuple(merge.split(" ")) for merge in spec["merges"]]
-    return BytePairTokenizer.from_spec(spec), GPT2Tokenizer(vocab=vocab, merges=merges)
+    return BytePairTokenizer.from_spec(gpt2_spec()), gpt2_tokenizer()
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=60) | st.lists(
@@ -151,15 +143,13 @@ def test_text_latents(tiny_checkpoint: Path) -> None:
 
 
 def test_image_tokens(tiny_checkpoint: Path) -> None:
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
     checkpoint = load_checkpoint(tiny_checkpoint)
     encoder = ImageTokenEncoder.from_checkpoint(checkpoint)
     noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
     images = [Image.fromarray(noise), Image.new("RGB", (128, 128), "red")]
 
     side = CONFIG.clip_image["image_size"]
-    processor = CLIPImageProcessorPil(
+    processor = clip_image_processor(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side},
         image_mean=CONFIG.clip_image["image_mean"], image_std=CONFIG.clip_image["image_std"],
     )  # fmt: skip

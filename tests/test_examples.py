@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,6 +27,42 @@ def captioned(tmp_path: Path) -> Path:
         Image.new("RGB", (90, 70), name).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(f"{name} field", encoding="utf-8")
     return folder
+
+
+@pytest.mark.parametrize("name", ["text_to_image_and_caption", "curved_path"])
+def test_pictures_are_saved_and_captions_printed(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
+) -> None:
+    run(monkeypatch, name, "--model", tiny_checkpoint, "--count", 2, "--steps", 2, "--out", tmp_path)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["0.png", "1.png"]
+    for file in ("0.png", "1.png"):
+        assert Image.open(tmp_path / file).size == (128, 128)
+
+
+def test_inpainting_follows_the_prompt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    pictures = []
+    for number, prompt in enumerate(["lion", "fox"]):
+        out = tmp_path / f"{number}.png"
+        given = ROOT / "unidiffuser/assets/example.png"
+        run(
+            monkeypatch,
+            "inpainting",
+            given,
+            prompt,
+            "--box",
+            0,
+            0,
+            128,
+            64,
+            "--model",
+            tiny_checkpoint,
+            "--steps",
+            2,
+            "--out",
+            out,
+        )
+        pictures.append(Image.open(out).convert("RGB"))
+    assert ImageChops.difference(*pictures).getbbox() is not None
 
 
 def test_training_from_scratch_writes_a_model(

@@ -111,5 +111,5 @@ def test_distance_of_pictures() -> None:
 
 @pytest.mark.parametrize("markers", [QUALITY, CAPTION_QUALITY])
 def test_the_document_has_the_markers(markers: tuple[str, str]) -> None:
-    text = (ROOT / "docs/speed.md").read_text("utf-8")
+    text = (ROOT / "docs/results/quality.md").read_text("utf-8")
     assert all(marker in text for marker in markers)

@@ -8,7 +8,7 @@ from typing import Any
 from flow import BYPASSED, MUTED, RUN, Flow, Info, Node, Out
 
 MODEL = "emoji"
-GUIDANCE = 3.0  # of the bundled model, see docs/bundled-model.md
+GUIDANCE = 3.0  # of the bundled model, see docs/model-card.md
 LARGE_MODEL = {
     "name": "uvit_v1.pth",
     "url": "https://huggingface.co/thu-ml/unidiffuser-v1/resolve/main/uvit_v1.pth",

@@ -1,6 +1,6 @@
 """One network for all distributions, against networks of the same size and budget trained for one task each.
 
-    python -m unidiffuser.emoji.studies.one_fits_all --data data/emoji [--pairs 100000] [--concepts 40] [--doc docs/claims.md]
+    python -m unidiffuser.emoji.studies.one_fits_all --data data/emoji [--pairs 100000] [--concepts 40] [--doc FILE]
 
 Three networks start from the same weights and see the same number of training pairs, with the encoders, data and optimizer of
 the bundled model: "joint" with all noise levels, "text to image" with clean captions only, "image to text" with clean pictures

@@ -10,7 +10,7 @@ from PIL import Image
 from ...media.files import replacing
 from ...media.images import contact_sheet
 
-QUALITY = "<!-- quality: python -m unidiffuser.emoji.studies.quality -->", "<!-- /quality -->"  # in docs/speed.md
+QUALITY = "<!-- quality: python -m unidiffuser.emoji.studies.quality -->", "<!-- /quality -->"  # in docs/results/quality.md
 CAPTION_QUALITY = (
     "<!-- caption quality: python -m unidiffuser.emoji.studies.quality --task captions -->",
     "<!-- /caption quality -->",

@@ -112,7 +112,7 @@ def test_mix_shares_are_kept():
     assert abs((alone["text"] == 1000).double().mean() - 0.25) < 0.02
     assert len(alone["img"][alone["text"] == 1000].unique()) > 500
     assert abs((labels["img"] == labels["text"]).double().mean() - 0.5) < 0.02
-    with pytest.raises(ValueError, match="unknown share"):
+    with pytest.raises(ValueError, match="unknown regions"):
         draw_labels(4, {"clean": 1}, torch.Generator())
     with pytest.raises(ValueError, match="positive"):
         draw_labels(4, {"equal": 0}, torch.Generator())

@@ -1,6 +1,7 @@
-"""One process or many: joining the others, and cutting a model over them with DDP or FSDP2.
+"""One process or several: rank, device and collective operations.
 
-Who the others are is read from the environment that torchrun and `accelerate launch` set. On a CPU they talk through gloo.
+The process group is read from the environment variables of torchrun and `accelerate launch`. Backends are nccl on GPUs and gloo
+on CPUs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of them."""
+    """Rank and device of this process, and how many processes there are."""
 
     rank: int
     size: int
@@ -30,7 +31,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -38,13 +39,13 @@ class World:
             dist.barrier()
 
     def sum(self, values: Tensor) -> Tensor:
-        """Element by element over all processes, in place."""
+        """Sum a tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """The (small) value of every process, in order."""
+        """The value of every process by rank; for small, picklable values."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -54,11 +55,11 @@ class World:
 
 @contextmanager
 def joined(device: str | None = None, patience: timedelta = timedelta(minutes=30)) -> Iterator[World]:
-    """Join the processes that the launcher started, and leave them at the end.
+    """Join the process group that the launcher started, and leave it at the end of the block.
 
     Args:
-        device: of this process; None is its own GPU, else the CPU.
-        patience: how long one process waits for the others before it gives up.
+        device: of this process; None is its own GPU if there is one, else the CPU.
+        patience: timeout of collective operations.
 
     Raises:
         ValueError: more processes on this machine than it has GPUs.
@@ -72,13 +73,13 @@ def joined(device: str | None = None, patience: timedelta = timedelta(minutes=30
     if chosen.type == "cuda":
         if local >= torch.cuda.device_count():
             raise ValueError(
-                f"process {local} of this machine has no GPU of its own: start {torch.cuda.device_count()} of them"
+                f"process {local} of this machine has no GPU of its own: start {torch.cuda.device_count()} processes"
             )
         torch.cuda.set_device(chosen)
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
     if restarts and local == 0 and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
-        # Else the processes of the next attempt find the addresses that those of this one have left in the shared store.
-        log.warning("torchrun can only restart this with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment")
+        # Without it the restarted processes find the addresses of the dead ones in the shared store.
+        log.warning("torchrun can restart this only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment")
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), chosen)
@@ -87,7 +88,7 @@ def joined(device: str | None = None, patience: timedelta = timedelta(minutes=30
 
 
 def own_device() -> torch.device:
-    """The GPU of this process where there is one, else the CPU."""
+    """The GPU of this process if there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Small changes of pictures that keep what they show and how it is drawn, so that an encoder learns more than the pictures."""
+"""Augmentation of pictures and latents: small changes that keep content and style."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def augmented(
     shade: float = 0.0,
     noise: float = 0.0,
 ) -> Tensor:
-    """Each picture turned, zoomed, stretched, shifted and recoloured in its own way, some a little soft.
+    """Rotate, zoom, stretch, shift, recolour and soften each picture by its own random amounts.
 
     Args:
-        pixels: (B, 3, H, W) in [-1, 1]; what comes in from outside is white.
-        generator: on the CPU, wherever the pictures are; the only source of randomness.
-        place: strength of the moves; 1 turns by up to 0.2 rad, zooms by 20 % and shifts by 8 % of the side.
-        colour: strength of the recolouring; 1 turns the hue by up to 0.15 rad and changes saturation, contrast and
-            brightness by up to 15 %: less than what tells one house's palette from another's.
-        mirror: half of them, by chance, the other way round.
-        shade: standard deviation of the slope of a gradient over the picture, in [-1, 1] a half side.
-        noise: half of them, by chance, get white noise of up to this standard deviation.
+        pixels: (B, 3, H, W) in [-1, 1]; uncovered areas become white.
+        generator: source of the random numbers, on the CPU wherever the pictures are.
+        place: strength of the geometric changes; 1 rotates by up to 0.2 rad, zooms by 20 % and shifts by 8 % of the side.
+        colour: strength of the recolouring; 1 rotates the hue by up to 0.15 rad and changes saturation and contrast by up to
+            15 %, less than the palettes of two styles differ.
+        mirror: flip half of the pictures, at random.
+        shade: standard deviation of the slope of a brightness gradient, per half side of the picture.
+        noise: largest standard deviation of white noise, added to half of the pictures at random.
 
     Returns:
         (B, 3, H, W) in [-1, 1].
@@ -49,7 +49,7 @@ def augmented(
     saturation = (1 + uniform(-0.15, 0.15) * colour)[:, None, None]
     grey = torch.full((3, 3), 1 / 3, device=device)
     recolour = turned @ (saturation * torch.eye(3, device=device) + (1 - saturation) * grey)
-    # About white, so that the ground stays what it is.
+    # About white, so that a white background stays white.
     x = 1 + torch.einsum("bij,bjhw->bihw", recolour, x - 1) * (1 + uniform(-0.15, 0.15) * colour)[:, None, None, None]
 
     softness = (uniform(-1, 1) * colour).clamp(0, 1)[:, None, None, None]
@@ -65,18 +65,18 @@ def augmented(
 
 
 def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the pictures (B, 3, H, W), by chance, the other way round."""
+    """Pictures (B, 3, H, W), half of them flipped, at random."""
     flip = (torch.rand(len(pixels), generator=generator) < 0.5).to(pixels.device)
     return torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
 
 
 def shifted(x: Tensor, cells: int, generator: torch.Generator) -> Tensor:
-    """Latents (B, C, H, W), each moved by whole cells, at most so many each way; what comes in repeats the border.
+    """Latents (B, C, H, W), each shifted by up to `cells` cells in each direction; uncovered cells repeat the border.
 
-    By even numbers of cells alone, so that the code of a :class:`..palette.Palette` can still be read.
+    Shifts are even, so that the style code of a `unidiffuser.small.palette.Palette` stays readable.
 
     Args:
-        generator: the only source of randomness, on the device of ``x``.
+        generator: source of the random numbers, on the device of `x`.
     """
     count, device = len(x), x.device
 
@@ -89,7 +89,7 @@ def shifted(x: Tensor, cells: int, generator: torch.Generator) -> Tensor:
 
 
 def moved(x: Tensor, turn: Tensor, shear: Tensor, zoom: Tensor, stretch: Tensor, right: Tensor, down: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] on white ground, each moved by its own numbers (B,); shifts in half sides."""
+    """Affine transform of pictures (B, 3, H, W) in [-1, 1] on white; each argument is (B,), shifts in half sides."""
     moves = torch.stack(
         [
             torch.stack([turn.cos() / zoom * stretch, turn.sin() / zoom + shear, right], dim=1),
@@ -102,12 +102,12 @@ def moved(x: Tensor, turn: Tensor, shear: Tensor, zoom: Tensor, stretch: Tensor,
 
 
 def hue_turn(angle: Tensor) -> Tensor:
-    """Matrices (B, 3, 3) that turn RGB by angles (B,) in rad about the grey axis (Rodrigues' rotation)."""
+    """Matrices (B, 3, 3) that rotate RGB by angles (B,) in rad about the grey axis (Rodrigues' formula)."""
     hue = angle[:, None, None]
     axis = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=angle.device) / math.sqrt(3.0)
     return hue.cos() * torch.eye(3, device=angle.device) + (1 - hue.cos()) / 3 + hue.sin() * axis
 
 
 def softened(x: Tensor) -> Tensor:
-    """Pictures of even sides with half their resolution, at their own size."""
+    """Pictures of even sides, halved in resolution and scaled back."""
     return F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0, mode="bilinear", align_corners=False)

@@ -1,4 +1,7 @@
-"""An exponential moving average of the weights, cut over the processes as they are."""
+"""Exponential moving average of the weights, sharded as they are.
+
+Written by hand: torch's AveragedModel is a second model, which FSDP2 would have to shard too, and does not swap its weights in.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from torch import Tensor, nn
 
 
 class Average:
-    """The average of a model's trainable weights.
+    """Exponential moving average of a model's trainable weights.
 
     Attributes:
-        shadow: the average by the weight's name, in float32 or whatever the weight has; sharded where the weight is.
+        shadow: the averages by name, in the dtype and sharding of the weights.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -22,13 +25,13 @@ class Average:
         self.shadow: dict[str, Tensor] = {name: weight.clone() for name, weight in self.weights.items()}
 
     def update(self, step: int) -> None:
-        """After the optimizer's 0-based ``step``. The horizon grows with the steps, 1 - (1 + step)^-0.8, up to ``decay``."""
+        """Update after a 0-based optimizer step; the decay rises as 1 - (1 + step)^-0.8 up to the configured one."""
         decay = min(1 - (1 + step) ** -0.8, self.decay)
         torch._foreach_lerp_(_local(self.shadow), _local(self.weights), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the averaged weights inside of the block, its own again after it."""
+        """Swap the averaged weights into the model inside the block."""
         self._exchange()
         try:
             yield
@@ -36,7 +39,7 @@ class Average:
             self._exchange()
 
     def install(self) -> None:
-        """Leave the averaged weights in the model; the run is over."""
+        """Put the averaged weights into the model for good."""
         self._exchange()
 
     def _exchange(self) -> None:
@@ -47,5 +50,5 @@ class Average:
 
 
 def _local(tensors: dict[str, Tensor]) -> list[Tensor]:
-    """This process's part of each; a view, not a copy."""
+    """This process's shards, as views."""
     return [t.to_local() if hasattr(t, "to_local") else t for t in tensors.values()]

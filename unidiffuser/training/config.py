@@ -1,4 +1,4 @@
-"""The settings of a training run, as YAML."""
+"""Settings of a training run, read from YAML."""
 
 from __future__ import annotations
 
@@ -13,36 +13,39 @@ OPTIMIZERS = ("adamw", "muon")
 
 @dataclass
 class TrainConfig:
-    """Settings of one run; read from YAML, kept beside the run as ``config.json``. The same file serves one process on a CPU
-    and many nodes: how many processes there are is said to the launcher (torchrun, `accelerate launch`), not here.
+    """Settings of one run. The number of processes is the launcher's (torchrun, `accelerate launch`), not the config's.
 
     Attributes:
-        stage: name of the stage, see :data:`unidiffuser.training.stages.STAGES`.
-        out: folder of the run: ``config.json``, ``checkpoints/``, ``losses.jsonl``, ``losses.png``, ``speed.json``,
-            ``samples/``, ``tensorboard/``.
-        steps: optimizer steps in all.
-        batch_size: of one step, all processes together.
-        micro_batch: most examples of one forward pass; gradients are accumulated over as many passes as it takes. 0: all of
-            the process's share at once.
-        optimizer: "adamw", or "muon" for the matrices of the transformer blocks and AdamW for the rest: fewer steps to the
-            same loss, for stages of the network.
-        learning_rate: peak; reached after ``warmup_steps``, kept, and brought linearly to 0 over the last ``decay`` share.
-        ema_decay: horizon of the averaged weights, which are what a stage exports.
-        precision: "bf16" (weights and optimizer stay float32), "no", or "auto": bf16 where the device multiplies it. A CPU
-            that does not is 20 to 80 times slower in it.
-        strategy: with several processes, "ddp" (each holds everything) or "fsdp" (FSDP2: weights, gradients, optimizer and
-            average are cut over the processes).
-        checkpoint_activations: keep only the inputs of the blocks and compute the rest again going backwards: less memory, a
-            third more work.
-        compile: let torch compile the transformer blocks: a GPU then waits less for small kernels, which pays after a few
-            hundred steps. Needs a C++ compiler (CPU) or Triton (CUDA). Same results up to rounding.
-        cuda_graphs: record the forward and backward pass once and replay it: a step of a small network then takes what its
-            kernels take, not what launching them takes. For one process with a GPU; elsewhere nothing changes. Same results.
-        workers: processes that read and prepare batches ahead; 0 does it in between.
-        keep: how many checkpoints stay.
-        tensorboard: write curves and samples for TensorBoard too.
-        peak_tflops: of one device for the precision's matrix products, for the share of peak; known GPUs need none.
-        options: what the stage itself needs (sizes, data, mix).
+        stage: name of the training stage, see `unidiffuser.training.stages.STAGES`.
+        out: folder of the run; `config.json` in it keeps these settings.
+        steps: optimizer steps in total.
+        batch_size: examples of one step, over all processes.
+        micro_batch: most examples in one forward pass of one process; gradients are accumulated over the passes. 0: one pass.
+        optimizer: "adamw", or "muon" for the matrices of the transformer blocks and AdamW for the rest.
+        learning_rate: peak learning rate.
+        warmup_steps: steps of linear warm-up to it.
+        decay: last fraction of the steps, 0 to 1, over which it falls linearly to 0; 0 keeps it constant.
+        betas: of AdamW.
+        weight_decay: of matrices; biases, norms and embeddings have none.
+        ema_decay: of the exponential moving average of the weights, which is what a stage exports.
+        max_grad_norm: gradients are clipped to this norm.
+        precision: "bf16" (weights and optimizer stay float32), "no" (float32), or "auto": bf16 on devices that are faster in
+            it. A CPU that is not takes 20 to 80 times as long.
+        strategy: for several processes: "ddp", or "fsdp" (FSDP2: weights, gradients, optimizer and average are sharded).
+        checkpoint_activations: keep only the inputs of the blocks and recompute the rest in the backward pass: less memory, a
+            third more compute.
+        compile: compile the transformer blocks with torch.compile; equal results up to rounding. Needs a C++ compiler (CPU) or
+            Triton (CUDA), and pays after a few hundred steps.
+        cuda_graphs: record the forward and backward pass once and replay it, which saves a small network the launch times of
+            its kernels. One process with a GPU; ignored on a CPU. Equal results.
+        workers: processes that prepare batches ahead; 0 prepares them in the training process.
+        seed: of initial weights, order of the data and all random numbers.
+        save_every: steps between checkpoints.
+        keep: newest checkpoints that are kept.
+        sample_every: steps between samples.
+        tensorboard: also log to TensorBoard.
+        peak_tflops: bf16 peak of one device, for the logged fraction of peak; known for common GPUs.
+        options: settings of the stage itself.
     """
 
     stage: str
@@ -68,14 +71,22 @@ class TrainConfig:
     save_every: int = 500
     keep: int = 2
     sample_every: int = 1000
-    log_every: int = 10
     tensorboard: bool = False
     peak_tflops: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_file(cls, path: str | Path, **overrides: Any) -> TrainConfig:
-        """Read YAML; ``overrides`` that are not None win. Unknown or impossible settings raise ValueError."""
+        """Read a YAML file.
+
+        Args:
+            path: the file.
+            overrides: settings that replace the file's, unless None.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: an unknown, missing or impossible setting.
+        """
         import yaml
 
         path = Path(path)
@@ -92,7 +103,7 @@ class TrainConfig:
             raise ValueError(f"{path}: missing {' and '.join(missing)}")
         config = cls(**values)
         config.betas = (float(config.betas[0]), float(config.betas[1]))
-        for name in ("steps", "batch_size", "save_every", "sample_every", "log_every", "keep"):
+        for name in ("steps", "batch_size", "save_every", "sample_every", "keep"):
             if getattr(config, name) < 1:
                 raise ValueError(f"{path}: {name} must be at least 1, got {getattr(config, name)}")
         for name, choices in (("precision", PRECISIONS), ("strategy", STRATEGIES), ("optimizer", OPTIMIZERS)):
@@ -101,7 +112,7 @@ class TrainConfig:
         return config
 
     def rate(self, step: int) -> float:
-        """Learning rate of 0-based ``step``."""
+        """Learning rate of a 0-based step."""
         up = min(1.0, (step + 1) / max(1, self.warmup_steps))
         down = min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
         return self.learning_rate * min(up, down)

@@ -1,4 +1,7 @@
-"""The loss curve of a run as a picture, drawn with Pillow, which is there wherever a model is trained."""
+"""Loss curves of a run as an image.
+
+Drawn with Pillow: ComfyUI, where the training node shows them, does not come with matplotlib.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ POINTS = 200  # most points of a line; each is the mean of its steps
 
 
 def draw_curve(rows: Sequence[Mapping[str, float]], width: int = 768, height: int = 432) -> Image.Image:
-    """Every term over the steps, on a logarithmic scale, as an RGB picture of `width` x `height` pixels.
+    """Plot every loss term over the steps on a logarithmic scale, as an RGB image of `width` x `height` pixels.
 
     Args:
-        rows: one for each step: "step" and the terms. Terms that are not above zero there cannot be shown there.
+        rows: "step" and the terms of each step. Values that are not positive are left out.
 
     Raises:
         ValueError: no row.
@@ -70,7 +73,7 @@ def _mean(group: Sequence[Mapping[str, float]], key: str) -> float:
 
 
 def _marks(low: float, high: float) -> list[float]:
-    """Where the scale is marked: at powers of ten where at least two are in sight, else evenly."""
+    """Positions of the axis labels: powers of ten if at least two are visible, else evenly spaced."""
     powers = [float(p) for p in range(math.ceil(low), math.floor(high) + 1)]
     if len(powers) > 1:
         return powers[:: max(1, len(powers) // 6)]

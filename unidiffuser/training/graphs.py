@@ -1,4 +1,4 @@
-"""A training step as CUDA graphs: a small network's kernels are over before Python has launched the next ones."""
+"""A training step as CUDA graphs: for small networks, whose kernels end before Python has launched the next ones."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from ..distributed import World
 from .config import TrainConfig
 
-MOST = 4  # sizes of batches that are kept as graphs; a run has one, or two where passes differ by an example
+MOST = 4  # shapes of batches recorded; a run has one, or two if its passes differ by an example
 
 
 class Graphed:
-    """A model whose forward and backward pass are recorded at the first call with tensors of some shapes, and then replayed.
+    """A model whose forward and backward pass are recorded at the first call with arguments of some shapes, then replayed.
 
-    What it is called with must be tensors alone, and what happens inside must be the same each time: no random numbers, no
-    decisions by values. Other calls, and those without gradients, go to the model itself, which stays as it is. Everything
-    else that is asked of it is the model's.
+    The model must do the same work in each call: no random numbers, no branches on values. Calls with anything but tensors, and
+    calls without gradients, go to the model itself, and so do all attributes.
     """
 
     def __init__(self, model: nn.Module):
@@ -41,14 +40,14 @@ class Graphed:
 
     def _record(self, given: tuple[Tensor, ...]) -> Callable[..., Any]:
         low = torch.is_autocast_enabled("cuda")
-        # Casts of weights that are kept from one call to the next would be of weights before the optimizer's step.
+        # Autocast would cache casts of the weights from before the optimizer's step.
         with torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=low, cache_enabled=False):
             recorded: Callable[..., Any] = torch.cuda.make_graphed_callables(_Held(self.model), tuple(x.clone() for x in given))
         return recorded
 
 
 class _Held(nn.Module):
-    """Only holds a module: recording replaces the `forward` of what it is given."""
+    """Wrapper of a module, as recording replaces the `forward` of the module that it gets."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -59,13 +58,13 @@ class _Held(nn.Module):
 
 
 def recorded(net: nn.Module, config: TrainConfig, world: World) -> Any:
-    """The network as the loss calls it: as it is, or as CUDA graphs where the config asks for them and there is a GPU.
+    """The network as the loss calls it: with CUDA graphs if the config sets `cuda_graphs` and there is a GPU.
 
     Raises:
-        ValueError: several processes, or activations that are computed again, which cannot be recorded.
+        ValueError: several processes or activation checkpointing, which cannot be recorded.
     """
     if not config.cuda_graphs or world.device.type != "cuda":
         return net
     if world.size > 1 or config.checkpoint_activations:
-        raise ValueError("cuda_graphs is for one process that keeps its activations; leave it out, or the others")
+        raise ValueError("cuda_graphs needs one process and no checkpoint_activations; set cuda_graphs: false, or change these")
     return Graphed(net)

@@ -1,4 +1,4 @@
-"""A network that goes on at another resolution (256 -> 512 px in the paper's stage 2), or on another autoencoder's latents."""
+"""Resizing a network to another resolution, such as 256 -> 512 px in the paper's stage 2."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..uvit import UViT, UViTConfig
 
 
 def grown(state: dict[str, Tensor], old: UViTConfig, img_size: int | tuple[int, int]) -> tuple[dict[str, Tensor], UViTConfig]:
-    """The weights of a network for another latent size, and its sizes.
+    """Weights and config of a network resized to another latent size.
 
-    The image part of ``pos_embed`` is resampled bilinearly, exactly as the network itself does it when it is sampled at
-    another size; so growing changes nothing that the network says at the new size, but now the positions can learn.
+    The image part of `pos_embed` is resampled bilinearly, exactly as the network does when it is sampled at another size: the
+    outputs stay equal, and the positions of the new size can be trained.
 
     Args:
         state: all weights under the network's own names, in float32.
-        old: its sizes.
+        old: its config.
         img_size: new latent side, or (H, W).
     """
     sizes = replace(old, img_size=img_size)
@@ -30,7 +30,7 @@ def grown(state: dict[str, Tensor], old: UViTConfig, img_size: int | tuple[int, 
 
 
 class _Positions(UViT):
-    """A network of which there is only the position embedding."""
+    """A network without weights, except for its position embedding."""
 
     def __init__(self, config: UViTConfig, table: Tensor):
         super().__init__(config, device="meta")

@@ -1,7 +1,7 @@
-"""Stage "latents": the U-ViT from latent shards, for any amount of data and any number of processes.
+"""Stage "latents": trains the U-ViT on latent shards, with any amount of data and any number of processes.
 
-Every random number of an example (the sample of its image latent, its caption, its noise levels, its noise) comes from its own
-seed. So the loss of a step is the same however the batch is spread over processes and passes.
+All random numbers of an example (posterior sample of its image latent, choice of its caption, noise levels, noise) come from
+its own seed, so the loss of a step does not depend on how the batch is split over processes and passes.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ from .stage import Batch, ExampleCost, TrainingStage, seeded_init
 
 
 class LatentStage(TrainingStage):
-    """Options:
+    """The U-ViT on latent shards.
 
-    latents: folder of latent shards (`unidiffuser data encode`).
-    checkpoint: a model, or its encoders alone; the very encoders that made the shards.
-    uvit: sizes of a new network (fields of UViTConfig). When absent, the checkpoint's own is trained on; where the shards
-        have another size than it, its position embedding grows with them.
-    data_type: of all pairs, for networks that know data types: 1 = curated (when absent), 0 = web.
-    mix, lean, logit_normal: which labels are seen how often, see :func:`.objective.draw_labels`; the paper's objective
-        when absent.
-    window: shards that are mixed with each other.
-    defaults, dtype, sample_prompts: as in :class:`.uvit.UViTStage`.
+    Options:
+        latents: folder of latent shards, made by `unidiffuser data encode`.
+        checkpoint: a model, or its encoders alone: those that made the shards.
+        uvit: sizes of a new network (fields of `UViTConfig`). If absent, the checkpoint's network is trained further; for
+            shards of another size its position embedding is resized.
+        data_type: of all pairs, for networks that use it: 1 = curated (the default), 0 = web.
+        mix, lean, logit_normal: distribution of the noise levels, see `draw_labels`; the paper's if absent.
+        window: shards whose examples are shuffled together.
+        defaults: "steps" and "guidance" that the exported file suggests.
+        dtype: of the exported file, "float32" if absent.
+        sample_prompts: captions of the sample grid, multiples of 8.
     """
 
     blocks = (Block,)
@@ -93,23 +95,23 @@ class LatentStage(TrainingStage):
         return self.shards.fingerprint
 
     @cached_property
-    def _painters(self) -> tuple[TextEncoder, Autoencoder]:
+    def _sample_parts(self) -> tuple[TextEncoder, Autoencoder]:
         text = TextEncoder.from_checkpoint(self.checkpoint, "cpu", torch.float32)
         return text, Autoencoder.from_checkpoint(self.checkpoint, "cpu", torch.float32)
 
     def sample(self, model: Any) -> Image.Image | None:
         """Pictures of the sample prompts, 8 in a row, 20 steps at guidance 3."""
-        return prompt_grid(model, self.prompts, *self._painters) if self.prompts else None
+        return prompt_grid(model, self.prompts, *self._sample_parts) if self.prompts else None
 
     def export(self, model: Any) -> None:
-        """``model.safetensors``: the checkpoint with this network, complete in one file."""
+        """Write `model.safetensors`: the checkpoint with this network, complete in one file."""
         export_model(self.checkpoint, model, self.out / "model.safetensors", self.dtype, self.defaults)
 
 
 def _network(checkpoint: Checkpoint, new: dict[str, Any] | None, side: int, seed: int) -> UViT:
-    """A new network of these sizes, or the checkpoint's, grown to latents of this side."""
+    """A new network of the given sizes, or the checkpoint's, resized to latents of this side."""
     if new is None and "uvit" not in checkpoint.parts():
-        raise ValueError(f"{checkpoint.path} has no network: give the sizes of a new one as the option `uvit`")
+        raise ValueError(f"{checkpoint.path} has no network: set the option `uvit` to the sizes of a new one")
     state = None
     if new is None:
         state, sizes = grown(checkpoint.state_dict("uvit", dtype=torch.float32), checkpoint.config.uvit, side)

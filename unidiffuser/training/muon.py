@@ -1,7 +1,7 @@
-"""Muon for many matrices of few shapes: those of one shape are made orthogonal together.
+"""Muon that orthogonalises all matrices of one shape in one batch.
 
-torch.optim.Muon works matrix by matrix, some thirty small kernels for each, which a GPU spends its time waiting for where a
-network is small; and always in bfloat16, which many CPUs emulate or multiply slowly. The arithmetic is the same.
+Written by hand: torch.optim.Muon takes some thirty small kernels for each matrix, whose launches dominate a small network on a
+GPU, and always works in bfloat16, which is slow on most CPUs. The arithmetic is the same.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch.optim import Optimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Keller Jordan's quintic: singular values become about 0.7 to 1.2
 ITERATIONS = 5
-TINY = 1e-7  # so that a gradient of nothing stays nothing
+TINY = 1e-7  # a zero gradient stays zero
 
 
 class Muon(Optimizer):
-    """Nesterov momentum, made orthogonal by Newton-Schulz iterations (https://kellerjordan.github.io/posts/muon).
+    """Nesterov momentum, orthogonalised by Newton-Schulz iterations (https://kellerjordan.github.io/posts/muon).
 
-    Updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so a learning rate and a weight decay that were
-    found for one suit the other. Several processes, which all have the same gradients after the backward pass, share the work:
-    each makes its part of the matrices orthogonal, and the results are those of one process.
+    Updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so learning rate and weight decay carry over. With
+    several processes each orthogonalises a part of the matrices; the results are those of one process.
 
     Args:
-        params: matrices, also such as FSDP2 has cut over the processes.
-        lr, weight_decay, momentum: as usual; the decay is decoupled.
+        params: matrices, also sharded by FSDP2.
+        lr, momentum: learning rate and momentum.
+        weight_decay: decoupled weight decay.
 
     Raises:
-        ValueError: something that is no matrix.
+        ValueError: a parameter that is not a matrix.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95):
@@ -42,7 +42,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # torch's stubs overload it
-        """One update of all matrices that have a gradient."""
+        """Update all matrices that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -72,7 +72,7 @@ class Muon(Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices (N, rows, columns) with all their singular values made about 1: in float32 on a CPU, else in bfloat16."""
+    """Matrices (N, rows, columns) with their singular values set to about 1; float32 on a CPU, else bfloat16."""
     low = _in_bf16(matrices.device)
     x = matrices.to(torch.bfloat16 if low else torch.float32)
     tall = x.shape[1] > x.shape[2]
@@ -87,7 +87,7 @@ def _in_bf16(device: torch.device) -> bool:
 
 
 def _polar(x: Tensor) -> Tensor:
-    """Of wide matrices, each step on the matrices themselves: the order of operations that bfloat16 bears."""
+    """Newton-Schulz steps on wide matrices themselves: an order of operations that is stable in bfloat16."""
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
@@ -96,9 +96,9 @@ def _polar(x: Tensor) -> Tensor:
 
 
 def _polar_by_gram(x: Tensor) -> Tensor:
-    """The same by products of the small side alone: what the steps multiply x with are polynomials of its Gram matrix.
+    """The same in products of the Gram matrix, of which the factors that the steps multiply x with are polynomials.
 
-    Half of the work for matrices four times as wide as high. It squares the range of the singular values, so not for bfloat16.
+    Half the work for matrices four times as wide as high. It squares the range of the singular values, too much for bfloat16.
     """
     a, b, c = COEFFICIENTS
     gram = x @ x.mT
@@ -113,26 +113,26 @@ def _polar_by_gram(x: Tensor) -> Tensor:
 
 
 def _orthogonal_by_all(matrices: Tensor) -> Tensor:
-    """`orthogonal` in the matrices' own type, each by one of the processes and then known to all."""
+    """`orthogonal` in the dtype of the matrices, divided over the processes and gathered."""
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     made = torch.zeros_like(matrices)
-    # A CPU has no gaps to fill, and one matrix fits its cache.
+    # On a CPU there are no launch times to hide, and one matrix fits the cache.
     together = 1 if matrices.device.type == "cpu" else len(matrices)
     for given, result in zip(matrices[rank::size].split(together), made[rank::size].split(together), strict=True):
         result.copy_(orthogonal(given))
     if size > 1:
-        dist.all_reduce(made)  # the others' are 0 here
+        dist.all_reduce(made)  # the matrices of other processes are 0 here
     return made
 
 
 def _whole(x: Any) -> Tensor:
-    """All of a matrix that FSDP2 may have cut."""
+    """The whole of a matrix that FSDP2 may have sharded."""
     found: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
     return found
 
 
 def _cut_like(x: Tensor, given: Any) -> Tensor:
-    """A whole matrix, cut over the processes as `given` is."""
+    """A whole matrix, sharded as `given` is."""
     if not hasattr(given, "full_tensor"):
         return x
     from torch.distributed.tensor import distribute_tensor

@@ -1,4 +1,4 @@
-"""The U-ViT in training: which attention it uses, what an example costs, sample grids and the exported file."""
+"""The U-ViT in training: attention, cost of an example, sample grid and exported file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from ..streams import Streams, item_generators
 from ..uvit import AttentionFunction, UViT, UViTConfig, default_attention
 from .stage import ExampleCost
 
-SHORT = 128  # tokens up to which attention is faster written out, on a CPU
+SHORT = 128  # tokens up to which unfused attention is faster on a CPU
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention written out, (B, heads, L, d) -> (B, L, heads * d): for a few dozen tokens on a CPU, where the backward pass
-    of the fused kernel takes longer than all matrix products together."""
+    """Unfused attention, (B, heads, L, d) -> (B, L, heads * d).
+
+    For a few dozen tokens on a CPU, where the backward pass of the fused kernel takes longer than all matrix products together.
+    """
     weights = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
     return (weights.float().softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
 def attention_for(sizes: UViTConfig) -> AttentionFunction:
-    """The faster attention for a network of these sizes on this machine."""
+    """The faster attention on this machine for a network of these sizes."""
     return short_attention if sizes.tokens <= SHORT and not torch.cuda.is_available() else default_attention
 
 
@@ -48,7 +50,7 @@ def prompt_grid(model: UViT, prompts: Sequence[str], encode_text: TextEncoder, a
 
 
 def export_model(checkpoint: Checkpoint, network: UViT, path: Path, dtype: torch.dtype, defaults: dict[str, float]) -> None:
-    """Write a checkpoint's parts with another network as one file; parts the checkpoint lacks stay absent."""
+    """Write the parts of a checkpoint, with another network, as one file; parts that it lacks stay absent."""
     sections = checkpoint.config.to_dict() | {"defaults": dict(defaults)}
     side = network.config.latent_size[0] * checkpoint.config.vae.downscale
     config = ModelConfig.from_dict(sections | {"uvit": vars(network.config), "image_size": side})
@@ -58,7 +60,7 @@ def export_model(checkpoint: Checkpoint, network: UViT, path: Path, dtype: torch
 
 
 def example_cost(sizes: UViTConfig) -> ExampleCost:
-    """Tokens of an example, and its operations: counted by torch on a network without weights, forwards times three."""
+    """Tokens and operations of an example: three times a forward pass, counted by torch on a network without data."""
     from torch.utils.flop_counter import FlopCounterMode
 
     network = build(sizes, device="meta", attention=_plain_attention)
@@ -71,5 +73,5 @@ def example_cost(sizes: UViTConfig) -> ExampleCost:
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Two products, which the counter knows on every device."""
+    """Attention as two matrix products, which torch's counter knows on every device."""
     return (q @ k.transpose(-2, -1) @ v).transpose(1, 2).flatten(2)

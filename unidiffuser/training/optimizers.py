@@ -1,4 +1,4 @@
-"""AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
+"""The optimizers of a run: AdamW, or Muon for the matrices of the blocks and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .muon import Muon
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms, position and token embeddings do not."""
+    """Parameter groups of AdamW: weight decay for matrices, none for biases, norms and embeddings."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     plain = [p for n, p in named if p.ndim < 2 or "embedding" in n or "pos_embed" in n]
     ids = {id(p) for p in plain}
@@ -24,16 +24,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def block_matrices(model: nn.Module, blocks: tuple[type[nn.Module], ...]) -> list[nn.Parameter]:
-    """What Muon is for: the trainable matrices between the hidden features of a network, not what reads or writes its data."""
+    """Trainable matrices inside the blocks, which Muon is made for; layers that read or write data are not among them."""
     inside = [m for m in model.modules() if isinstance(m, blocks)]
     return [p for block in inside for p in block.parameters() if p.ndim == 2 and p.requires_grad]
 
 
 def make_optimizers(model: nn.Module, blocks: tuple[type[nn.Module], ...], config: TrainConfig) -> list[Optimizer]:
-    """The optimizers of a run; all of them follow the one learning rate of the config.
+    """The optimizers of a run; all follow the learning rate of the config.
 
     Raises:
-        ValueError: ``optimizer: muon`` where the stage has no blocks.
+        ValueError: `optimizer: muon` for a stage without blocks.
     """
     groups = parameter_groups(model, config.weight_decay)
     others: list[Optimizer] = []

@@ -1,9 +1,8 @@
-"""Checkpoints of a run: torch.distributed.checkpoint, whole or absent, readable by any number of processes.
+"""Checkpoints of a run by torch.distributed.checkpoint: complete or absent, and readable by any number of processes.
 
-One checkpoint is one folder, ``checkpoints/00000500``. Each process writes its part into a hidden neighbour, the first one
-adds ``run.json`` (the step and what the run was) and renames it. So a folder under a final name is complete, whatever was
-killed when, and the last good one stays until its successor is there. What one process saved, eight can load, and DDP what
-FSDP2 saved.
+A checkpoint is a folder such as `checkpoints/00000500`. Each process writes its part into a hidden folder beside it; the main
+process adds `run.json` (the step, and the settings that must not change) and renames the folder. A folder with a final name is
+therefore complete, whenever a process was killed. DDP and FSDP2 load each other's checkpoints.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from .average import Average
 
 log = logging.getLogger(__name__)
 
-TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # what does not learn comes from where it came from
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # frozen weights are rebuilt from their source
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -54,7 +53,7 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def last_good(out: Path) -> str:
-    """The newest checkpoint of a run, for messages."""
+    """Path of the newest checkpoint of a run, for messages."""
     return str(max(checkpoints(out), default="none yet"))
 
 
@@ -76,7 +75,7 @@ def save(
     keep: int,
     world: World,
 ) -> Path:
-    """Write the state after ``step`` steps; every process calls this. Older ones than the last ``keep`` are removed.
+    """Write the state after `step` steps, and remove all but the newest `keep` checkpoints. Every process calls this.
 
     Raises:
         OSError: it cannot be written; the checkpoints before it are untouched.
@@ -112,16 +111,16 @@ def save(
 def resume(
     out: Path, model: nn.Module, optimizers: Sequence[Optimizer], average: Average, run: dict[str, Any], world: World
 ) -> int:
-    """Load the newest checkpoint of a run where there is one.
+    """Load the newest checkpoint of a run, if there is one. Every process calls this.
 
     Args:
-        run: what must be the same for the step to mean the same: "stage", "batch_size", "seed", "data".
+        run: settings that must not change within a run: "stage", "batch_size", "seed", "data".
 
     Returns:
         the number of steps done; 0 for a new run.
 
     Raises:
-        ValueError: the checkpoint is of another model or another run (the text says what differs), is damaged, or holds
+        ValueError: the checkpoint is of another model or run (the message names the difference), is damaged, or holds
             anything but tensors and plain values, which could run code.
     """
     if world.main:
@@ -141,9 +140,7 @@ def resume(
         here, there = (s.get(name, "absent") for s in (shapes, saved["shapes"]))
         differing.append(f"{len(names)} weights, as {name}: {there} there, {here} here")
     if differing:
-        raise ValueError(
-            f"{newest} belongs to another config ({'; '.join(differing)}): use the one that it was made with, or another `out`"
-        )
+        raise ValueError(f"{newest} belongs to another config ({'; '.join(differing)}): use that config, or another `out`")
     state = _state(model, optimizers, average)
     _load(state, newest)
     set_model_state_dict(model, state["model"], options=TRAINED)
@@ -153,7 +150,7 @@ def resume(
 
 
 def load_average(out: Path, model: nn.Module) -> nn.Module:
-    """Load the averaged weights of a (possibly unfinished) run into a model of one process.
+    """Load the averaged weights of a run, finished or not, into a model of one process.
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
@@ -167,7 +164,7 @@ def load_average(out: Path, model: nn.Module) -> nn.Module:
 
 
 def _load(state: dict[str, Any], folder: Path) -> None:
-    """Into the tensors of ``state``, in place."""
+    """Load a checkpoint into the tensors of `state`, in place."""
     try:
         with _single_process_is_fine():
             dcp_load(state, storage_reader=_Reader(folder), planner=_Planner())
@@ -183,7 +180,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 class _Planner(DefaultLoadPlanner):
-    """Loads values that are no tensors (learning rates, betas) without running code; torch's own planner unpickles anything."""
+    """Loads plain values (learning rates, betas) without running code; torch's own planner unpickles anything."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         name = read_item.dest_index.fqn
@@ -197,7 +194,7 @@ class _Planner(DefaultLoadPlanner):
 
 
 class _Reader(FileSystemReader):
-    """Reads the index of a checkpoint, which is a pickle, without letting it name anything but the index's own classes."""
+    """Reads the index of a checkpoint, a pickle, with a closed list of classes."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
         with (Path(self.path) / ".metadata").open("rb") as file:
@@ -209,7 +206,7 @@ class _Reader(FileSystemReader):
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Finds the classes below and torch's dtypes. No whole package: its modules import os, pickle and io."""
+    """Finds torch's dtypes and the classes listed; whole packages would not do, as their modules import os, pickle and io."""
 
     METADATA, FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
     ALLOWED = frozenset(
@@ -247,7 +244,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 class _single_process_is_fine(warnings.catch_warnings):
-    """Silence torch's remark that no process group exists."""
+    """Silences torch's warning that no process group exists."""
 
     def __enter__(self) -> None:  # type: ignore[override]
         super().__enter__()
@@ -255,7 +252,7 @@ class _single_process_is_fine(warnings.catch_warnings):
 
 
 def _cause(error: BaseException) -> tuple[int, str]:
-    """Number and text of the OSError behind a failed save; torch's writer raises one of its own on top of it."""
+    """Number and text of the OSError behind a failed save; torch's writer wraps it in an exception of its own."""
     failures = [f[0] if isinstance(f, tuple) else f for f in getattr(error, "failures", {}).values()]
     for failure in [error, *failures]:
         inner: BaseException | None = failure

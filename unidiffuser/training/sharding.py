@@ -1,4 +1,4 @@
-"""A model over several processes: DDP or FSDP2, and the precision of its products."""
+"""A model on several processes: DDP or FSDP2, and its precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .config import TrainConfig
 
 
 def distribute(model: nn.Module, blocks: tuple[type[nn.Module], ...], config: TrainConfig, world: World) -> nn.Module:
-    """The model as it is called in training: on its device, wrapped or sharded where there are several processes.
+    """The model on its device, wrapped (DDP) or sharded (FSDP2) if there are several processes.
 
     Raises:
         ValueError: the installed torch has no FSDP2.
@@ -25,11 +25,11 @@ def distribute(model: nn.Module, blocks: tuple[type[nn.Module], ...], config: Tr
         from torch.utils.checkpoint import checkpoint
 
         for module in model.modules():
-            if isinstance(module, blocks):  # the instance's own forward: names of parameters stay as they are
+            if isinstance(module, blocks):  # the instance's own forward, so names of parameters do not change
                 module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
     if config.compile:
         for module in model.modules():
-            if isinstance(module, blocks):  # one by one: blocks of one kind share what was compiled
+            if isinstance(module, blocks):  # one by one: blocks of one class share their compiled code
                 module.compile()
     model.to(world.device)
     if world.size == 1:
@@ -51,17 +51,17 @@ def distribute(model: nn.Module, blocks: tuple[type[nn.Module], ...], config: Tr
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 cut this model."""
+    """Whether FSDP2 has sharded this model."""
     return hasattr(model, "set_requires_gradient_sync")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself; what DDP wraps."""
+    """The model itself, without the DDP wrapper."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def synchronised(model: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """For one of several accumulated passes: gradients are averaged over the processes in the last one only."""
+    """Context of an accumulated pass: gradients are averaged over the processes in the last one only."""
     if is_sharded(model):
         model.set_requires_gradient_sync(last)  # type: ignore[operator]
     elif isinstance(model, DistributedDataParallel) and not last:
@@ -70,15 +70,15 @@ def synchronised(model: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 
 def autocast(model: nn.Module, precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """bf16 products for a model that is not sharded; FSDP2 casts by its own policy."""
+    """Autocast to bf16 for a model that is not sharded; FSDP2 casts by its own policy."""
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device) and not is_sharded(model))
 
 
 def in_bf16(precision: str, device: torch.device) -> bool:
-    """Whether products are made in bf16 on this device; see `TrainConfig.precision`."""
+    """Whether this device computes in bf16; see `TrainConfig.precision`."""
     return precision == "bf16" or (precision == "auto" and (device.type != "cpu" or multiplies_bf16()))
 
 
 def whole(value: Tensor) -> Tensor:
-    """All of a tensor that may be cut over the processes."""
+    """The whole of a tensor that may be sharded."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value

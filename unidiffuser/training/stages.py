@@ -1,4 +1,4 @@
-"""The training stages by name."""
+"""The training stages by name; add a new one here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STAGES: Mapping[str, Build] = {"latents": _latents, "lora": _lora}
 
 
 def make_stage(config: TrainConfig, stages: Mapping[str, Build] = STAGES) -> TrainingStage:
-    """The stage that ``config.stage`` names, built from ``config.options``.
+    """Build the stage `config.stage` from `config.options`.
 
     Args:
         config: settings of the run.

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import unidiffuser
+from unidiffuser.checkpoints.config import VAEConfig
 from unidiffuser.emoji.judge import load_judge
 from unidiffuser.emoji.prepare import CONCEPTS_FILE
 from unidiffuser.media.images import to_tensor
@@ -51,6 +52,11 @@ def test_preview_colours_match_the_picture(model):
     guessed = torch.einsum("chw,cr->rhw", latent, factors) + bias[:, None, None]
     seen = torch.nn.functional.avg_pool2d(pixels[0], model.config.vae.downscale)
     assert (guessed - seen).square().mean() < 0.05 * seen.var()
+
+
+def test_preview_colours_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="preview_rgb must have 4 rows"):
+        VAEConfig(preview_rgb={"factors": [[0.0] * 3] * 3, "bias": [0.0] * 3})
 
 
 def test_pictures_match_their_prompts(model):

@@ -120,7 +120,7 @@ def test_the_authors_end_at_label_1_counts_as_clean():
         ([math.nan, 0], [0, 0], "labels run from 0"),
         ([1000, 500, 600, 0], [0] * 4, "monotone"),
         ([1000, 0], [0, 1000], "monotone"),
-        ([500, 500], [0, 0], "nothing moves"),
+        ([500, 500], [0, 0], "does not move"),
         ([1000, 500], [1000, 400], "at 0"),
         ([500, 1000], [400, 1000], "at 0"),
     ],

@@ -35,6 +35,7 @@ class World:
         return self.rank == 0
 
     def barrier(self) -> None:
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 

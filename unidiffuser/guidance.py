@@ -91,6 +91,7 @@ class Evaluation:
     t_text: float
 
     def label(self, modality: str) -> float:
+        """The label of "img" or "text"."""
         return {"img": self.t_img, "text": self.t_text}[modality]
 
     def without(self, modality: str, noise: Callable[[str], Tensor]) -> Evaluation:

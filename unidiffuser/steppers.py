@@ -33,6 +33,7 @@ class Level:
 
     @classmethod
     def of(cls, label: float) -> Level:
+        """The noise level of a label in [0, 1000]."""
         t = torch.tensor(label, dtype=torch.float64)
         alpha, sigma = alpha_sigma(t)
         return cls(label, float(alpha), float(sigma), float(half_logsnr(t)))
@@ -52,6 +53,7 @@ class Interval:
 
     @property
     def moving(self) -> bool:
+        """Whether the modality changes its noise level here."""
         return self.count > 0
 
 

@@ -63,6 +63,7 @@ class Streams:
         return Streams(**{name: fn(value, theirs) for name, value, theirs in pairs if theirs is not None})
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Streams:
+        """The streams on a device or in a number format."""
         return self.map(lambda x: x.to(device=device, dtype=dtype))
 
     @property

@@ -19,10 +19,12 @@ Pool = Callable[[Tensor], Tensor]
 
 
 def average(x: Tensor) -> Tensor:
+    """3x3 average pooling that leaves the border out of its mean."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def maximum(x: Tensor) -> Tensor:
+    """3x3 maximum pooling."""
     return F.max_pool2d(x, 3, stride=1, padding=1)
 
 

@@ -26,6 +26,7 @@ RETRIEVAL_SIZE = 5000  # the size of COCO's test split for retrieval; R@k falls 
 
 
 def result(measure: str, values: Sequence[float], best: str | None, **more: Any) -> Result:
+    """One row of the results: a measure, its value for each seed and their mean, and whether "low" or "high" is best."""
     return {"measure": measure, "value": float(np.mean(values)), "values": [float(v) for v in values], "best": best, **more}
 
 

@@ -36,11 +36,13 @@ def result_cells(results: Results) -> Cells:
 
 
 def sweep_cells(points: Results) -> Cells:
+    """Cells of a sweep: a row for each value of the option."""
     names = list(points[0])
     return [names, *[[number(point[name]) for name in names] for point in points]]
 
 
 def timing_cells(results: Results) -> Cells:
+    """Cells of the timings: a row for each task."""
     heading = ["task", "seconds an item (median)", "items"]
     return [heading, *[[r["task"], number(r["seconds"]), str(r["items"])] for r in results]]
 

@@ -16,6 +16,7 @@ SEEDS = 1_000_000_000  # seeds of one run: item k of run s has seed s * SEEDS + 
 
 
 def item_seeds(items: range, seed: int) -> list[int]:
+    """The seeds of some items of a run."""
     return [seed * SEEDS + k for k in items]
 
 

@@ -18,6 +18,7 @@ Norm = Callable[[int], nn.Module]
 
 
 def no_norm(channels: int) -> nn.Module:
+    """No normalisation, in place of one."""
     return nn.Identity()
 
 

@@ -27,6 +27,7 @@ from unidiffuser.emoji.assemble import assemble
 from unidiffuser.emoji.autoencoder import SCALE, PatchedAutoencoder, principal_colours, reduced, vae_config
 from unidiffuser.emoji.groups import GroupSampler
 from unidiffuser.emoji.image_folder import ImageFolder
+from unidiffuser.emoji.pairs import noise_of_another, shifted
 from unidiffuser.emoji.restyle import Restyle, exchanged
 from unidiffuser.emoji.stages import make_stage
 from unidiffuser.emoji.towers import image_tokens, load_clip
@@ -34,10 +35,10 @@ from unidiffuser.evaluation.metrics import psnr
 from unidiffuser.schedule import add_noise, alphas_cumprod, half_logsnr
 from unidiffuser.small.palette import Palette
 from unidiffuser.streams import Streams
-from unidiffuser.training.augment import augmented, shifted
+from unidiffuser.training.augment import augmented
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.loop import train
-from unidiffuser.training.objective import diffusion_loss, draw_labels, noise_of_another
+from unidiffuser.training.objective import diffusion_loss, draw_labels
 from unidiffuser.training.saving import checkpoints
 from unidiffuser.training.stage import TrainingStage, seeded_init, step_indices
 

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..schedule import NUM_LABELS
-from ..streams import Streams
-from ..training.augment import shifted
-from ..training.objective import noise_of_another
+from ..schedule import NUM_LABELS, half_logsnr
+from ..streams import MODALITY_OF, Streams
 from .groups import GroupSampler
 from .latents import Latents
 
@@ -159,3 +157,42 @@ class DrawingPairs:
         self.groups.to(device)
         self.forms, self.mixed_forms = self.forms.to(device), self.mixed_forms.to(device)
         self.aside = None if self.aside is None else self.aside.to(device)
+
+
+def shifted(x: Tensor, cells: int, generator: torch.Generator) -> Tensor:
+    """Latents (B, C, H, W), each shifted by up to `cells` cells in each direction; uncovered cells repeat the border.
+
+    Shifts are even, so that the style code of a `Palette` stays readable.
+
+    Args:
+        generator: source of the random numbers, on the device of `x`.
+    """
+    count, device = len(x), x.device
+
+    def places(side: int) -> Tensor:
+        moves = 2 * torch.randint(-(cells // 2), cells // 2 + 1, (count, 1), generator=generator, device=device)
+        return (torch.arange(side, device=device) + moves).clamp(0, side - 1)  # (B, side)
+
+    down, right = places(x.shape[2])[:, None, :, None], places(x.shape[3])[:, None, None, :]
+    return x.take_along_dim(down, 2).take_along_dim(right, 3)
+
+
+def noise_of_another(clean: Streams, other: Streams, noise: Streams, labels: Mapping[str, Tensor]) -> Streams:
+    """Noise that turns `clean` into the noisy state of `other`.
+
+    Trained to predict it, a network moves from the noisy state of another picture to the picture that the caption describes.
+
+    Args:
+        clean, other, noise: streams (B, ...) of the same shapes.
+        labels: of each modality, (B,) in 0..1000; for streams at label 0, which hold no noise, `noise` is returned.
+
+    Returns:
+        noise + (alpha / sigma) (other - clean), so that alpha clean + sigma result = alpha other + sigma noise.
+    """
+
+    def one(name: str, x: Tensor) -> Tensor:
+        label = labels[MODALITY_OF[name]].float()
+        ratio = torch.where(label > 0, half_logsnr(label.clamp_min(1)).exp(), 0.0).view(-1, *[1] * (x.ndim - 1))
+        return noise.need(name) + ratio.to(x) * (other.need(name) - x)
+
+    return Streams(**{name: one(name, x) for name, x in clean.items()})

@@ -1,4 +1,7 @@
-"""Augmentation of pictures and latents: small changes that keep content and style."""
+"""Augmentation of pictures: small changes that keep content and style.
+
+Written by hand: torchvision is no dependency, and its transforms draw from the global generator, which a resume cannot restore.
+"""
 
 from __future__ import annotations
 
@@ -68,24 +71,6 @@ def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures (B, 3, H, W), half of them flipped, at random."""
     flip = (torch.rand(len(pixels), generator=generator) < 0.5).to(pixels.device)
     return torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
-
-
-def shifted(x: Tensor, cells: int, generator: torch.Generator) -> Tensor:
-    """Latents (B, C, H, W), each shifted by up to `cells` cells in each direction; uncovered cells repeat the border.
-
-    Shifts are even, so that the style code of a `unidiffuser.small.palette.Palette` stays readable.
-
-    Args:
-        generator: source of the random numbers, on the device of `x`.
-    """
-    count, device = len(x), x.device
-
-    def places(side: int) -> Tensor:
-        moves = 2 * torch.randint(-(cells // 2), cells // 2 + 1, (count, 1), generator=generator, device=device)
-        return (torch.arange(side, device=device) + moves).clamp(0, side - 1)  # (B, side)
-
-    down, right = places(x.shape[2])[:, None, :, None], places(x.shape[3])[:, None, None, :]
-    return x.take_along_dim(down, 2).take_along_dim(right, 3)
 
 
 def moved(x: Tensor, turn: Tensor, shear: Tensor, zoom: Tensor, stretch: Tensor, right: Tensor, down: Tensor) -> Tensor:

@@ -98,27 +98,6 @@ def _noisy_labels(count: int, generator: torch.Generator, density: Tensor | None
     return 1 + torch.multinomial(density, count, replacement=True, generator=generator)
 
 
-def noise_of_another(clean: Streams, other: Streams, noise: Streams, labels: Mapping[str, Tensor]) -> Streams:
-    """Noise that turns `clean` into the noisy state of `other`.
-
-    Trained to predict it, a network moves from the noisy state of another picture to the picture that the caption describes.
-
-    Args:
-        clean, other, noise: streams (B, ...) of the same shapes.
-        labels: of each modality, (B,) in 0..1000; for streams at label 0, which hold no noise, `noise` is returned.
-
-    Returns:
-        noise + (alpha / sigma) (other - clean), so that alpha clean + sigma result = alpha other + sigma noise.
-    """
-
-    def one(name: str, x: Tensor) -> Tensor:
-        label = labels[MODALITY_OF[name]].float()
-        ratio = torch.where(label > 0, half_logsnr(label.clamp_min(1)).exp(), 0.0).view(-1, *[1] * (x.ndim - 1))
-        return noise.need(name) + ratio.to(x) * (other.need(name) - x)
-
-    return Streams(**{name: one(name, x) for name, x in clean.items()})
-
-
 def row_errors(
     name: str, predicted: Tensor, noise: Tensor, labels: Mapping[str, Tensor], velocity: bool = False
 ) -> tuple[Tensor, Tensor]:

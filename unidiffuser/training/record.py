@@ -1,7 +1,6 @@
 """Logs of a run: losses and their curve, speed, TensorBoard.
 
-Written by hand: accelerate's and Lightning's loggers do not drop the entries after the step that is resumed, so an interrupted
-run would log some steps twice.
+Written by hand: a resumed run drops the entries after its checkpoint, so that no step is logged twice, in every log alike.
 """
 
 from __future__ import annotations

@@ -11,77 +11,25 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from PIL import Image
 
-from ...data.captioned import Pair
-from ...evaluation.metrics import success_rate
 from ...evaluation.sources import fixed_order, in_split, read_folder
 from ...media.files import write_between, write_text
 from ...media.images import to_tensor
-from ...options import Options, resolve
 from ...path import NoisePath
-from ...pipeline import UniDiffuser, load
+from ...pipeline import load
 from ...samplers import sample
 from ...streams import Streams, draw_noise, item_generators, noised
-from ..baselines import parse_caption
-from ..judge import Judge, Verdict, load_judge
-from .report import write_sheet
+from ..judge import load_judge
+from .bench import BATCH, SHOWN, Bench, Row, distance, rate
 
 MARKERS = ("<!-- claims -->", "<!-- /claims -->")
-BATCH = 48
-SHOWN = 8  # columns of a sheet
 COUNT = 144  # unconditional pairs, and captions to rewrite
 HOLD = 60.0  # noise label of the hand-over in a Gibbs chain
-Row = tuple[str, str, str]  # setting, measure, value
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Model, judge and data for all claims.
-
-    Attributes:
-        trained, held: pairs that the network was trained on, and held-out ones, in a fixed order.
-        options: steps and guidance.
-        out: folder of the sheets.
-    """
-
-    model: UniDiffuser
-    judge: Judge
-    trained: Sequence[Pair]
-    held: Sequence[Pair]
-    options: dict[str, Any]
-    out: Path
-
-    def verdicts(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
-        return self.judge.classify(pictures)
-
-    def parsed(self, caption: str) -> tuple[str, str | None]:
-        return parse_caption(caption, self.judge.styles)
-
-    def sheet(self, name: str, pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = SHOWN) -> None:
-        write_sheet(self.out / f"{name}.jpg", pictures, captions, columns)
-
-    def plan(self) -> Options:
-        options: dict[str, Any] = {**self.options, "batch_size": BATCH}
-        return resolve(cast(Options, options), self.model.config)
-
-    def recognised(self, setting: str, pictures: Sequence[Image.Image], pairs: Sequence[Pair], kept: str = "") -> list[Row]:
-        """Two rows: the rates of pictures with the right concept and with the right style."""
-        seen = list(zip(self.verdicts(pictures), pairs, strict=True))
-        return [
-            (setting, f"concept{kept}", rate([verdict.label == pair.label for verdict, pair in seen])),
-            (setting, f"style{kept}", rate([verdict.style == pair.style for verdict, pair in seen])),
-        ]
-
-
-def rate(right: Sequence[bool]) -> str:
-    return str(success_rate([list(right)]))
 
 
 def guidance(bench: Bench) -> list[Row]:
@@ -246,11 +194,6 @@ def rewriting(bench: Bench) -> list[Row]:
         ("style word", "matches the picture after", rate([s[1] == p.style for s, p in zip(read, pairs, strict=True)])),
         ("label", "is kept", rate([s[0] == p.label for s, p in zip(read, pairs, strict=True)])),
     ]
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Root mean square difference of pictures (B, 3, H, W) in [-1, 1], one number a pair."""
-    return (a - b).square().mean(dim=(1, 2, 3)).sqrt()
 
 
 CLAIMS: dict[str, Callable[[Bench], list[Row]]] = {

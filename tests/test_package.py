@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pydoc
+import re
 import subprocess
 import sys
 import typing
@@ -62,3 +63,31 @@ def test_type_hints_of_the_public_names_can_be_read(name: str) -> None:
 def test_the_package_ships_its_types() -> None:
     assert (ROOT / "unidiffuser" / "py.typed").is_file()
     assert '"py.typed"' in (ROOT / "pyproject.toml").read_text("utf-8")
+
+
+def documents() -> list[Path]:
+    """The pages for readers: those at the top, the guides and the help pages."""
+    return [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs/results").glob("*.md"),
+        *(ROOT / "web").rglob("*.md"),
+    ]
+
+
+@pytest.mark.parametrize("page", documents(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    files = [link.split("#")[0].replace("%20", " ") for link in links if "://" not in link]
+    assert [file for file in files if not (page.parent / file).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_library_example_of_the_readme_runs_as_it_stands() -> None:
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert example is not None
+    found: dict[str, typing.Any] = {}
+    exec(example[1], found)
+    assert found["captions"] == ["red apple, twemoji"] * 4
+    assert found["out"].img.shape[0] == 4

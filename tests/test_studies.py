@@ -78,6 +78,7 @@ def test_one_network_is_compared_with_two(
     doc = tmp_path / "doc.md"
     doc.write_text("\n".join(one_fits_all.MARKERS), "utf-8")
     monkeypatch.setattr(one_fits_all, "BATCH", 8)
+    monkeypatch.setattr(one_fits_all, "SHEET", 2)
     monkeypatch.setattr(one_fits_all, "SPLITS", {"trained": ("train", 3), "held out": ("heldout", 2)})
     judge = Judge(sorted({row["label"] for row in rows}), ["noto", "twemoji", "flat", "fluent"], (8, 8, 8, 8))
     monkeypatch.setattr(one_fits_all, "load_judge", lambda: judge)

@@ -80,8 +80,8 @@ def fell(out: Path) -> float:
     return float(np.mean(losses[-10:]) / np.mean(losses[:10]))
 
 
-def nearest_says(run: Path, folder: Path, fields: tuple[str, ...]) -> float:
-    """The share of pictures, a little changed, whose token is nearest to that of a picture with the same fields."""
+def nearest_agrees(run: Path, folder: Path, fields: tuple[str, ...]) -> float:
+    """Fraction of slightly augmented pictures whose token is nearest to that of a picture with the same fields."""
     clip, _, _ = load_clip(run)
     images = ImageFolder(folder, SIDE)
     pixels = images.pixels(torch.arange(len(images)))
@@ -157,8 +157,8 @@ def test_items_of_the_same_group_are_drawn_and_all_of_them(values, seed):
         assert set(others[:, row].tolist()) == (group - {row} or {row})
 
 
-def checks_what_learns(stage: TrainingStage) -> None:
-    """Captions are those of the token's picture, the latent is of one of the same shape; nothing else is mixed up."""
+def check_captioning_pairs(stage: TrainingStage) -> None:
+    """Captions belong to the token's picture, the image latent to one of the same shape; nothing else is mixed."""
     seen = []
     for latents in (stage.latents, stage.captioning.latents):
         latents.std.zero_()  # so that a latent tells its picture
@@ -197,7 +197,7 @@ def seen_by_the_loss(stage: TrainingStage, count: int) -> tuple[Streams, dict[st
     return seen[0]
 
 
-def checks_what_is_drawn(stage: TrainingStage) -> None:
+def check_drawing_pairs(stage: TrainingStage) -> None:
     """Pictures of clean captions are those of `drawing`, with their first caption; all others are the stage's own."""
     clean, labels = seen_by_the_loss(stage, 400)
     drawn = labels["text"] == 0
@@ -210,10 +210,10 @@ def checks_what_is_drawn(stage: TrainingStage) -> None:
         assert all(text in latents.captions[k][:forms] for k, text in zip(picture.tolist(), said.tolist(), strict=True))
 
 
-def checks_what_is_painted_again(stage: TrainingStage) -> None:
+def check_repainting(stage: TrainingStage) -> None:
     """From label 3 on, the noisy picture is that of another with the same shape; the picture to reach stays the caption's.
 
-    Pictures are changed below label 2 alone. Where another picture has a part, only the first caption is said.
+    Pictures are augmented below label 2 only. Where another picture is mixed in, only the first caption is used.
     """
     seen = []
     stage.drawing.latents.std.zero_()
@@ -250,7 +250,7 @@ def checks_what_is_painted_again(stage: TrainingStage) -> None:
     assert 0 < first[early].sum() < early.sum()
 
 
-def checks_what_is_moved(stage: TrainingStage) -> None:
+def check_shifts(stage: TrainingStage) -> None:
     """Below label 500 all pictures are of `drawing`, moved by two cells at most; above it a fifth is, and none is moved."""
     clean, labels = seen_by_the_loss(stage, 4000)
     below, side = labels["img"] < 500, clean.img.shape[-1]
@@ -265,7 +265,7 @@ def checks_what_is_moved(stage: TrainingStage) -> None:
     assert 0.15 < as_moved[~below, len(moves) // 2].float().mean() < 0.25
 
 
-def checks_what_is_borrowed(stage: TrainingStage, palette: Palette) -> None:
+def check_borrowing(stage: TrainingStage, palette: Palette) -> None:
     """Some captions are shown with another picture of the same shape, in the code of the colour they name; moved or not."""
     clean, labels = seen_by_the_loss(stage, 2000)
     latents, records = stage.drawing.latents, stage.drawing.latents.records
@@ -284,7 +284,7 @@ def checks_what_is_borrowed(stage: TrainingStage, palette: Palette) -> None:
     assert 0 < len(lent) < len(set(wanted))
 
 
-def checks_a_palette(decoder: TrainConfig, network: TrainConfig) -> None:
+def check_palette(decoder: TrainConfig, network: TrainConfig) -> None:
     """The autoencoder gets a palette of the field `colour`, keeps it in further runs, and networks learn its latents."""
     import unidiffuser
 
@@ -319,7 +319,7 @@ def checks_a_palette(decoder: TrainConfig, network: TrainConfig) -> None:
     assert unidiffuser.load(Path(learnt.out) / "model.safetensors").config.vae.palette == model.config.vae.palette
     drawing = {"borrow": 0.5, "repaint_within": "shape", "caption_shares": [1, 0], "shift": 2, "changed_below": 500}
     told = {"mix": {"clean_text": 1}, "captioning": None, "drawing": drawing, "manner_of": "colour"}
-    checks_what_is_borrowed(make_stage(replace(learnt, options=learnt.options | told)), palette)
+    check_borrowing(make_stage(replace(learnt, options=learnt.options | told)), palette)
     with pytest.raises(ValueError, match="style 1 has no pictures"):
         make_stage(replace(decoder, options=decoder.options | {"palette": named | {"manners": ["red", "mauve"]}}))
 
@@ -760,7 +760,7 @@ def test_rescaling_the_latents_does_not_change_the_picture():
     assert torch.allclose(scaled_logvar[:, 2], logvar[:, 2] + 2 * np.log(3.0), atol=1e-5)
 
 
-def test_a_silenced_channel_is_nought_whatever_the_noise_and_changes_nothing_else():
+def test_a_silenced_channel_is_zero_whatever_the_noise_and_changes_nothing_else():
     model = PatchedAutoencoder(vae_config(64, 4, (32, 32), 1)).eval()
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
@@ -782,14 +782,14 @@ def test_a_silenced_channel_is_nought_whatever_the_noise_and_changes_nothing_els
     [{"tell": {"nothing": {"share": 1}}}, {"tell": {"shape": {"share": 1, "restyle": 0.5}}}],
     ids=["tell", "stem"],
 )
-def test_an_image_tower_wants_fields_that_are_there(shapes, tmp_path, missing):
+def test_an_image_tower_needs_fields_that_exist(shapes, tmp_path, missing):
     options = {"data": str(shapes), "image_size": SIDE, "encoders_of": str(tmp_path), "tell": {"shape": {"share": 1}},
                "image": {"hidden_size": 32, "num_attention_heads": 2, "patch_size": 8, "projection_dim": 16}}  # fmt: skip
     with pytest.raises(ValueError, match=r"nothing|give `image` a `stem`"):
         make_stage(config("image_tower", tmp_path / "tower", options=options | missing))
 
 
-def test_restyled_features_have_statistics_between_their_own_and_another_s():
+def test_restyled_features_have_statistics_between_two_pictures():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 4, 5, 5, generator=generator) * torch.arange(1.0, 7.0).view(6, 1, 1, 1) + torch.randn(
         6, 4, 1, 1, generator=generator
@@ -833,7 +833,7 @@ def test_principal_colours_have_unit_variance_each_and_the_widest_comes_first():
     assert matrix.square().sum(1).diff().min() > 0  # the wider a direction, the less it is stretched
 
 
-def test_noise_on_the_latents_is_as_wide_as_asked_for_each_picture():
+def test_noise_on_the_latents_has_each_picture_s_standard_deviation():
     model = PatchedAutoencoder(vae_config(64, 4, (32, 32), 1)).eval()
     pixels, noise = torch.rand(3, 3, 64, 64) * 2 - 1, torch.randn(3, 4, 8, 8)
     spread = torch.tensor([0.0, 0.3, 0.1])
@@ -913,7 +913,7 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     )  # fmt: skip
     train(make_stage(image_tower), image_tower, progress=False)
     assert fell(runs / "image_tower") < 0.5
-    assert nearest_says(runs / "image_tower", shapes, ("shape", "colour")) > 0.7  # by chance, one in twelve
+    assert nearest_agrees(runs / "image_tower", shapes, ("shape", "colour")) > 0.7  # by chance, one in twelve
     other = dict(torch.load(runs / "encoders/clip.pt", weights_only=True))
     made = torch.load(runs / "image_tower/clip.pt", weights_only=True)
     assert all(torch.equal(made[name], value) for name, value in other.items() if name.startswith("text_model."))
@@ -968,7 +968,7 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     train(make_stage(moved), moved, progress=False)
     theirs, ours = (load_checkpoint(runs / name / "model.safetensors").state_dict("uvit") for name in ("uvit", "moved"))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    checks_what_learns(
+    check_captioning_pairs(
         make_stage(
             replace(
                 moved, options=moved.options | {"captioning": {"swap": 1.0, "swap_within": "shape", "caption_shares": [1, 0]}}
@@ -977,16 +977,12 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     )
     apart = {"mix": {"clean_text": 2, "equal": 1}, "captioning": None, "where": {"colour": "red"}}
     drawing = {"where": {"colour": "blue"}, "caption_shares": [1, 0]}
-    checks_what_is_drawn(make_stage(replace(moved, options=moved.options | apart | {"drawing": drawing})))
+    check_drawing_pairs(make_stage(replace(moved, options=moved.options | apart | {"drawing": drawing})))
     again = {"where": {}, "repaint": 1.0, "repaint_within": "shape", "repaint_from": 3,
              "versions": 3, "place": 1.0, "colour": 0.0, "changed_below": 2, "mixed_shares": [1, 0]}  # fmt: skip
-    checks_what_is_painted_again(
-        make_stage(replace(moved, options=moved.options | apart | {"mix": {"clean_text": 1}, "drawing": again}))
-    )
+    check_repainting(make_stage(replace(moved, options=moved.options | apart | {"mix": {"clean_text": 1}, "drawing": again})))
     below = {"where": {"colour": "blue"}, "share": 0.2, "share_below": 1.0, "changed_below": 500, "shift": 2}
-    checks_what_is_moved(
-        make_stage(replace(moved, options=moved.options | apart | {"mix": {"clean_text": 1}, "drawing": below}))
-    )
+    check_shifts(make_stage(replace(moved, options=moved.options | apart | {"mix": {"clean_text": 1}, "drawing": below})))
     left = make_stage(replace(moved, options=moved.options | {"checkpoint": str(runs / "tuned/model.safetensors")}))
     torch.testing.assert_close(dict(left.model.state_dict()), dict(theirs), rtol=0, atol=0, check_dtype=False)
 
@@ -1001,7 +997,7 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     clean, noisy, made = map(float, (runs / "decoder/psnr.txt").read_text().split())
     assert clean > noisy > 5
     assert made > 5
-    checks_a_palette(replace(decoder, out=str(runs / "palette"), steps=12), moved)
+    check_palette(replace(decoder, out=str(runs / "palette"), steps=12), moved)
     before, after = (load_checkpoint(runs / name / "model.safetensors") for name in ("uvit", "decoder"))
     for part in before.parts():
         old, new = before.state_dict(part), after.state_dict(part)

@@ -1,4 +1,4 @@
-"""Ours beside diffusers' UniDiffuserPipeline with the same weights, in one run: one table, one JSON.
+"""Speed and memory of this library and of diffusers' UniDiffuserPipeline with the same weights.
 
     python -m benchmarks [--parts tasks,captions,full,costs,profile,scaling] [--device cuda] [--json FILE] [--doc FILE]
 

@@ -1,4 +1,4 @@
-"""Captions alone: GPT-2 small, 5 beams of 67 tokens, random weights, beside diffusers' generate_captions.
+"""Caption decoding compared with diffusers' generate_captions: GPT-2 small, 5 beams of 67 tokens, random weights.
 
 No caption stops early, so both do the whole work, and the tokens of both are compared.
 """
@@ -19,7 +19,7 @@ NEVER = -1  # for a stop token: no id at all
 def measure(
     device: torch.device, images: int, peer_images: int | None = None, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    """Times of both, whether all tokens are equal, and the ratio.
+    """Times of both, and how many captions have equal tokens.
 
     The peer decodes one image after another, so `peer_images` of them may stand for all: its time is then scaled up.
     """

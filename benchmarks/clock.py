@@ -1,4 +1,4 @@
-"""Times: by the wall and by the processor, contestants in turns, medians."""
+"""Wall-clock and processor times of several functions, run in turns; medians."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 Times = dict[str, float]
-"""wall_s, and processor_s: what all threads of the process took together, which a busy machine changes less."""
+"""wall_s, and processor_s: the sum over all threads of the process, which a busy machine changes less."""
 
 
 def once(run: Callable[[], object]) -> Times:
-    """One run; on a GPU until it is idle."""
+    """Times of one run, including the GPU's work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     wall, processor = time.perf_counter(), time.process_time()
@@ -25,7 +25,7 @@ def once(run: Callable[[], object]) -> Times:
 
 
 def in_turns(contestants: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, Times]:
-    """The medians of `repeats` runs of each, the contestants taking turns so that all meet the same machine."""
+    """Median times of `repeats` runs of each function; they take turns, so that all have the same conditions."""
     runs: dict[str, list[Times]] = {name: [] for name in contestants}
     for turn in range(repeats + warm_up):
         for name, run in contestants.items():

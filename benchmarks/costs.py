@@ -1,4 +1,4 @@
-"""What it costs to start: import, loading, first results and the most memory held, each in a fresh process (Linux)."""
+"""Start-up costs: import, loading, first results and peak memory, each in a fresh process (Linux)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 _HEAD = "import json, time; start = time.perf_counter(); "
-# NOTE: resource.getrusage would tell the most of the parent as well, whose memory a child has until it becomes another program.
+# NOTE: resource.getrusage includes the memory of the parent, which a child has until it executes another program.
 _TAIL = (
     "; seconds = time.perf_counter() - start; status = open('/proc/self/status').read(); "
     "print(json.dumps({'seconds': seconds, 'rss_mb': int(status.split('VmHWM:')[1].split()[0]) / 1024}))"
@@ -31,7 +31,7 @@ PROGRAMS = {
 
 
 def measure(model: str, device: str, repeats: int) -> list[dict[str, Any]]:
-    """Rows of what was done, seconds (median) and peak resident memory in MB (largest)."""
+    """One row for each program: name, median seconds, largest peak resident memory in MB."""
     rows = []
     for name, program in PROGRAMS.items():
         code = _HEAD + program.format(model=model, device=device) + _TAIL

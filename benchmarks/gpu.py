@@ -1,4 +1,4 @@
-"""The figures that only a GPU can give, in one command within ten minutes on an H200; JSON out.
+"""Speed and memory at the published size on a GPU, within ten minutes on an H200; writes JSON.
 
     python -m benchmarks.gpu [--out out/gpu.json] [--repeats 3] [--dry-run]
 
@@ -42,7 +42,7 @@ PROMPT = "an astronaut on a horse"
 
 
 def random_checkpoint(like: Checkpoint | ModelConfig, dtype: torch.dtype, device: torch.device) -> Checkpoint:
-    """All parts at the sizes (and with the tokenizers) of another, or of a configuration; random weights in main memory."""
+    """A checkpoint with random weights in main memory, of the sizes (and tokenizers) of another or of a config."""
     config = like if isinstance(like, ModelConfig) else like.config
     with skeleton():
         modules = {
@@ -69,7 +69,7 @@ def random_checkpoint(like: Checkpoint | ModelConfig, dtype: torch.dtype, device
 
 
 def memory(run: Callable[[], object]) -> float | None:
-    """Most device memory in GB that a run held, what was there before included."""
+    """Peak device memory in GB during a run, earlier allocations included."""
     if not torch.cuda.is_available():
         return None
     gc.collect()
@@ -85,7 +85,7 @@ def seconds(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
 
 
 def measure(like: Checkpoint | ModelConfig, device: torch.device, steps: int, repeats: int) -> Iterator[dict[str, Any]]:
-    """The figures, group by group."""
+    """The results, one group after another."""
     checkpoint = random_checkpoint(like, torch.float16, device)
     config = checkpoint.config
     options: dict[str, Any] = {"steps": steps, "guidance": GUIDANCE}

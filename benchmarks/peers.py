@@ -1,7 +1,7 @@
-"""diffusers' UniDiffuserPipeline (deprecated there, still the one to beat) built from the weights of a model of ours.
+"""diffusers' UniDiffuserPipeline (deprecated there) with the weights of a model of this library.
 
-It is called as its users call it: with PIL pictures and prompts, one task after another. Only the encoder and decoder modules
-that are no work of either project (CLIP, the autoencoder) are shared with ours, in the peer's own precision.
+It is called as its users call it: with PIL pictures and prompts, one task after another. Only CLIP and the autoencoder, which
+neither project implements, are shared, in the pipeline's own precision.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from unidiffuser.small.network import PictureUViTConfig
 def network(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:
     """UniDiffuserModel with the weights of a model.
 
-    It has no detail head. Where ours has one, its own plain head of random weights stands there: what it draws is then noise,
-    at the speed at which it would draw anything.
+    It has no detail head. For a model with one it gets its own plain head with random weights: it then draws noise, at the
+    usual speed.
     """
     from diffusers import UniDiffuserModel
 
@@ -108,7 +108,7 @@ class Peer:
     """The pipeline and its tasks, for `count` results of one input.
 
     Args:
-        model: whose weights it gets.
+        model: source of the weights.
         dtype: its precision; float32 is its own default.
     """
 
@@ -144,7 +144,7 @@ class Peer:
         ).images
 
     def image_to_text(self, images: list[Image.Image], steps: int, guidance: float) -> list[str]:
-        """One call a picture: the pipeline takes one PIL picture, and several prompts of it."""
+        """One call for each picture, since the pipeline takes a single one."""
         return [text for image in images for text in self.pipeline(image=image, **self._options(steps, guidance)).text]
 
     def joint(self, count: int, steps: int, guidance: float) -> list[tuple[Any, str]]:
@@ -157,5 +157,5 @@ class Peer:
         return list(zip(out.images, out.text, strict=True))
 
     def vary_image(self, image: Image.Image, count: int, steps: int, guidance: float) -> list[Any]:
-        """As its documentation tells users: the picture's words, then pictures of those words."""
+        """As in its documentation: the picture's caption, then pictures of this caption."""
         return self.text_to_image(self.image_to_text([image] * count, steps, guidance), steps, guidance)

@@ -1,4 +1,4 @@
-"""From the JSON of a run to the table that people read, and the markers of its place in the documents."""
+"""Tables and plots from the JSON of a run, and the markers of the table in the README."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every task of a model beside diffusers' pipeline with the same weights, at several batches."""
+"""Every task compared with diffusers' pipeline with the same weights, at several batch sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Task = Callable[[Any, int], object]
 
 
 def ours(steps: int, guidance: float) -> dict[str, Task]:
-    """Task name -> function of a model and a count."""
+    """The tasks of this library by name, as functions of a model and a count."""
     options: dict[str, Any] = {"steps": steps, "guidance": guidance}
     picture = Image.open(PICTURE).convert("RGB")
     return {
@@ -33,7 +33,7 @@ def ours(steps: int, guidance: float) -> dict[str, Task]:
 
 
 def theirs(steps: int, guidance: float, side: int) -> dict[str, Task]:
-    """The same of a peer."""
+    """The same tasks of a `Peer`."""
     picture = Image.open(PICTURE).convert("RGB").resize((side, side))
     return {
         "text to image": lambda p, n: p.text_to_image([PROMPT] * n, steps, guidance),
@@ -46,7 +46,7 @@ def theirs(steps: int, guidance: float, side: int) -> dict[str, Task]:
 def measure(
     name: str, device: torch.device, steps: int, guidance: float, repeats: int, batches: tuple[int, ...] = BATCHES
 ) -> Iterator[dict[str, Any]]:
-    """Rows of task, batch and the times of ours (its own choice of dtype, its preset fast, fp32) and diffusers (fp32, half)."""
+    """Rows of task, batch and times: ours in the automatic dtype and in float32, diffusers in float32 and in ours."""
     model = unidiffuser.load(name, device=device)
     exact = model if model.dtype == torch.float32 else UniDiffuser(model.checkpoint, device, torch.float32)
     peers = {"diffusers float32": Peer(model, torch.float32)}
@@ -65,7 +65,7 @@ def measure(
 
 
 def scaling(name: str, device: torch.device, repeats: int) -> Iterator[dict[str, Any]]:
-    """How text to image grows with batch, steps and size; each row one number of them changed from 4 pictures, 20 steps."""
+    """Times of text to image at other batch sizes, steps and picture sizes than 4 pictures and 20 steps."""
     model = unidiffuser.load(name, device=device)
     side = model.config.image_size
     settings = [("batch", n, {"count": n}) for n in (1, 2, 4, 8, 16, 32)]

@@ -1,4 +1,4 @@
-"""Two processes against one: the same losses, and how much faster.
+"""Training on two processes compared with one: equal losses, and the speed-up.
 
     python benchmarks/training_speed.py LATENTS OUT [--rounds 3]
 

@@ -83,7 +83,7 @@ def resolve(options: Options, config: Any) -> Options:
     values["speeds"] = _pair("speeds", values["speeds"])
     _one_of("spacing", values["spacing"], SPACINGS)
     _one_of("method", values["method"], SAMPLING_METHODS)
-    levels = config.uvit.depth // 2
+    levels = max(1, config.uvit.depth // 2)
     if values["cache_branch"] > levels:
         raise ValueError(f"cache_branch must be between 1 and {levels} for this network, got {values['cache_branch']}")
     return cast("Options", values)

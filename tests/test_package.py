@@ -78,6 +78,14 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
     assert [file for file in files if not (page.parent / file).exists()] == []
 
 
+def test_extras_that_texts_name_exist() -> None:
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    extras = re.findall(r"^(\w+) = \[", project.split("[project.optional-dependencies]")[1].split("\n\n")[0], re.MULTILINE)
+    for file in [*documents(), *(ROOT / "unidiffuser").rglob("*.py")]:
+        for named in re.findall(r"""["'](?:unidiffuser|\.)\[([\w,]+)\]["']""", file.read_text("utf-8")):
+            assert set(named.split(",")) <= set(extras), file
+
+
 @pytest.mark.slow
 def test_the_library_example_of_the_readme_runs_as_it_stands() -> None:
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)

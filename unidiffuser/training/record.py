@@ -173,7 +173,7 @@ class Board:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise ValueError('tensorboard: true needs TensorBoard; pip install "unidiffuser[scale]"') from error
+                raise ValueError('tensorboard: true needs TensorBoard; pip install "unidiffuser[train]"') from error
             self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=start)
 
     def add(self, group: str, values: dict[str, float], step: int) -> None:

@@ -76,6 +76,7 @@ def test_captions_name_the_concept(model):
     assert sum(c.split(",")[0] == p.split(",")[0] for c, p in zip(captions, prompts, strict=True)) >= 2
 
 
+@pytest.mark.slow
 def test_inversion_is_reversible(model):
     """ddim_inverse, then ddim: the latents of a real picture come back within 10 % at 100 steps, guidance 1."""
     pixels = to_tensor([Image.open(EXAMPLE).convert("RGB").resize((128, 128))])

@@ -264,7 +264,15 @@ def test_operations_are_those_of_the_matrices():
 # --- many processes --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("strategy", "optimizer"), [("ddp", "adamw"), ("fsdp", "adamw"), ("ddp", "muon"), ("fsdp", "muon")])
+@pytest.mark.parametrize(
+    ("strategy", "optimizer"),
+    [
+        ("ddp", "adamw"),
+        ("fsdp", "muon"),
+        pytest.param("fsdp", "adamw", marks=pytest.mark.slow),
+        pytest.param("ddp", "muon", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_have_the_losses_of_one(shards, tmp_path, strategy, optimizer):
     one = config(shards, tmp_path / "one", batch_size=7, micro_batch=2, optimizer=optimizer)
     train(LatentStage(one), one, progress=False)
@@ -283,6 +291,7 @@ def test_two_processes_have_the_losses_of_one(shards, tmp_path, strategy, optimi
     assert np.abs(np.subtract(losses(tmp_path / "one"), losses(tmp_path / "two"))).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_every_stage_runs_on_two_processes_and_leaves_what_the_next_one_reads(tmp_path):
     """Encoders and captioner look at a batch as a whole, so their losses depend on its cut; that all of them run does not."""
     data = tmp_path / "pictures"
@@ -313,6 +322,7 @@ def test_every_stage_runs_on_two_processes_and_leaves_what_the_next_one_reads(tm
     assert (runs / "uvit/model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_started_again_by_torchrun(shards, tmp_path):
     """kill -9 of one of two: torchrun starts both again, they go on, and the losses are those of an unbroken run."""
     whole = config(shards, tmp_path / "whole", steps=40, save_every=5)

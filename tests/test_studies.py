@@ -68,6 +68,7 @@ def test_rewriting_keeps_the_label(bench: claims.Bench) -> None:
     assert float(kept["label"].split(" ")[0]) > 80
 
 
+@pytest.mark.slow
 def test_one_network_is_compared_with_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -42,3 +42,4 @@ out = sample(model.net, path, start, guidance=3.0, mask=Streams(img=mask), gener
 
 args.out.parent.mkdir(parents=True, exist_ok=True)
 model.decode_images(out, options)[0].save(args.out)
+print(args.out)

@@ -103,7 +103,7 @@ def main() -> None:
     data = encode(model, pictures, captions)
     given = model.config.uvit  # of this only the shapes of the latents are kept
     shapes = {name: getattr(given, name) for name in ("img_size", "in_chans", "text_dim", "num_text_tokens", "clip_img_dim")}
-    sizes = UViTConfig(**shapes, patch_size=4, embed_dim=options.dim, depth=options.depth, num_heads=options.dim // 64)
+    sizes = UViTConfig(**shapes, patch_size=4, embed_dim=options.dim, depth=options.depth, num_heads=max(1, options.dim // 64))
     net = UViT(sizes).to(model.device)
     save(model, train(net, data, options.steps, options.batch_size, options.learning_rate), options.out)
     print(f"wrote {options.out}")

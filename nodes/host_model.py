@@ -35,10 +35,10 @@ TEXT = "unidiffuser_text"  # names of the conditions that extra_conds passes to 
 TEXT_LABEL = "unidiffuser_text_label"
 
 
-class OneForAll(comfy.conds.CONDRegular):
+class ExpandedCond(comfy.conds.CONDRegular):
     """A condition (1, ...) or (B, ...); one is expanded over the batch without a copy at each step."""
 
-    def process_cond(self, batch_size: int, **kwargs: Any) -> OneForAll:
+    def process_cond(self, batch_size: int, **kwargs: Any) -> ExpandedCond:
         if self.cond.shape[0] == 1:
             return self._copy_with(self.cond.expand(batch_size, *self.cond.shape[1:]))
         return super().process_cond(batch_size, **kwargs)
@@ -164,7 +164,7 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
             if given
             else torch.zeros(1, net.config.num_text_tokens, net.config.text_dim, device=device)
         )
-        return {TEXT: OneForAll(text), TEXT_LABEL: TextLabel([0.0 if given else float(NUM_LABELS)])}
+        return {TEXT: ExpandedCond(text), TEXT_LABEL: TextLabel([0.0 if given else float(NUM_LABELS)])}
 
     def _apply_model(
         self,

@@ -35,7 +35,10 @@ class Invert(io.ComfyNode):
                 io.Latent.Input("latent_image", tooltip="The image, from VAE Encode."),
                 io.ClipVisionOutput.Input("clip_vision_output", tooltip="CLIP Vision Encode of the same image."),
                 io.Conditioning.Input(
-                    "text", optional=True, tooltip="A caption of the image. Without it, sample back with the task image."
+                    "text",
+                    optional=True,
+                    tooltip="A caption of the image. Without it, choose the task 'image' on the "
+                    "Noise Path that samples it back.",
                 ),
                 steps_input("50 is usual. More steps restore the image more exactly.", default=50),
                 seed_input(),

@@ -82,7 +82,19 @@ def test_a_lora_is_trained_and_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, captioned: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    run(monkeypatch, "finetune_lora", captioned, "zor", "--out", out, "--model", tiny_checkpoint, "--steps=2", "--kept=2")
+    run(
+        monkeypatch,
+        "finetune_lora",
+        captioned,
+        "zor",
+        "--out",
+        out,
+        "--model",
+        tiny_checkpoint,
+        "--steps=2",
+        "--kept=2",
+        "--sampling-steps=2",
+    )
     assert (out / "lora.safetensors").is_file()
     assert len(list(out.glob("zor-*.png"))) == 4
     assert len(capsys.readouterr().out.splitlines()) == 4

@@ -1,7 +1,6 @@
-"""A checkpoint at work: its parts, loaded when first needed, and the operations that tasks are made of.
+"""Runs the parts of a checkpoint: encodes pictures and texts, moves streams along a path, decodes them.
 
-Pictures and texts are encoded into streams, a path moves the streams, and they are decoded again. Items are cut into batches
-here and nowhere else; a result does not depend on how they are cut.
+Each part is loaded when first needed. `batch_size` is applied here only; results do not depend on it.
 """
 
 from __future__ import annotations
@@ -248,18 +247,18 @@ class Engine:
         return Streams(torch.cat(latents).float(), torch.cat(tokens).float().repeat_interleave(count, 0))
 
     @torch.inference_mode()
-    def decode_images(self, state: Streams, options: Options) -> list[Image.Image]:
-        """Image latents -> pictures."""
-        latents = state.need("img")
+    def decode_images(self, state: Streams, options: Options | None = None) -> list[Image.Image]:
+        """Image latents -> pictures, `batch_size` of the options at once."""
+        latents, size = state.need("img"), (options or {}).get("batch_size")
         with self.on_device(self.autoencoder) as autoencoder:
-            decoded = (autoencoder.decode(latents[cut]) for cut in _cut(len(latents), options["batch_size"]))
+            decoded = (autoencoder.decode(latents[cut]) for cut in _cut(len(latents), size))
             return [image for pixels in decoded for image in to_images(pixels)]
 
-    def decode_texts(self, state: Streams, options: Options) -> list[str]:
-        """Text latents -> captions, the best of each beam search."""
-        latents = state.need("text")
+    def decode_texts(self, state: Streams, options: Options | None = None) -> list[str]:
+        """Text latents -> captions, the best of each beam search, `batch_size` of the options at once."""
+        latents, size = state.need("text"), (options or {}).get("batch_size")
         with self.on_device(self.captioner) as captioner:
-            decoded = (captioner.decode(latents[cut]) for cut in _cut(len(latents), options["batch_size"]))
+            decoded = (captioner.decode(latents[cut]) for cut in _cut(len(latents), size))
             return [candidates[0].text for captions in decoded for candidates in captions]
 
 

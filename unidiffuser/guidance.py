@@ -27,7 +27,7 @@ OTHER = {"img": "text", "text": "img"}
 """The modality that conditions each modality."""
 
 Net = Callable[..., Predictions]
-"""A UViT, or any function of (img, clip_img, text, t_img, t_text, data_type, heads=) with its results."""
+"""A UViT, or any function of (img, clip_img, text, t_img, t_text, data_type, heads=) that returns noise predictions."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Guidance:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class NetInput:
     """One input of the network: the state and the labels of its modalities."""
 
     x: Streams
@@ -94,20 +94,20 @@ class Evaluation:
         """The label of "img" or "text"."""
         return {"img": self.t_img, "text": self.t_text}[modality]
 
-    def without(self, modality: str, noise: Callable[[str], Tensor]) -> Evaluation:
+    def without(self, modality: str, noise: Callable[[str], Tensor]) -> NetInput:
         """The same with `modality` marginalised: pure noise at label 1000."""
         x = self.x.replace(**{name: noise(name) for name in MODALITIES[modality]})
         labels = {"img": self.t_img, "text": self.t_text} | {modality: MARGINAL}
-        return Evaluation(x, labels["img"], labels["text"])
+        return NetInput(x, labels["img"], labels["text"])
 
 
 def needed_evaluations(
-    point: Evaluation,
+    point: NetInput,
     moving: Collection[str],
     marginal: Collection[str],
     guidance: Guidance,
     noise: Callable[[str], Tensor],
-) -> dict[str, Evaluation]:
+) -> dict[str, NetInput]:
     """The evaluations of one point: "main", and one named after each moving modality for its unconditional prediction.
 
     A modality that is not guided here, or whose condition is marginal anyway, has no unconditional evaluation.
@@ -122,14 +122,14 @@ def needed_evaluations(
     return needed
 
 
-def _unconditional(point: Evaluation, modality: str, guidance: Guidance, noise: Callable[[str], Tensor]) -> Evaluation:
+def _unconditional(point: NetInput, modality: str, guidance: Guidance, noise: Callable[[str], Tensor]) -> NetInput:
     if modality == "img" and guidance.negative is not None and point.x.text is not None:
         negative = guidance.negative.to(point.x.text).expand_as(point.x.text)
-        return Evaluation(point.x.replace(text=negative), point.t_img, CLEAN)
+        return NetInput(point.x.replace(text=negative), point.t_img, CLEAN)
     return point.without(OTHER[modality], noise)
 
 
-def evaluate(net: Net, evaluations: dict[str, Evaluation], heads: Sequence[str], data_type: int | Tensor) -> dict[str, Streams]:
+def evaluate(net: Net, evaluations: dict[str, NetInput], heads: Sequence[str], data_type: int | Tensor) -> dict[str, Streams]:
     """All evaluations in one forward, batched along B. Returns the noise predictions of `heads` under the same names.
 
     Every stream must be there; `data_type` is one number or (B,).
@@ -139,7 +139,7 @@ def evaluate(net: Net, evaluations: dict[str, Evaluation], heads: Sequence[str],
     batch, device = streams[0].shape[0] // len(points), streams[0].device
 
     def labels(values: list[float]) -> Tensor:
-        # filled there, not copied there: a copy would wait for the device
+        # created on the device: a copy from the CPU would synchronise
         return torch.cat([torch.full((batch,), value, dtype=torch.float32, device=device) for value in values])
 
     kinds = torch.as_tensor(data_type, device=device).expand(batch).repeat(len(points))
@@ -176,7 +176,7 @@ def predict(
     Returns:
         Noise predictions of the streams of `moving`; None for the others.
     """
-    point = Evaluation(x, t_img, t_text)
+    point = NetInput(x, t_img, t_text)
     evaluations = needed_evaluations(point, moving, marginal, guidance, noise)
     heads = [name for modality in MODALITIES if modality in moving for name in MODALITIES[modality]]
     outputs = evaluate(net, evaluations, heads, data_type)

@@ -1,6 +1,6 @@
-"""Sampling options: their names and meaning once, for the library, the command line and the evaluation.
+"""Sampling options, defined once for the library, the command line and the evaluation.
 
-This module imports torch only where a model is at hand, so that the command line can read the options without it.
+This module imports torch only inside `resolve`, so that the command line can read the options without it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Options(TypedDict, total=False):
 
     steps: Annotated[int, "Sampling steps; the model's default if not given."]
     guidance: Annotated[Scales, "How strongly the condition is followed, 1 = off; a pair is for (image, text)."]
-    seed: Annotated[int, "Random seed; result k of a call uses seed + k. Default 0."]
-    method: Annotated[str, "Sampling method: ddim, dpmpp_2m (default), dpmpp_3m, euler or reference."]
+    seed: Annotated[int, "Random seed; candidate k of each input uses seed + k."]
+    method: Annotated[str, "Sampling method: ddim, dpmpp_2m, dpmpp_3m, euler or reference."]
     width: Annotated[int, "Width of pictures in pixels; the trained size if not given."]
     height: Annotated[int, "Height of pictures in pixels; the trained size if not given."]
-    data_type: Annotated[int, "Kind of captions: 1 = curated (default), 0 = web; v0 checkpoints know no kinds."]
-    batch_size: Annotated[int | None, "Most results computed at once; lower it to save memory. Results do not depend on it."]
-    preset: Annotated[str, "exact (default), or fast: half the work at a small price in quality."]
+    data_type: Annotated[int, "Kind of captions: 1 = curated (default), 0 = web; v0 has none."]
+    batch_size: Annotated[int | None, "Maximum results computed at once; lower it to save memory. Results do not depend on it."]
+    preset: Annotated[str, "exact, or fast: half the work at a small price in quality."]
     speeds: Annotated[tuple[float, float], "How fast (image, text) lose their noise in `joint`; 1, 2 = text first."]
     spacing: Annotated[str, "Spacing of the steps over the noise levels: uniform (default), logsnr or karras."]
     guidance_interval: Annotated[tuple[float, float] | None, "Labels (low, high) outside of which guidance is off."]

@@ -144,7 +144,7 @@ class NoisePath:
 
     @classmethod
     def text_to_image(cls, steps: int, *, start: float = MARGINAL, hold: float = CLEAN, spacing: str = "uniform") -> NoisePath:
-        """p(img | text). `start` < 1000 begins at an image noised to that label; `hold` > 0 conditions on a noisy text."""
+        """p(img | text). `start` < 1000 begins at an image noised to that label; `hold` is the noise level of the condition."""
         return cls.through((start, hold), (CLEAN, hold), steps=steps, spacing=spacing)
 
     @classmethod

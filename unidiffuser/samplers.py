@@ -2,7 +2,7 @@
 
     out = sample(net, NoisePath.text_to_image(20), Streams(noise, clip_noise, text), guidance=4.0)
 
-Captioning, text to image, joint generation, variation, inversion and inpainting differ in path and start, never here.
+Captioning, text to image, joint generation, variation, inversion and inpainting differ only in the path and the start.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def sample(
     """Move `streams` along `path`.
 
     Args:
-        net: a UViT, or any function of its six inputs. Called once per step ("ddim_inverse": twice) with everything that
-            guidance needs in one batch, in its own dtype and on its own device.
+        net: a UViT, or any function (img, clip_img, text, t_img, t_text, data_type) that returns the three noise predictions;
+            `heads=` is passed if it takes it. Called once per step ("ddim_inverse": twice) with everything that guidance needs
+            in one batch, in its own dtype and on its own device.
         path: the noise levels of both modalities at each step.
         streams: the start, one batch of img (B, C, H, W), clip_img (B, 1, D) and text (B, L, D) at the noise levels of the
             path's first point: clean at 0, noised by `add_noise` in between, noise at 1000. One that starts at 1000 may be
@@ -201,8 +202,14 @@ def _shapes(net: Net, streams: Streams, path: NoisePath) -> dict[str, tuple[int,
     config = getattr(net, "config", None)
     for name in MODALITY_OF.keys() - shapes.keys():
         start = path.labels(MODALITY_OF[name])[0]
-        if start != MARGINAL or not isinstance(config, UViTConfig):
-            raise ValueError(f"The {name} stream is missing; give it at label {start:g}, where the path starts it.")
+        if start != MARGINAL:
+            raise ValueError(
+                f"The {name} stream is missing; the path starts it at label {start:g}: pass it noised to that label."
+            )
+        if not isinstance(config, UViTConfig):
+            raise ValueError(
+                f"The {name} stream is missing, and this network has no `config` with its shape: pass noise for it."
+            )
         shapes[name] = config.item_shapes[name]
     return shapes
 

@@ -38,7 +38,7 @@ def _log_alpha_table(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _falling_table(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _neg_log_alpha_table(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """-log alpha of the labels 0..1000, which is ascending, and its (1000,) differences."""
     falls = -_log_alpha_table(device, dtype)
     return falls, falls.diff()
@@ -75,7 +75,7 @@ def label_of_half_logsnr(lam: Tensor) -> Tensor:
 
 def _label_of_log_alpha(log_alpha: Tensor) -> Tensor:
     """Inverse of `log_alpha`, clamped to [0, 1000]."""
-    falls, widths = _falling_table(log_alpha.device, log_alpha.dtype)
+    falls, widths = _neg_log_alpha_table(log_alpha.device, log_alpha.dtype)
     fall = -log_alpha
     low = (torch.searchsorted(falls, fall.contiguous()) - 1).clamp_(0, NUM_LABELS - 1)
     return ((fall - falls[low]) / widths[low] + low).clamp_(0, NUM_LABELS)

@@ -1,8 +1,8 @@
 """Steppers: one step of a stream over one interval of a path, from the predictions made so far.
 
-As in k-diffusion each is a plain function. `step(history, interval)` gets the points that one stream has passed through, the
-newest last, and returns the stream at `interval.next`. Noise levels are those of the stream's own modality, so a path may move
-the two at unequal speeds.
+As in k-diffusion each is a plain function. `step(history, interval)` gets the last points of one stream, the newest last (at
+most three, and none from before a hold), and returns the stream at `interval.next`. Noise levels are those of the stream's own
+modality, so a path may move the two at unequal speeds.
 
 Notation of DPM-Solver++ (Lu et al., arXiv 2211.01095): x_t = alpha_t x_0 + sigma_t eps, lambda = log(alpha / sigma),
 h = lambda_next - lambda. Each of its updates is sigma_next / sigma * x plus alpha_next times a combination of x_0
@@ -71,7 +71,7 @@ class Point:
         return (self.x - self.level.sigma * self.eps) / self.level.alpha
 
 
-LONGEST = 20  # largest ratio of interval lengths over which a slope is extrapolated
+MAX_RATIO = 20  # of interval lengths over which a slope is extrapolated
 Stepper = Callable[[Sequence[Point], Interval], Tensor]
 
 
@@ -175,7 +175,7 @@ def _comparable(interval: Interval, points: Sequence[Point]) -> bool:
     """
     lams = [*(visit.level.lam for visit in points), interval.next.lam]
     gaps = [b - a for a, b in itertools.pairwise(lams)]
-    return len(gaps) > 1 and 0 < max(gaps) < LONGEST * min(gaps)
+    return len(gaps) > 1 and 0 < max(gaps) < MAX_RATIO * min(gaps)
 
 
 def _first_order(start: Point, end: Level) -> Tensor:

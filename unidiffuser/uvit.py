@@ -49,7 +49,7 @@ class UViTConfig:
     def __post_init__(self) -> None:
         if any(side % self.patch_size for side in self.latent_size):
             raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}.")
-        if self.embed_dim % (2 * self.num_heads):
+        if self.num_heads < 1 or self.embed_dim % (2 * self.num_heads):
             raise ValueError(f"embed_dim {self.embed_dim} must be an even multiple of num_heads {self.num_heads}.")
 
     @property

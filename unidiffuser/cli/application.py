@@ -114,7 +114,7 @@ class Settings:
 def _parameters(count: int) -> list[inspect.Parameter]:
     """The fields of `Settings` and the `SAMPLING` options as parameters of a command; `count` is the default of --count."""
     help_texts, types = option_help(), get_type_hints(Options)
-    flags, forms = {"method": "--sampler"}, {"guidance": " In the form 4 or 4,2."}
+    flags, forms = {"method": ("--method", "--sampler")}, {"guidance": " In the form 4 or 4,2."}
     found = []
     hints = get_type_hints(Settings, include_extras=True)
     for field in dataclasses.fields(Settings):
@@ -123,8 +123,8 @@ def _parameters(count: int) -> list[inspect.Parameter]:
             found.append((field.name, default, hints[field.name]))
     for name in SAMPLING:
         kind = str if name == "guidance" else types[name]
-        flag = flags.get(name, "--" + name.replace("_", "-"))
-        option = typer.Option(flag, help=help_texts[name] + forms.get(name, ""))
+        names = flags.get(name, ("--" + name.replace("_", "-"),))
+        option = typer.Option(*names, help=help_texts[name] + forms.get(name, ""))
         found.append((name, DEFAULTS.get(name), Annotated[kind | None, option]))
     keyword = inspect.Parameter.KEYWORD_ONLY
     return [inspect.Parameter(name, keyword, default=default, annotation=kind) for name, default, kind in found]

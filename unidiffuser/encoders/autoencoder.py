@@ -82,7 +82,7 @@ class Autoencoder:
             generator: one CPU generator per item, so that an item does not depend on its batch; or one for all items, in order.
 
         Returns:
-            (B, C, H/8, W/8), on the autoencoder's device and in its dtype.
+            (B, C, H/d, W/d) with d = `config.downscale`, on the autoencoder's device and in its dtype.
 
         Raises:
             ValueError: `pixels` has a wrong shape, or the number of generators differs from B.
@@ -106,7 +106,7 @@ class Autoencoder:
         """Decode image latents to pixels.
 
         Args:
-            latents: (B, C, H/8, W/8), as `encode` returns them.
+            latents: (B, C, H/d, W/d), as `encode` returns them.
 
         Returns:
             (B, 3, H, W), about [-1, 1] and not clamped.
@@ -116,7 +116,8 @@ class Autoencoder:
         """
         channels = self.config.embed_dim
         if latents.ndim != 4 or latents.shape[1] != channels:
-            raise ValueError(f"image latents must be (B, {channels}, H/8, W/8), not {tuple(latents.shape)}.")
+            step = self.config.downscale
+            raise ValueError(f"image latents must be (B, {channels}, H/{step}, W/{step}), not {tuple(latents.shape)}.")
         if not torch.isfinite(latents).all():
             raise ValueError("the image latents hold NaN or infinite values; lower the guidance or use float32.")
         (x,) = self._in_batches(lambda z: (self._decoded(z),), latents.to(self.vae.device, self.vae.dtype), 1)
@@ -129,7 +130,7 @@ class Autoencoder:
             pixels: (B, 3, H, W) in [-1, 1], on the autoencoder's device and in its dtype.
 
         Returns:
-            Two tensors (B, C, H/8, W/8), both times the scale factor.
+            Two tensors (B, C, H/d, W/d), both times the scale factor.
         """
         mean, std = self._unscaled_posterior(pixels)
         return mean * self.config.scale_factor, std * self.config.scale_factor

@@ -1,7 +1,7 @@
 """Text generation with GPT-2: the authors' beam search, and nucleus sampling.
 
-Both run over all images and beams in one batch, on a `TokenTree`, whose cache the beams of an image share. An image leaves the
-batch once all its beams have stopped, so its captions do not depend on the rest of the batch.
+Both run over all images and beams in one batch, on a `TokenTree`, whose cache the beams of an image share. In the beam search
+an image leaves the batch once all its beams have stopped. In neither do captions depend on the rest of the batch.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Tree-structured key-value cache for beam search with GPT-2.
 
-The beams of an image share their prefix and most of their tokens. Its keys and values are stored once, in a buffer allocated at
-the start: those of the prefix, then at each step those of the token that each beam chose. An attention mask limits each beam to
-the prefix and its own ancestors. When beams are reordered, only the mask is: a few bits instead of the tens of megabytes that a
-cache per beam would move at every token.
+The beams of an image share their prefix and most of their tokens. An image's keys and values are stored once, in a buffer
+allocated at the start: those of the prefix, then at each step those of the token that each beam chose. An attention mask
+limits each beam to the prefix and its own ancestors. Reordering beams permutes only the mask: a few bits instead of the tens
+of megabytes that a cache per beam would move at every token.
 
 The weights are those of transformers' GPT2LMHeadModel (Radford et al., 2019), applied here layer by layer.
 """

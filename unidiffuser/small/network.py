@@ -1,4 +1,4 @@
-"""A U-ViT with large patches: it can predict between picture and noise, and refine its patches with convolutions.
+"""A U-ViT with large patches: it can predict a mixture of picture and noise, and refine its patches with convolutions.
 
 The bundled model is one of these. `build` chooses the class by the checkpoint's config.
 """

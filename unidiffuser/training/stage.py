@@ -27,9 +27,9 @@ class ExampleCost:
 class TrainingStage(ABC):
     """A model, its data and its loss, as the training loop needs them.
 
-    For each pass the loop calls `order` and `examples` (ahead of time, in worker processes if there are any), moves the batch
-    to the device and calls `loss`. Write a subclass with `examples`, `loss` and `export`, and add it to
-    `unidiffuser.training.stages.STAGES`.
+    For each step the loop calls `order` once. For each pass it calls `examples` (ahead of time, in worker processes if there
+    are any), moves the batch to the device and calls `loss`. Write a subclass with `examples`, `loss` and `export`, and
+    add it to `unidiffuser.training.stages.STAGES`.
 
     Attributes:
         model: the module to train; parameters that require no gradient stay frozen.
@@ -65,7 +65,7 @@ class TrainingStage(ABC):
         Args:
             model: the model as wrapped for training (DDP, FSDP2, CUDA graphs); call this one, not `self.model`.
             batch: from `examples`, on the device.
-            generator: source of the random numbers of the whole batch, on the CPU.
+            generator: source of the random numbers of this pass, on the CPU.
         """
 
     def cost(self) -> ExampleCost | None:

@@ -24,7 +24,7 @@ from .options import Options, Progress
 from .path import NoisePath
 from .runtime.acceleration import COMPILE_MODES, Compiled, DeepCache
 from .runtime.lora import LORA_PARTS, LoRA, apply_loras, layers_of, read_lora
-from .runtime.precision import automatic_dtype, automatic_side_dtype, depends_on_batch, fix_batches
+from .runtime.precision import automatic_dtype, automatic_encoder_dtype, depends_on_batch, fix_batches
 from .samplers import sample
 from .small.network import build
 from .streams import Streams, draw_noise
@@ -72,7 +72,7 @@ class Engine:
         self.config = checkpoint.config
         self.device = torch.device(device if device is not None else _best_device())
         self.dtype = dtype or automatic_dtype(self.device)
-        self.side_dtype = dtype or automatic_side_dtype(self.device)
+        self.encoder_dtype = dtype or automatic_encoder_dtype(self.device)
         self.offload, self.tiling, self.compile = offload, tiling, compile
         self._storage = torch.device("cpu") if offload else self.device  # where parts are while they do not run
         self._loras: dict[str, tuple[LoRA, float]] = {}
@@ -93,14 +93,14 @@ class Engine:
         """Prompts -> text latents: CLIP's text tower and the first Linear of the caption decoder, without its GPT-2."""
         from .encoders.clip import TextEncoder
 
-        return TextEncoder.from_checkpoint(self.checkpoint, self._storage, self.side_dtype)
+        return TextEncoder.from_checkpoint(self.checkpoint, self._storage, self.encoder_dtype)
 
     @cached_property
     def image_token_encoder(self) -> ImageTokenEncoder:
         """Pictures -> CLIP image tokens."""
         from .encoders.clip import ImageTokenEncoder
 
-        return ImageTokenEncoder.from_checkpoint(self.checkpoint, self._storage, self.side_dtype)
+        return ImageTokenEncoder.from_checkpoint(self.checkpoint, self._storage, self.encoder_dtype)
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
@@ -114,7 +114,7 @@ class Engine:
         """Text latents -> captions; its own `decode` gives scores and several candidates."""
         from .encoders.captions import CaptionDecoder
 
-        decoder = CaptionDecoder.from_checkpoint(self.checkpoint, self._storage, self.side_dtype)
+        decoder = CaptionDecoder.from_checkpoint(self.checkpoint, self._storage, self.encoder_dtype)
         return self._adapted(decoder, "caption")
 
     @cached_property

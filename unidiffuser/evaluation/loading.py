@@ -38,7 +38,7 @@ def load_model(config: EvaluationConfig) -> tuple[EvaluatedModel, FeatureExtract
         raise ValueError(f"dtype {config.dtype!r} is not a torch dtype; use float32, float16 or bfloat16")
     model = unidiffuser.load(config.model, device=config.device, dtype=dtype)
     weights = weights_digest(model.checkpoint)
-    dtypes = " ".join(str(kind).removeprefix("torch.") for kind in (model.dtype, model.side_dtype))
+    dtypes = " ".join(str(kind).removeprefix("torch.") for kind in (model.dtype, model.encoder_dtype))
     name = f"{weights} {dtypes} {settings_digest(model.config.to_dict())[:12]}"
     features: FeatureExtractor
     if config.features == "clip":

@@ -34,7 +34,7 @@ def automatic_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if multiplies_bf16() else torch.float32
 
 
-def automatic_side_dtype(device: torch.device) -> torch.dtype:
+def automatic_encoder_dtype(device: torch.device) -> torch.dtype:
     """Format of the CLIP towers and the caption decoder, which take little time: float16 on a GPU, float32 on a CPU.
 
     bf16 would add as much error to the conditioning as to the whole network, and beams would tie differently.

@@ -139,6 +139,7 @@ def test_muon_orthogonalises_in_the_blocks_and_adamw_moves_the_rest(shards, tmp_
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.slow
 def test_compiled_blocks_have_the_losses_of_plain_ones(shards, tmp_path):
     plain, compiled = (config(shards, tmp_path / name, steps=3, compile=name == "compiled") for name in ("plain", "compiled"))
     for settings in (plain, compiled):

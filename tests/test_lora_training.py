@@ -103,7 +103,7 @@ def asked(stage: LoRAStage, model: AdaptedModel) -> float:
     """Error in what is to be learned, on the same noise for every model."""
     batch = stage.examples(torch.arange(stage.size).repeat(16), list(range(16 * stage.size)))
     with torch.no_grad():
-        return stage.loss(model, batch, torch.Generator())["learn"].item()
+        return stage.loss(model, batch, torch.Generator())["noise"].item()
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "checkpoint_with_head"])
@@ -119,9 +119,9 @@ def test_a_run_learns_keeps_and_writes_what_it_learned(
     assert isinstance(model, AdaptedModel)
     rows = losses(tmp_path)
     first, last = ({k: sum(r[k] for r in part) / len(part) for k in rows[0]} for part in (rows[:5], rows[-5:]))
-    assert rows[0]["keep"] < 1e-9  # before the first step nothing has moved
+    assert rows[0]["prior_noise"] < 1e-9  # before the first step nothing has moved
     assert asked(stage, stage.model) < asked(stage, make_stage(run).model)
-    assert last["spell"] < first["spell"] - 0.2
+    assert last["caption"] < first["caption"] - 0.2
     assert [done for done, _ in seen] == list(range(1, 41))
     assert (tmp_path / "losses.png").is_file()
     assert list((tmp_path / "samples").iterdir())
@@ -178,7 +178,7 @@ def test_another_word_is_another_run(checkpoint: Path, pictures: Path, tmp_path:
 def test_without_captions_the_decoder_is_left_alone(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     run = config(tmp_path, checkpoint, pictures, steps=1, captions=False)
     train(make_stage(run), run, progress=False, device="cpu")
-    assert set(losses(tmp_path)[0]) == {"step", "loss", "learn", "keep"}
+    assert set(losses(tmp_path)[0]) == {"step", "loss", "noise", "prior_noise"}
     model = unidiffuser.load(checkpoint, dtype=torch.float32, lora=[(tmp_path / lora_run.FILE, 1.0)])
     decoder = unidiffuser.load(checkpoint, dtype=torch.float32).captioner
     assert all(torch.equal(a, b) for a, b in zip(model.captioner.parameters(), decoder.parameters(), strict=True))
@@ -203,7 +203,7 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_cut(checkpoint: Path) -> Non
         return stage.loss(stage.model, batch, torch.Generator())
 
     whole, parts = terms([0, 1, 2, 3]), [terms([0, 1]), terms([2, 3])]
-    for name in ("learn", "keep", "spell"):
+    for name in ("noise", "prior_noise", "caption"):
         torch.testing.assert_close(whole[name], (parts[0][name] + parts[1][name]) / 2)
 
 
@@ -219,7 +219,7 @@ def test_what_is_learned_counts_as_in_the_objective_that_made_the_network(kind: 
     noise = Streams(**{name: learned[f"noise_{name}"] for name, _ in streams.items()})
     velocity = not predicts_noise(opened.config.uvit)
     wanted = diffusion_loss(stage.model.network, streams, generator, labels=labels, noise=noise, velocity=velocity)
-    torch.testing.assert_close(stage.loss(stage.model, batch, generator)["learn"], wanted["loss"].detach())
+    torch.testing.assert_close(stage.loss(stage.model, batch, generator)["noise"], wanted["loss"].detach())
 
 
 def test_settings_out_of_range_are_told(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:

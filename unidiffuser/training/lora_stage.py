@@ -115,7 +115,7 @@ class LoRAStage(TrainingStage):
         return rows, {"t_img": labels["img"], "t_text": labels["text"], "caption_noise": caption} | noise
 
     def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """ "learn" and "spell" (noise and captions of the pairs), "keep" and "keep_words" (distance from the prior)."""
+        """ "noise" and "caption" (errors on the pairs), "prior_noise" and "prior_caption" (distance from the prior)."""
         count = len(batch["t_img"])
         flat = {name: value.transpose(0, 1).flatten(0, 1) for name, value in batch.items()}  # (B, 1 + k, ...) -> (B + Bk, ...)
         labels = {"img": flat["t_img"], "text": flat["t_text"]}
@@ -128,11 +128,11 @@ class LoRAStage(TrainingStage):
         rows = [row_errors(n, x, y, labels, self.velocity) for n, x, y in zip(names, out.noise, targets, strict=True)]
         errors, elements = (torch.stack(values).sum(0) for values in zip(*rows, strict=True))
         error = errors / elements  # (B + Bk,), weighted as in the objective that trained the network
-        terms = {"learn": error[:count].mean(), "keep": error[count:].mean()}
+        terms = {"noise": error[:count].mean(), "prior_noise": error[count:].mean()}
         if out.logits is not None and out.prior_logits is not None:
             terms |= _caption_terms(out.logits, out.prior_logits, flat["tokens"])
-        kept = sum(value for name, value in terms.items() if name.startswith("keep"))
-        loss = terms["learn"] + terms.get("spell", 0) + self.keep * kept
+        prior = sum(value for name, value in terms.items() if name.startswith("prior"))
+        loss = terms["noise"] + terms.get("caption", 0) + self.keep * prior
         return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
 
     def sample(self, model: Any) -> Image.Image | None:
@@ -178,8 +178,9 @@ def _caption_terms(logits: Tensor, prior_logits: Tensor, tokens: Tensor) -> dict
         tokens: (B + M, T) targets.
     """
     count = len(tokens) - len(prior_logits)
-    spell = F.cross_entropy(logits[:count].float().flatten(0, 1), tokens[:count].flatten(), ignore_index=IGNORED_TOKEN)
-    return {"spell": spell, "keep_words": _divergence(prior_logits, logits[count:], tokens[count:] != IGNORED_TOKEN)}
+    caption = F.cross_entropy(logits[:count].float().flatten(0, 1), tokens[:count].flatten(), ignore_index=IGNORED_TOKEN)
+    prior = _divergence(prior_logits, logits[count:], tokens[count:] != IGNORED_TOKEN)
+    return {"caption": caption, "prior_caption": prior}
 
 
 def _divergence(prior: Tensor, now: Tensor, valid: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from test_scale import config, launch, losses
 
 from unidiffuser.training.saving import checkpoints
 
-KILLS, STEPS = 20, 1500  # steps enough that the run outlives the kills
+KILLS = int(os.environ.get("KILLS", "4"))  # a long run takes 20 and more
+STEPS = 75 * KILLS  # enough that the run outlives the kills
 SPAN = 4  # seconds after a checkpoint in which a kill falls
 
 

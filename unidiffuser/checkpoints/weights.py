@@ -61,7 +61,7 @@ class WeightFiles:
         """
         tensors: dict[str, Tensor] = {}
         for path in self.paths:
-            tensors |= _open(path)
+            tensors |= _open_without_code(path)
         return tensors
 
     def metadata(self) -> dict[str, str]:
@@ -126,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _open(path: Path) -> dict[str, Tensor]:
+def _open_without_code(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     if is_safetensors(path):
@@ -135,7 +135,7 @@ def _open(path: Path) -> dict[str, Tensor]:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or incomplete ({error}); download or convert it again.") from error
-    _refuse_other_content(path)
+    _refuse_text_content(path)
     try:
         # NOTE: files of torch < 1.6 are plain pickles, which cannot be mapped.
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -158,7 +158,7 @@ def _open(path: Path) -> dict[str, Tensor]:
     return value
 
 
-def _refuse_other_content(path: Path) -> None:
+def _refuse_text_content(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(256).lstrip().lower()
     if not head:

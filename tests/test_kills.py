@@ -21,9 +21,9 @@ from test_scale import config, launch, losses
 
 from unidiffuser.training.saving import checkpoints
 
-KILLS = int(os.environ.get("KILLS", "4"))  # a long run takes 20 and more
-STEPS = 400 * KILLS  # enough that the run outlives the kills
-SPAN = 4  # seconds after a checkpoint in which a kill falls
+KILLS = int(os.environ.get("KILLS", "2"))  # a long run takes 20 and more
+STEPS = 150 * KILLS  # enough that the run outlives the kills
+SPAN = 1  # seconds after a checkpoint in which a kill falls
 
 
 def whole_files(out: Path) -> None:

@@ -250,6 +250,16 @@ def test_progress_bar_goes_to_stderr(model: UniDiffuser, capsys: pytest.CaptureF
     assert "step" in err
 
 
+def test_the_default_dtype_changes_no_random_number(model: UniDiffuser) -> None:
+    picture = Image.new("RGB", (128, 128), "red")
+    expected = model.vary_image(picture, steps=2, seed=3)[0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert model.vary_image(picture, steps=2, seed=3)[0].tobytes() == expected.tobytes()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(tiny_checkpoint: Path, dtype: torch.dtype, model: UniDiffuser) -> None:
     half = unidiffuser.load(tiny_checkpoint, device="cpu", dtype=dtype)

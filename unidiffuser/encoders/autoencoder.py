@@ -18,6 +18,7 @@ from ..checkpoints.keys import vae_to_diffusers
 from ..checkpoints.skeleton import skeleton
 from ..runtime.precision import ROWS, depends_on_batch, in_fixed_batches
 from ..small.palette import Palette
+from ..streams import draw_noise
 
 Device = torch.device | str | None
 
@@ -97,8 +98,7 @@ class Autoencoder:
             raise ValueError(f"{len(pixels)} pictures need as many generators, not {len(generators)}; or give a single one.")
         x = pixels.to(self.vae.device, self.vae.dtype)
         mean, std = self._in_batches(self._unscaled_posterior, x, step)
-        shape = mean.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])  # drawn on the CPU, so equal on every device
+        noise = draw_noise(mean.shape[1:], generators, x.device)
         return (mean + std * noise.to(x)) * self.config.scale_factor
 
     @torch.inference_mode()

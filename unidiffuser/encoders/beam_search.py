@@ -120,7 +120,9 @@ def nucleus_sampling(
     stopped = torch.zeros_like(scores, dtype=torch.bool)
 
     for step in range(1, limit + 1):
-        uniform = torch.cat([torch.rand(count, generator=g, device=g.device).to(device) for g in generators])
+        uniform = torch.cat(
+            [torch.rand(count, generator=g, device=g.device, dtype=torch.float32).to(device) for g in generators]
+        )
         token = _draw((logits / temperature).softmax(-1), top_p, uniform)
         log_prob = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
         scores, lengths = scores + log_prob.masked_fill(stopped, 0.0), lengths + (~stopped)

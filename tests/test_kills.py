@@ -21,7 +21,7 @@ from test_scale import config, launch, losses
 
 from unidiffuser.training.saving import checkpoints
 
-KILLS = int(os.environ.get("KILLS", "2"))  # a long run takes 20 and more
+KILLS = int(os.environ.get("KILLS", "2"))  # a long run takes 20 and more, of DDP as well
 STEPS = 150 * KILLS  # enough that the run outlives the kills
 SPAN = 1  # seconds after a checkpoint in which a kill falls
 
@@ -65,7 +65,7 @@ def kill_at_random(process: subprocess.Popen, out: Path, kills: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["fsdp"] if KILLS < 10 else ["ddp", "fsdp"])
 def test_kills_change_no_loss(tmp_path: Path, strategy: str) -> None:
     (tmp_path / "latents").mkdir()
     shards = latent_folder(tmp_path / "latents")

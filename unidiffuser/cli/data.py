@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .application import clear_errors
+from .application import command
 
 app = typer.Typer(help="From image-text metadata to latent shards that training reads.", no_args_is_help=True)
 
@@ -24,7 +24,7 @@ def _renamed(given: list[str] | None) -> dict[str, str]:
     return {ours: theirs for ours, _, theirs in pairs}
 
 
-@app.command("filter")
+@command("filter", app)
 def filter_command(
     source: Annotated[Path, typer.Argument(help="A parquet file or a folder of them, with LAION's columns.")],
     out: Annotated[Path, typer.Argument(help="Folder for the filtered tables.")],
@@ -41,41 +41,40 @@ def filter_command(
     rename: Renames = None,
 ) -> None:
     """Keep the rows that pass all thresholds, and count the rows that each dropped. Options override the preset."""
-    with clear_errors():
-        from dataclasses import replace
+    from dataclasses import replace
 
-        from rich.console import Console
-        from rich.table import Table
-        from tqdm import tqdm
+    from rich.console import Console
+    from rich.table import Table
+    from tqdm import tqdm
 
-        from ..data.filter import PRESETS, Rules, filter_tables
+    from ..data.filter import PRESETS, Rules, filter_tables
 
-        if preset is not None and preset not in PRESETS:
-            raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
-        given: dict[str, Any] = {
-            "min_side": min_side, "max_ratio": max_ratio, "min_similarity": min_similarity, "max_watermark": max_watermark,
-            "max_unsafe": max_unsafe, "min_aesthetic": min_aesthetic, "language": language, "min_caption": min_caption,
-            "max_caption": max_caption,
-        }  # fmt: skip
-        base = PRESETS[preset] if preset else Rules()
-        rules = replace(base, **{name: value for name, value in given.items() if value is not None})
-        with tqdm(unit="file") as bar:
-            count = filter_tables(source, out, rules, renamed=_renamed(rename), report=lambda path: bar.update())
-        table = Table("rule", "threshold", "dropped", "of the rows it tested", title=f"{source} -> {out}")
-        seen = count.read
-        for name, dropped in count.dropped.items():
-            table.add_row(name, str(getattr(rules, name, "http(s)")), f"{dropped:,}", f"{dropped / max(seen, 1):.1%}")
-            seen -= dropped
-        table.add_section()
-        table.add_row("kept", "", f"{count.kept:,} of {count.read:,}", f"{count.kept / max(count.read, 1):.1%}")
-        Console().print(table)
-        for name, reason in count.unreadable.items():
-            typer.echo(f"unreadable: {name}: {reason}", err=True)
-        if count.unreadable:
-            raise typer.Exit(1)
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
+    given: dict[str, Any] = {
+        "min_side": min_side, "max_ratio": max_ratio, "min_similarity": min_similarity, "max_watermark": max_watermark,
+        "max_unsafe": max_unsafe, "min_aesthetic": min_aesthetic, "language": language, "min_caption": min_caption,
+        "max_caption": max_caption,
+    }  # fmt: skip
+    base = PRESETS[preset] if preset else Rules()
+    rules = replace(base, **{name: value for name, value in given.items() if value is not None})
+    with tqdm(unit="file") as bar:
+        count = filter_tables(source, out, rules, renamed=_renamed(rename), report=lambda path: bar.update())
+    table = Table("rule", "threshold", "dropped", "of the rows it tested", title=f"{source} -> {out}")
+    seen = count.read
+    for name, dropped in count.dropped.items():
+        table.add_row(name, str(getattr(rules, name, "http(s)")), f"{dropped:,}", f"{dropped / max(seen, 1):.1%}")
+        seen -= dropped
+    table.add_section()
+    table.add_row("kept", "", f"{count.kept:,} of {count.read:,}", f"{count.kept / max(count.read, 1):.1%}")
+    Console().print(table)
+    for name, reason in count.unreadable.items():
+        typer.echo(f"unreadable: {name}: {reason}", err=True)
+    if count.unreadable:
+        raise typer.Exit(1)
 
 
-@app.command("download")
+@command("download", app)
 def download_command(
     tables: Annotated[Path, typer.Argument(help="Folder of filtered tables.")],
     out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
@@ -86,16 +85,15 @@ def download_command(
     rename: Renames = None,
 ) -> None:
     """Print the img2dataset command that downloads the pictures. Install img2dataset in its own environment."""
-    with clear_errors():
-        from ..data.download import as_shell, img2dataset_command
+    from ..data.download import as_shell, img2dataset_command
 
-        command = img2dataset_command(
-            tables, out, image_size, per_shard=per_shard, processes=processes, threads=threads, renamed=_renamed(rename)
-        )
-        typer.echo(as_shell(command))
+    download = img2dataset_command(
+        tables, out, image_size, per_shard=per_shard, processes=processes, threads=threads, renamed=_renamed(rename)
+    )
+    typer.echo(as_shell(download))
 
 
-@app.command("encode")
+@command("encode", app)
 def encode_command(
     source: Annotated[Path, typer.Argument(help="Folder of webdataset shards, or of pictures with captions.")],
     out: Annotated[Path, typer.Argument(help="Folder for the latent shards.")],
@@ -109,32 +107,31 @@ def encode_command(
     device: Annotated[Optional[str], typer.Option(help="cpu, cuda; the fastest if not given.")] = None,  # noqa: UP045
 ) -> None:
     """Encode pictures and captions into latents for training. Run it again to resume; use torchrun for several workers."""
-    with clear_errors():
-        from datetime import timedelta
+    from datetime import timedelta
 
-        from tqdm import tqdm
+    from tqdm import tqdm
 
-        from ..checkpoints.checkpoint import load_checkpoint
-        from ..data.encode import Encoders, Encoding, encode
-        from ..data.sources import find_parts
-        from ..distributed import joined
-        from ..options import side_multiple
+    from ..checkpoints.checkpoint import load_checkpoint
+    from ..data.encode import Encoders, Encoding, encode
+    from ..data.sources import find_parts
+    from ..distributed import joined
+    from ..options import side_multiple
 
-        checkpoint = load_checkpoint(model)
-        side = image_size or checkpoint.config.image_size
-        if side % side_multiple(checkpoint.config):
-            raise ValueError(f"--image-size must be a multiple of {side_multiple(checkpoint.config)}, got {side}")
-        parts = find_parts(source, captions, per_part)
-        # The first worker to finish waits for the last.
-        with _without_length_warnings(), joined(device, patience=timedelta(days=7)) as world:
-            bar: Any = tqdm(unit="pair", disable=not world.main)
-            encoders = Encoders(checkpoint, world.device)
-            manifest = encode(parts, out, encoders, Encoding(side, min_side, batch_size, readers), world, bar.update)
-            bar.close()
-            if world.main:
-                _print_summary(manifest, out)
-        if manifest["damaged"]:
-            raise typer.Exit(1)
+    checkpoint = load_checkpoint(model)
+    side = image_size or checkpoint.config.image_size
+    if side % side_multiple(checkpoint.config):
+        raise ValueError(f"--image-size must be a multiple of {side_multiple(checkpoint.config)}, got {side}")
+    parts = find_parts(source, captions, per_part)
+    # The first worker to finish waits for the last.
+    with _without_length_warnings(), joined(device, patience=timedelta(days=7)) as world:
+        bar: Any = tqdm(unit="pair", disable=not world.main)
+        encoders = Encoders(checkpoint, world.device)
+        manifest = encode(parts, out, encoders, Encoding(side, min_side, batch_size, readers), world, bar.update)
+        bar.close()
+        if world.main:
+            _print_summary(manifest, out)
+    if manifest["damaged"]:
+        raise typer.Exit(1)
 
 
 @contextmanager

@@ -69,6 +69,12 @@ class Graph:
         settings = {"method": "beam", "candidates": 1, "beams": 3, "top_p": 0.8, "temperature": 1.0, "seed": 0, **inputs}
         return self.add("UniDiffuserDecodeCaption", caption_decoder=self.decoder, text=text, **settings)
 
+    def score(self, captions: str, levels: int = 2, seed: int = 0) -> Any:
+        """Score captions, one per line, of an example image."""
+        latent, token = self.encoded()
+        inputs = {"latent_image": latent, "clip_vision_output": token, "captions": captions, "levels": levels, "seed": seed}
+        return self.add("UniDiffuserScoreCaptions", model=self.model, clip=self.clip, **inputs)
+
     def show(self, latent: Link) -> str:
         """Decode and preview a latent; returns the id of the preview node."""
         image = self.add("VAEDecode", samples=latent, vae=self.vae)()

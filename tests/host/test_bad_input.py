@@ -183,17 +183,7 @@ def a_word_that_is_not_there(graph: Graph) -> None:
 
 
 def no_captions(graph: Graph) -> None:
-    latent, token = graph.encoded()
-    graph.add(
-        "UniDiffuserScoreCaptions",
-        model=graph.model,
-        clip=graph.clip,
-        latent_image=latent,
-        clip_vision_output=token,
-        captions="  \n",
-        levels=2,
-        seed=0,
-    )
+    graph.score("  \n", levels=2, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -196,17 +196,7 @@ def test_interpolate_and_score(server: HostServer) -> None:
         seed=0,
     )
     preview = graph.add("PreviewImage", images=frames())()[0]
-    latent, token = graph.encoded()
-    ranked = graph.add(
-        "UniDiffuserScoreCaptions",
-        model=graph.model,
-        clip=graph.clip,
-        latent_image=latent,
-        clip_vision_output=token,
-        captions="a\nbb\ncat",
-        levels=3,
-        seed=0,
-    )
+    ranked = graph.score("a\nbb\ncat", levels=3, seed=0)
     text = graph.add("PreviewAny", source=ranked(1))()[0]
     shown = server.run(graph.prompt)
     assert len(shown[preview]["images"]) == 3

@@ -68,17 +68,7 @@ def interpolate(graph: Graph, seed: int) -> None:
 
 
 def score(graph: Graph, seed: int) -> None:
-    latent, token = graph.encoded()
-    graph.add(
-        "UniDiffuserScoreCaptions",
-        model=graph.model,
-        clip=graph.clip,
-        latent_image=latent,
-        clip_vision_output=token,
-        captions="cat\ndog",
-        levels=2,
-        seed=seed,
-    )
+    graph.score("cat\ndog", levels=2, seed=seed)
 
 
 def endless(graph: Graph, seed: int) -> None:

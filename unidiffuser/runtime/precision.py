@@ -65,9 +65,8 @@ def fix_batches(net: UViT, rows: int = ROWS) -> UViT:
         rows: minimum rows (tokens) of a matrix product; a batch has as many items as that takes.
     """
     embed, config = net.embed, net.config
-    layers: list[nn.Module] = [net.patch_embed, net.text_embed, net.clip_img_embed, *net.in_blocks, net.mid_block]
-    layers += [*net.out_blocks, net.decoder_pred, net.clip_img_out, net.text_out]
-    layers += [child for name, child in net.named_children() if name == "detail"]
+    children = [layer for child in net.children() for layer in (child if isinstance(child, nn.ModuleList) else [child])]
+    layers = [layer for layer in children if not isinstance(layer, (nn.LayerNorm, nn.Embedding))]  # these work row by row
     items = 1
 
     def counted(img: Tensor, *inputs: Any) -> Tensor:

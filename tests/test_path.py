@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unidiffuser.path import SPACINGS, NoisePath, spaced
+from unidiffuser.path import SPACINGS, NoisePath, path_points, spaced
 
 STEPS = st.integers(1, 60)
 LEVELS = st.floats(0, 1000)
@@ -160,3 +160,61 @@ def test_picture_shows_the_curve_where_it_runs(size: int):
     assert redness((0.5, 0)) < 30
     with pytest.raises(ValueError, match="64 pixels"):
         NoisePath.joint(3).picture(10)
+
+
+@settings(deadline=None)
+@given(falling_paths(), st.integers(1, 60), st.sampled_from(list(SPACINGS)))
+def test_drawn_points_are_kept_where_the_steps_allow(curve: NoisePath, steps: int, spacing: str):
+    drawn = list(zip(curve.t_img, curve.t_text, strict=True))
+    path = NoisePath.from_points(drawn, steps, spacing)
+    assert path.steps == steps
+    assert (path.t_img[0], path.t_text[0]) == drawn[0]
+    assert (path.t_img[-1], path.t_text[-1]) == drawn[-1]
+    if steps >= len(path_points(drawn)) - 1:
+        assert set(drawn) <= set(zip(path.t_img, path.t_text, strict=True))
+    assert NoisePath.from_points(" ".join(f"{x!r},{y!r}" for x, y in drawn), steps, spacing) == path
+
+
+def test_points_as_text_are_the_same_path_as_numbers():
+    path = NoisePath.from_points("1000,1000  400,0\n0,0", 20)
+    assert path == NoisePath.through((1000, 1000), (400, 0), (0, 0), steps=20)
+    assert path == NoisePath.from_points([(1000, 1000), (1000, 1000), [400, 0], (0, 0)], 20)
+    assert path == NoisePath.from_points("1000,1000; 400,0; 0,0;", 20)
+
+
+@pytest.mark.parametrize("spacing", list(SPACINGS))
+def test_lines_below_label_1_have_finite_steps(spacing: str):
+    assert NoisePath.text_to_image(2, start=1, spacing=spacing).t_img == (1, 0.5, 0)
+    assert NoisePath.from_points("1000,0 0.5,0 0,0", 4, spacing).t_img[-2:] == (0.5, 0)
+
+
+def test_fewer_steps_than_lines_spread_over_the_whole_curve():
+    path = NoisePath.from_points([(1000, 1000), (0, 1000), (0, 500), (0, 0)], 2)
+    assert (path.t_img, path.t_text) == ((1000, 0, 0), (1000, 1000, 0))
+    late = NoisePath.from_points("1000,900 800,800 500,300 200,100 0,0", 3, "logsnr")
+    assert late.steps == 3
+    assert late.t_img[1] < path.t_img[0]
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        ("", "at least 2 different points.*here are 0"),
+        ("1000,1000", "at least 2 different points.*here are 1"),
+        ("0,0 0,0", "at least 2 different points.*here are 1"),
+        ("1000,1000 400 0,0", "Point 2 is '400'; write image noise,caption noise"),
+        ("1000,1000 a,b", "Point 2 is 'a,b'"),
+        ("1000,1000,0 0,0", "Point 1 is '1000,1000,0'"),
+        ([(1000, 1000), None], "Point 2 is None"),
+        ("1001,0 0,0", "image noise of point 1 is 1001; it must be 0"),
+        ("1000,nan 0,0", "caption noise of point 1 is nan"),
+        ("1000,500 600,600 0,0", "caption noise rises from 500 to 600 at point 2"),
+        ("0,0 1000,0", "image noise rises from 0 to 1000 at point 2"),
+        ("1000,1000 400,300", "last point is 400,300: image and caption both end noisy"),
+    ],
+)
+def test_points_that_are_no_path_say_which_and_why(points, words):
+    with pytest.raises(ValueError, match=words):
+        NoisePath.from_points(points, 10)
+    with pytest.raises(ValueError, match="steps must be a whole number"):
+        NoisePath.from_points("1000,0 0,0", 0)

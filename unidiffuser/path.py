@@ -41,12 +41,14 @@ def spaced(start: float, end: float, steps: int, spacing: str = "uniform") -> li
     """steps + 1 labels from `start` down to `end`, both exact, equally spaced on the axis named by `spacing`.
 
     "uniform" is the authors' choice. "logsnr" (arXiv 2206.00927) and "karras" are infinite at label 0: they run to label 1 in
-    one step less, and the last interval goes from there to the end.
+    one step less, and the last interval goes from there to the end; below label 1 the steps are uniform.
     """
     if spacing not in SPACINGS:
         raise ValueError(f"Unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}.")
     if start == end:
         return [start] * (steps + 1)
+    if max(start, end) <= LEAST:
+        spacing = "uniform"
     warp, unwarp = SPACINGS[spacing]
     jump = spacing != "uniform" and end < LEAST < start and steps > 1
     last = LEAST if jump else end
@@ -121,8 +123,29 @@ class NoisePath:
 
         `through((1000, 1000), (0, 1000), (0, 0), steps=40)` samples a picture and then captions it.
         """
-        lengths = [max(abs(a - b) for a, b in zip(p, q, strict=True)) for p, q in itertools.pairwise(corners)]
-        return cls._in_proportion(corners, lengths, steps, spacing)
+        return cls._in_proportion(corners, _lengths(corners), steps, spacing)
+
+    @classmethod
+    def from_points(cls, points: str | Sequence[Sequence[float]], steps: int, spacing: str = "uniform") -> NoisePath:
+        """A path drawn by hand: straight lines through points, from noise to clean.
+
+        Args:
+            points: at least two pairs (image noise, caption noise) in [0, 1000], as numbers or as a text such as
+                "1000,1000 400,0 0,0". No level rises, and the last point has at least one of the two at 0.
+            steps: intervals of the path. Every point is kept if there are at least as many steps as lines; with fewer, the
+                steps cut corners and spread over the whole curve.
+            spacing: of the steps, see `spaced`; on each line, or over the whole curve if there are fewer steps than lines.
+
+        Raises:
+            ValueError: points that are no such path. The text counts them from 1.
+        """
+        corners = path_points(points)
+        if len(corners) - 1 <= _check_steps(steps, 1):
+            return cls.through(*corners, steps=steps, spacing=spacing)
+        reached = [0.0, *itertools.accumulate(_lengths(corners))]
+        left = spaced(MARGINAL, CLEAN, steps, spacing)  # of the whole length, scaled to labels
+        at = [reached[-1] * (1 - label / MARGINAL) for label in left]
+        return cls(*(_interpolated(at, reached, levels) for levels in zip(*corners, strict=True)))
 
     @classmethod
     def _in_proportion(
@@ -194,10 +217,60 @@ class NoisePath:
         return draw(self.t_img, self.t_text, size)
 
 
-def _check_steps(steps: int, least: int) -> None:
+def path_points(points: str | Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """The checked (image noise, caption noise) points of a drawn path, see `NoisePath.from_points`; repeated points once."""
+    written: Sequence[str | Sequence[float]] = points.replace(";", " ").split() if isinstance(points, str) else points
+    pairs = [_pair(point, k) for k, point in enumerate(written, start=1)]
+    corners = [pair for k, pair in enumerate(pairs) if k == 0 or pair != pairs[k - 1]]
+    if len(corners) < 2:
+        raise ValueError(f"A path needs at least 2 different points, such as 1000,0 0,0; here are {len(corners)}.")
+    for k, (before, here) in enumerate(itertools.pairwise(pairs), start=2):
+        for name, was, level in zip(("image", "caption"), before, here, strict=True):
+            if level > was:
+                raise ValueError(
+                    f"The {name} noise rises from {was:g} to {level:g} at point {k}. Sampling only removes noise: set it to "
+                    f"{was:g} or less."
+                )
+    if min(corners[-1]) > LEAST:
+        raise ValueError(
+            f"The last point is {corners[-1][0]:g},{corners[-1][1]:g}: image and caption both end noisy. Set at least one of "
+            f"them to 0."
+        )
+    return corners
+
+
+def _pair(point: str | Sequence[float], number: int) -> tuple[float, float]:
+    """One point of a drawn path: two labels in [0, 1000], to a millionth."""
+    try:
+        image, caption = (round(float(part), 6) for part in (point.split(",") if isinstance(point, str) else point))
+    except (TypeError, ValueError):
+        raise ValueError(f"Point {number} is {point!r}; write image noise,caption noise, such as 1000,500.") from None
+    for name, level in (("image", image), ("caption", caption)):
+        if not CLEAN <= level <= MARGINAL:  # NaN is outside as well
+            raise ValueError(f"The {name} noise of point {number} is {level:g}; it must be 0 (clean) to 1000 (noise).")
+    return image, caption
+
+
+def _lengths(corners: Sequence[tuple[float, float]]) -> list[float]:
+    """Length of each line between corners: the larger change of the two labels."""
+    return [max(abs(a - b) for a, b in zip(p, q, strict=True)) for p, q in itertools.pairwise(corners)]
+
+
+def _interpolated(at: Sequence[float], x: Sequence[float], y: Sequence[float]) -> list[float]:
+    """Values at `at`, rising, of the piecewise linear curve through (x, y); the first and last of them exact."""
+    values, k = [float(y[0])], 0
+    for position in at[1:-1]:
+        while x[k + 1] < position:
+            k += 1
+        values.append(y[k] + (y[k + 1] - y[k]) * (position - x[k]) / (x[k + 1] - x[k]))
+    return [*values, float(y[-1])]
+
+
+def _check_steps(steps: int, least: int) -> int:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, not {steps!r}.")
     if least < 1:
         raise ValueError("A path needs at least two corners.")
     if steps < least:
         raise ValueError(f"steps must be at least {least} here, one for each straight part of the path, not {steps}.")
+    return steps

@@ -56,9 +56,14 @@ class HostCaptionDecoder:
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         device = self.patcher.load_device
         text = text[:, :length].to(device, torch.float32)
-        latents = text if text.shape[-1] == widths[0] else self.decoder.encode_prefix(text)
         with torch.inference_mode(), say_what_to_do():
+            latents = text if text.shape[-1] == widths[0] else self._compressed(text)
             return self.decoder.decode(latents, **settings)
+
+    def _compressed(self, text: Tensor) -> Tensor:
+        """Text latents (B, L, hidden_dim) of CLIP text, computed in the dtype of the stored weights."""
+        linear = self.decoder.encode_prefix
+        return linear(text.to(linear.weight.dtype)).float()
 
     def preview(self, latents: Tensor) -> str:
         """The first words of one text latent (1, L, hidden_dim), decoded greedily on the device where the decoder is now."""

@@ -24,6 +24,7 @@ from unidiffuser.checkpoints.checkpoint import ModelConfig, convert, load_checkp
 from unidiffuser.checkpoints.config import V1
 from unidiffuser.checkpoints.export import export_original
 from unidiffuser.checkpoints.skeleton import assign_weights, skeleton
+from unidiffuser.checkpoints.vocabulary import Vocabulary
 from unidiffuser.checkpoints.weights import windows
 from unidiffuser.encoders.clip import ImageTokenEncoder, TextEncoder
 from unidiffuser.uvit import UViT
@@ -241,6 +242,39 @@ def test_configuration_takes_absent_sections_from_v1_and_ignores_new_fields() ->
     assert ModelConfig.from_dict({"later": 1, "uvit": {"later": 2}}) == V1
     with pytest.raises(ValueError, match="'vae' must be an object"):
         ModelConfig.from_dict({"vae": 3})
+
+
+def test_a_vocabulary_survives_saving_and_converting(ours: Path, tmp_path: Path) -> None:
+    vocabulary = Vocabulary(("red apple", "猫"), ("flat",), ("a",), {"kitten": ("猫",)})
+    checkpoint = load_checkpoint(ours)
+    assert checkpoint.config.vocabulary is None  # published checkpoints list none
+    assert "vocabulary" not in checkpoint.config.to_dict()
+    weights = {name: checkpoint.state_dict(name) for name in checkpoint.parts()}
+    save_checkpoint(tmp_path / "saved.safetensors", replace(checkpoint.config, vocabulary=vocabulary), weights)
+    convert(tmp_path / "saved.safetensors", tmp_path / "converted.safetensors", torch.float16)
+    for name in ("saved", "converted"):
+        assert load_checkpoint(tmp_path / f"{name}.safetensors").config.vocabulary == vocabulary
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        (["cat"], "'vocabulary' must be an object"),
+        ({}, "'concepts' must be a list of at least one"),
+        ({"concepts": "cat"}, "'concepts' must be a list"),
+        ({"concepts": ["cat", 3]}, "'concepts' must hold texts"),
+        ({"concepts": ["cat", " "]}, "'concepts' must hold texts"),
+        ({"concepts": ["c" * 101]}, "'concepts' must hold texts"),
+        ({"concepts": ["cat"] * 100_001}, "'concepts' must be a list of at most"),
+        ({"concepts": ["cat"], "styles": {"flat": 1}}, "'styles' must be a list"),
+        ({"concepts": ["cat"], "synonyms": ["kitten"]}, "'synonyms' must be an object"),
+        ({"concepts": ["cat"], "synonyms": {"kitten": "cat"}}, "'synonyms' must be a list"),
+    ],
+)
+def test_a_vocabulary_that_is_none_is_refused(vocabulary: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_dict({"vocabulary": vocabulary})
+    assert ModelConfig.from_dict({"vocabulary": None}) == V1
 
 
 # ---- Writing --------------------------------------------------------------------------------------------------------

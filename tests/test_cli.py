@@ -108,11 +108,23 @@ def test_every_task(run: Any, tmp_path: Path, picture: str, arguments: list[str]
             assert {"picture", "caption", "seed", "settings"} <= image.text.keys()
 
 
+def test_unknown_words_are_one_line_on_stderr(tmp_path: Path) -> None:
+    task = ["text-to-image", "castle in the mountains", "--count", "2", "--steps", "1", "--quiet", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "unidiffuser", *task], cwd=ROOT, capture_output=True, text=True, check=True)
+    expected = 'prompt "castle in the mountains": the model does not know "mountains" (nearest: volcano)'
+    assert done.stderr == f"WARNING: {expected}\n"
+    assert done.stdout == ""
+
+
 def test_info_and_convert(tiny_checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "half.safetensors"
     done = CliRunner().invoke(app, ["convert", str(tiny_checkpoint), str(target), "--dtype", "float16"])
     assert done.exit_code == 0, done.output
     told = CliRunner().invoke(app, ["info", str(target)])
+    assert "vocabulary" not in told.output
+    words = CliRunner().invoke(app, ["info", "emoji"]).output.splitlines()[-1]
+    assert words.startswith("vocabulary 240 concepts: monkey, gorilla, dog,")
+    assert words.endswith("and 228 more; 4 styles: noto, twemoji, flat, fluent")
     assert told.exit_code == 0, told.output
     for word in ("uvit", "vae", "clip_text", "clip_image", "caption", "float16", "image_size 128"):
         assert word in told.output

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,6 +20,8 @@ from tqdm.auto import tqdm
 
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.skeleton import skeleton
+from .checkpoints.vocabulary import Vocabulary
+from .encoders.prompts import PromptCheck, check_prompt
 from .media.images import ImageSource, fit, open_image, to_images, to_tensor
 from .options import Options, Progress
 from .path import NoisePath
@@ -77,6 +80,11 @@ class Engine:
         self._storage = torch.device("cpu") if offload else self.device  # where parts are while they do not run
         self._loras: dict[str, tuple[LoRA, float]] = {}
         self._adaptable: dict[str, nn.Module] = {}  # loaded parts that a LoRA can change, by their name in the checkpoint
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Concepts, styles and other words of the training captions; None if the checkpoint does not list them."""
+        return self.config.vocabulary
 
     @cached_property
     def net(self) -> UViT:
@@ -232,6 +240,19 @@ class Engine:
         """Prompts -> text latents (B, L, text_dim)."""
         with self.on_device(self.text_encoder) as encoder:
             return encoder(prompts).float()
+
+    def check_prompts(self, prompts: Sequence[str]) -> list[PromptCheck]:
+        """For each prompt its words outside the `vocabulary`, and the end that the text encoder does not read."""
+        encoder, vocabulary = self.text_encoder, self._vocabulary_with_loras()
+        return [check_prompt(prompt, vocabulary, encoder.tokenizer, encoder.length) for prompt in prompts]
+
+    def _vocabulary_with_loras(self) -> Vocabulary | None:
+        """The vocabulary and the words of the LoRAs; None if one of them does not list its words."""
+        known = self.vocabulary
+        for lora, strength in self._loras.values():
+            words = lora.words() if strength else ()
+            known = None if known is None or words is None else replace(known, words=(*known.words, *words))
+        return known
 
     @torch.inference_mode()
     def encode_images(self, pictures: Sequence[ImageSource], count: int, options: Options, generators: Generators) -> Streams:

@@ -17,6 +17,7 @@ results of `count=1` with seeds 0, 1, 2 and 3.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .checkpoints.checkpoint import load_checkpoint
+from .encoders.prompts import warning_about
 from .engine import Engine, Generators
 from .media.images import ImageSource
 from .options import Options, resolve, whole_number
@@ -35,13 +37,16 @@ from .path import NoisePath
 from .schedule import NUM_LABELS
 from .streams import Streams, item_generators, noised
 
+logger = logging.getLogger(__name__)
+
 
 class UniDiffuser(Engine):
     """A loaded model and its tasks; `unidiffuser.load` opens one.
 
     Pictures are given as PIL images or paths and returned as PIL RGB images. All tasks take the `options.Options` as keywords.
     Each part of the checkpoint is loaded when a task first needs it. Bad input raises ValueError or FileNotFoundError with a
-    text that says what to do.
+    text that says what to do. Words of a prompt that the model cannot follow (see `Engine.check_prompts`) are logged as one
+    warning per call.
     """
 
     def text_to_image(
@@ -58,6 +63,7 @@ class UniDiffuser(Engine):
         chosen = resolve(options, self.config)
         prompts = _prompts(prompt)
         generators = _generators(chosen, len(prompts), count)
+        self._warn_about([*prompts, *([] if negative is None else [negative])])
         start = Streams(text=self.encode_texts(prompts).repeat_interleave(count, 0))
         away_from = None if negative is None else self.encode_texts([negative])
         return self.decode_images(
@@ -108,6 +114,7 @@ class UniDiffuser(Engine):
         chosen = resolve(options, self.config)
         prompts = _prompts(prompt)
         generators = _generators(chosen, len(prompts), count)
+        self._warn_about(prompts)
         encoded = Streams(text=self.encode_texts(prompts).repeat_interleave(count, 0))
         return self.decode_texts(self._to_text(self._to_image(encoded, chosen, generators), chosen, generators), chosen)
 
@@ -143,6 +150,7 @@ class UniDiffuser(Engine):
         if start is None:
             state = self.run(_path(NoisePath.image, chosen), Streams(), chosen, generators)
         elif isinstance(start, str):
+            self._warn_about([start])
             state = Streams(text=self.encode_texts([start]).repeat_interleave(count, 0))
             halves.reverse()
         else:
@@ -178,6 +186,10 @@ class UniDiffuser(Engine):
         weights = [frame / (frames - 1) for frame in range(frames)]
         mixed = noise.map(lambda stream: torch.stack([slerp(stream[0], stream[1], weight) for weight in weights]))
         return self.decode_images(self.run(path, mixed, chosen, _generators(chosen, 1, frames), method="ddim"), chosen)
+
+    def _warn_about(self, prompts: Sequence[str]) -> None:
+        if warning := warning_about(prompts, self.check_prompts(prompts)):
+            logger.warning("%s", warning)
 
     def _to_text(self, state: Streams, options: Options, generators: Generators, hold: float = 0.0) -> Streams:
         """The image of `state` and a text sampled from it."""

@@ -205,7 +205,7 @@ def _completed(config: ModelConfig, file: Path) -> ModelConfig:
     if not file.is_file():
         return config
     stored, added = config.to_dict(), json.loads(file.read_text(encoding="utf-8"))
-    return ModelConfig.from_dict({**stored, **{name: {**stored[name], **fields} for name, fields in added.items()}})
+    return ModelConfig.from_dict({**stored, **{name: {**stored.get(name, {}), **fields} for name, fields in added.items()}})
 
 
 def _read_folder(path: Path) -> CheckpointContents:

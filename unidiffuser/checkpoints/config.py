@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ..small.network import config_of
 from ..uvit import UViTConfig
+from .vocabulary import Vocabulary
 
 T = TypeVar("T")
 
@@ -113,6 +114,7 @@ class ModelConfig:
         caption: the caption decoder.
         image_size: side of the training images, in pixels.
         defaults: suggested "steps", "guidance" and, for image-caption pairs without a prompt, "speeds".
+        vocabulary: words of the training captions; None if the checkpoint does not list them, as the published ones.
     """
 
     uvit: UViTConfig = field(default_factory=UViTConfig)
@@ -122,10 +124,13 @@ class ModelConfig:
     caption: CaptionConfig = field(default_factory=CaptionConfig)
     image_size: int = 512
     defaults: dict[str, Any] = field(default_factory=lambda: {"steps": 50, "guidance": 8.0})
+    vocabulary: Vocabulary | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain dicts, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Nested plain dicts, ready for JSON; without "vocabulary" if there is none."""
+        data = dataclasses.asdict(dataclasses.replace(self, vocabulary=None))
+        del data["vocabulary"]
+        return data if self.vocabulary is None else {**data, "vocabulary": self.vocabulary.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
@@ -150,6 +155,8 @@ class ModelConfig:
             )
             if name in data
         }
+        if data.get("vocabulary") is not None:
+            sections["vocabulary"] = Vocabulary.from_dict(data["vocabulary"])
         return _build(cls, {**data, **sections})
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +20,6 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 START, END, STOP = "<|startoftext|>", "<|endoftext|>", "<|EOS|>"
 _WORD_END = "</w>"
@@ -95,11 +92,16 @@ class BytePairTokenizer:
         text = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text.replace(_WORD_END, " ").strip() if self._lowercase else text
 
+    def lost(self, text: str, length: int) -> str:
+        """The end of a text that a text encoder of `length` tokens, START and END included, cuts off; "" if it reads all."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return text[encoding.offsets[length - 2][0] :] if len(encoding.ids) > length - 2 else ""
+
     def __call__(self, texts: Sequence[str], length: int) -> Tensor:
         """Token ids for a text encoder, padded with END.
 
         Args:
-            texts: B of them. One of more than length - 2 tokens is cut, with a warning that quotes the lost words.
+            texts: B of them. One of more than length - 2 tokens is cut, see `lost`.
             length: tokens of each row, START and END included.
 
         Returns:
@@ -108,14 +110,7 @@ class BytePairTokenizer:
         start, end = self.vocab[START], self.vocab[END]
         rows = []
         for text in texts:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
-            ids = encoding.ids[: length - 2]
-            if len(encoding.ids) > len(ids):
-                at = encoding.offsets[len(ids)][0]
-                logger.warning(
-                    "A prompt of %d tokens is cut to the text encoder's limit of %d; lost from character %d on: %s",
-                    len(encoding.ids), len(ids), at, _shorten(text[at:]),
-                )  # fmt: skip
+            ids = self.encode(text)[: length - 2]
             rows.append([start, *ids, *[end] * (length - 1 - len(ids))])
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), length)
 
@@ -123,10 +118,6 @@ class BytePairTokenizer:
 def _pair(merge: str) -> tuple[str, str]:
     first, _, second = merge.partition(" ")
     return first, second
-
-
-def _shorten(text: str, limit: int = 120) -> str:
-    return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -262,7 +263,7 @@ def convert_checkpoint(
 
 @command("info")
 def info(model: Annotated[str, typer.Argument(help='"emoji", or a checkpoint file or folder.')] = "emoji") -> None:
-    """Describe a checkpoint: its parts, sizes and defaults."""
+    """Describe a checkpoint: its parts, sizes, defaults and words."""
     from rich.console import Console
     from rich.table import Table
 
@@ -276,5 +277,9 @@ def info(model: Annotated[str, typer.Argument(help='"emoji", or a checkpoint fil
         table.add_row(part, f"{sum(tensor.numel() for tensor in tensors):,}", ", ".join(dtypes))
     console = Console()
     console.print(table)
-    for name, value in checkpoint.config.to_dict().items():
+    vocabulary = checkpoint.config.vocabulary
+    for name, value in replace(checkpoint.config, vocabulary=None).to_dict().items():
         console.print(f"[bold]{name}[/bold] {value}", highlight=False, soft_wrap=True)
+    if vocabulary is not None:
+        words = "; ".join(reversed(vocabulary.summary(12).splitlines()))
+        console.print(f"[bold]vocabulary[/bold] {words}", highlight=False, soft_wrap=True)

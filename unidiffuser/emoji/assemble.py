@@ -12,6 +12,7 @@ from ..checkpoints.checkpoint import save_checkpoint
 from ..checkpoints.config import CaptionConfig, ModelConfig
 from ..uvit import UViTConfig
 from .autoencoder import vae_config
+from .words import emoji_vocabulary
 
 
 def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
@@ -60,6 +61,7 @@ def assemble(runs: Path, out: Path, dtype: torch.dtype = torch.float16) -> Path:
         caption=CaptionConfig(**caption_sizes),
         image_size=vae["image_size"],
         defaults={"steps": 20, "guidance": 3.0},
+        vocabulary=emoji_vocabulary(),
     )
     parts = {
         "vae": {k.removeprefix("kl."): v for k, v in kl.items()},

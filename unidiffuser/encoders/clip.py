@@ -77,7 +77,7 @@ class TextEncoder:
         """Encode prompts.
 
         Args:
-            texts: B prompts; "" is the empty caption. One of more than L - 2 tokens is cut, with a warning.
+            texts: B prompts; "" is the empty caption. One of more than L - 2 tokens is cut.
 
         Returns:
             Text latents (B, L, text_dim).

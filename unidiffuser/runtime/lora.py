@@ -60,6 +60,13 @@ class LoRA:
     changes: Mapping[str, Mapping[str, Change]]
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    def words(self) -> tuple[str, ...] | None:
+        """The words of its training captions; None if the file does not list them."""
+        captions = self.about.get("words")
+        if not isinstance(captions, list):
+            return None
+        return tuple(dict.fromkeys(word for caption in captions for word in str(caption).replace(",", " ").split()))
+
 
 def layers_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """The layers of a part that a LoRA may change, from its state dict: name and shape of the weight.

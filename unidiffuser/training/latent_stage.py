@@ -7,6 +7,7 @@ its own seed, so the loss of a step does not depend on how the batch is split ov
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint, load_checkpoint
+from ..checkpoints.vocabulary import Vocabulary
 from ..data.shards import WINDOW, LatentShards
 from ..encoders.autoencoder import Autoencoder
 from ..encoders.clip import TextEncoder
@@ -41,6 +43,7 @@ class LatentStage(TrainingStage):
         mix, lean, logit_normal: distribution of the noise levels, see `draw_labels`; the paper's if absent.
         window: shards whose examples are shuffled together.
         defaults: "steps" and "guidance" that the exported file suggests.
+        vocabulary: "concepts", "styles" and "words" of the captions (see `checkpoints.vocabulary`), for the exported file.
         dtype: of the exported file, "float32" if absent.
         sample_prompts: captions of the sample grid, multiples of 8.
     """
@@ -54,6 +57,9 @@ class LatentStage(TrainingStage):
         self.shards = LatentShards(options["latents"], options.get("window", WINDOW))
         self.size = len(self.shards)
         self.checkpoint: Checkpoint = load_checkpoint(options["checkpoint"])
+        words = options.get("vocabulary")  # never the checkpoint's: these captions are others
+        vocabulary = None if words is None else Vocabulary.from_dict(words)
+        self.checkpoint.config = replace(self.checkpoint.config, vocabulary=vocabulary)
         self.mix, self.lean = options.get("mix", PAPER), float(options.get("lean", 0.0))
         self.logit_normal: list[float] | None = options.get("logit_normal")
         self.data_type = int(options.get("data_type", 1))

@@ -163,15 +163,15 @@ def test_words_of_loras_are_known(tmp_path: Path) -> None:
     write_tiny_checkpoint(path)
     lora, foreign = tmp_path / "zorbi.safetensors", tmp_path / "foreign.safetensors"
     change = {"uvit": {"in_blocks.0.attn.qkv": Change(torch.zeros(2, 48), torch.zeros(144, 2))}}
-    write_lora(lora, change, {"words": ["a zorbi, flat"]})
+    write_lora(lora, change, {"words": ["a zo, flat"]})
     write_lora(foreign, change, {})
     model = unidiffuser.load(path, device="cpu")
     model.config = replace(model.config, vocabulary=Vocabulary(("cat",)))
 
     def unknown() -> list[str]:
-        return [found.text for found in model.check_prompts(["zorbi, x"])[0].unknown]
+        return [found.text for found in model.check_prompts(["zo x"])[0].unknown]
 
-    assert unknown() == ["zorbi", "x"]
+    assert unknown() == ["zo", "x"]
     model.load_lora(lora)
     assert unknown() == ["x"]
     model.load_lora(foreign, 0)
@@ -179,4 +179,4 @@ def test_words_of_loras_are_known(tmp_path: Path) -> None:
     model.load_lora(foreign)  # what it knows cannot be told
     assert unknown() == []
     model.unload_lora()
-    assert unknown() == ["zorbi", "x"]
+    assert unknown() == ["zo", "x"]

@@ -1,7 +1,7 @@
 """The U-ViT as a native MODEL: a BaseModel built with the host's operations, in the host's patcher.
 
-The host's samplers, schedulers, LoRA, merging, offloading and compilation then work on it as on any other model. The host
-samples one tensor, so the streams of a sample are packed into one (see `packing.py`).
+The host's samplers, schedulers, LoRA, merging, offloading and compilation then work on it as on any other model. They see a
+plain image latent (B, 4, H, W); the CLIP image token travels beside it (see `companion_token.py`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ from torch import Tensor
 
 from ..unidiffuser.checkpoints.config import VAEConfig
 from ..unidiffuser.schedule import NUM_LABELS, label_of_sigma, sigma_of_label
+from ..unidiffuser.streams import draw_noise, item_generators
 from ..unidiffuser.uvit import UViTConfig
+from .companion_token import predict_with_token, sample_with_token
 from .host_network import host_network
-from .packing import WRAPPER_KEY, SampledStreams, pack, sample_with_clip_stream, unpack
 from .saved_models import KEY, Origin
+from .side_streams import POSITIVE, SIDE, Companion, SideStreams
 
 logger = logging.getLogger(__name__)
 
 TEXT = "unidiffuser_text"  # names of the conditions that extra_conds passes to _apply_model
 TEXT_LABEL = "unidiffuser_text_label"
+ROLE = "unidiffuser_role"
+NO_TEXT = None  # text label of a condition without a text
 
 
 class ExpandedCond(comfy.conds.CONDRegular):
@@ -44,19 +48,19 @@ class ExpandedCond(comfy.conds.CONDRegular):
         return super().process_cond(batch_size, **kwargs)
 
 
-class TextLabel(comfy.conds.CONDRegular):
-    """The text label, 0..1000, of every batch item; a list of numbers, so that reading it needs no device sync."""
+class RowValues(comfy.conds.CONDRegular):
+    """A value for every row of a call, such as a label; a list, so that reading it needs no device sync."""
 
-    def __init__(self, cond: list[float]):
+    def __init__(self, cond: list[Any]):
         super().__init__(cond)
 
-    def process_cond(self, batch_size: int, **kwargs: Any) -> TextLabel:
-        return TextLabel(self.cond[:1] * batch_size)
+    def process_cond(self, batch_size: int, **kwargs: Any) -> RowValues:
+        return RowValues(self.cond[:1] * batch_size)
 
-    def can_concat(self, other: TextLabel) -> bool:
+    def can_concat(self, other: RowValues) -> bool:
         return True
 
-    def concat(self, others: list[TextLabel]) -> list[float]:
+    def concat(self, others: list[RowValues]) -> list[Any]:
         return sum((other.cond for other in others), self.cond)
 
     def size(self) -> list[int]:
@@ -109,32 +113,20 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
 
 class UniDiffuserModel(comfy.model_base.BaseModel):
-    """Predicts packed streams, for the host's samplers (sigma in, denoised out) and for the UniDiffuser Sampler.
+    """Denoises image latents, for the host's samplers and for the UniDiffuser Sampler.
 
-    `transformer_options[WRAPPER_KEY]` is the `SampledStreams` that describes the pack.
+    `transformer_options[SIDE]` is the `Companion` with the streams beside the image.
     """
 
     def __init__(self, model_config: ModelConfig, device: Any = None):
         super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=host_network)
         self.model_sampling = ModelSampling(model_config)
         self.origin: Origin | None = None
+        self.warned = False
 
     def state_dict_for_saving(self, unet_state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         saved: dict[str, Tensor] = super().state_dict_for_saving(unet_state_dict, *args, **kwargs)
         return saved if self.origin is None else {**saved, KEY: self.origin.tensor()}
-
-    def process_latent_in(self, latent: Tensor) -> Tensor:
-        return latent if latent.ndim == 3 else super().process_latent_in(latent)  # a pack is already scaled
-
-    def process_latent_out(self, latent: Tensor) -> Tensor:
-        return latent if latent.ndim == 3 else super().process_latent_out(latent)
-
-    def memory_required(self, input_shape: Any, cond_shapes: dict[str, Any] | None = None) -> float:
-        # The host multiplies batch and area, and the length of a pack counts every channel as area.
-        channels = self.diffusion_model.config.in_chans
-        if len(input_shape) == 3:
-            input_shape = [input_shape[0], channels, -(-input_shape[2] // channels)]
-        return super().memory_required(input_shape, cond_shapes=cond_shapes or {})
 
     def text_latent(self, cross_attn: Tensor, device: torch.device) -> Tensor:
         """Text latent (B, L, text_dim) of a CONDITIONING tensor: CLIP text of at least L tokens, or a text latent.
@@ -164,7 +156,8 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
             if given
             else torch.zeros(1, net.config.num_text_tokens, net.config.text_dim, device=device)
         )
-        return {TEXT: ExpandedCond(text), TEXT_LABEL: TextLabel([0.0 if given else float(NUM_LABELS)])}
+        role = kwargs.get("prompt_type", POSITIVE)
+        return {TEXT: ExpandedCond(text), TEXT_LABEL: RowValues([0.0 if given else NO_TEXT]), ROLE: RowValues([role])}
 
     def _apply_model(
         self,
@@ -176,29 +169,49 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         transformer_options: dict[str, Any] | None = None,
         **conds: Any,
     ) -> Tensor:
-        options = transformer_options or {}
+        options, sigma = transformer_options or {}, t
         self.diffusion_model.attention.options = options
-        streams: SampledStreams = options.get(WRAPPER_KEY)
-        if streams is None:
-            raise ValueError(
-                "This sampler skips the wrappers of the MODEL, which UniDiffuser needs. Use 'KSampler', "
-                "'SamplerCustomAdvanced' or 'UniDiffuser Sampler'."
-            )
-        if (call := streams.request) is not None:
-            eps = self.predict(*unpack(x, streams.shapes), call.t_img, call.t_text, data_type=call.data_type, heads=call.heads)
-            return pack([e for e in eps if e is not None])
+        side = self.side_streams(options, x)
+        items, conditions = side.places(x, options)
 
-        sigma = t
-        img, clip_img = unpack(x / torch.hypot(sigma, torch.ones_like(sigma)).view(-1, 1, 1), streams.shapes)
-        text, labels = conds[TEXT].to(x.device), conds[TEXT_LABEL]
-        t_text: Tensor | float = 0.0
-        if any(labels):  # the unconditional model of the paper: fresh noise at the highest text label
-            t_text = torch.tensor(labels, device=x.device)
-            noise = streams.text_noise(text.shape[1:]).to(text).repeat(text.shape[0] // len(streams.generators), 1, 1)
-            text = torch.where(t_text[:, None, None] > 0, noise, text)
+        def rows(values: list[Any]) -> list[Any]:
+            return [values[i % len(values)] for i in range(len(x))]
+
+        labels, text = rows(conds[TEXT_LABEL]), conds[TEXT].to(x.device)
+        text = text.repeat(-(-len(x) // len(text)), 1, 1)[: len(x)]
+        missing = torch.tensor([label is NO_TEXT for label in labels])
+        if missing.any():  # the unconditional model of the paper: fresh noise at the highest text label
+            noise = side.text_noise[items].to(text)
+            text = torch.where(missing.to(x.device)[:, None, None], noise, text)
+        t_text = torch.tensor([float(NUM_LABELS) if label is NO_TEXT else label for label in labels], device=x.device)
+
         # NOTE: the label is computed from sigma, so a node may replace model_sampling.
-        eps = self.predict(img, clip_img, text, label_of_sigma(sigma), t_text, heads=("img", "clip_img"))
-        return self.model_sampling.calculate_denoised(sigma, pack(eps[:2]), x)
+        img = x / torch.hypot(sigma, torch.ones_like(sigma)).view(-1, 1, 1, 1)
+        clip_img = side.clip_img.to(x.device)[items.to(x.device)]
+        kind = side.kinds(items, x.device)
+        eps = self.predict(img, clip_img, text, label_of_sigma(sigma), t_text, data_type=kind, heads=side.heads)
+
+        keys = list(zip(rows(conds.get(ROLE) or [POSITIVE]), conditions, strict=True))
+        for name, value in zip(("clip_img", "text"), eps[1:], strict=True):
+            if value is not None:
+                side.collect(name, value, keys, items)
+        return x if eps[0] is None else self.model_sampling.calculate_denoised(sigma, eps[0], x)
+
+    def side_streams(self, options: dict[str, Any], x: Tensor) -> SideStreams:
+        """The streams beside the image; noise where a sampler has dropped them, with a warning."""
+        companion = options.get(SIDE)
+        if isinstance(companion, Companion) and companion.side is not None:
+            return companion.side
+        if not self.warned:
+            self.warned = True
+            logger.warning(
+                "This sampler drops the wrappers of the MODEL, so the CLIP image token is noise and the picture is less exact. "
+                "Use 'KSampler', 'SamplerCustomAdvanced' or 'UniDiffuser Sampler'."
+            )
+        net = self.diffusion_model.config
+        generators = item_generators(0, len(x))
+        noise = draw_noise((1, net.clip_img_dim), generators, x.device)
+        return SideStreams(noise, lambda: draw_noise((net.num_text_tokens, net.text_dim), generators, "cpu"))
 
     def predict(
         self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor | float, **kwargs: Any
@@ -246,5 +259,6 @@ def make_patcher(
     patcher = patcher_class(model, load_device=load_device, offload_device=management.unet_offload_device())
     model.load_model_weights(weights, "", assign=patcher.is_dynamic())
     wrappers = comfy.patcher_extension.WrappersMP
-    patcher.add_wrapper_with_key(wrappers.OUTER_SAMPLE, WRAPPER_KEY, sample_with_clip_stream)
+    patcher.add_wrapper_with_key(wrappers.OUTER_SAMPLE, SIDE, sample_with_token)
+    patcher.add_wrapper_with_key(wrappers.PREDICT_NOISE, SIDE, predict_with_token)
     return patcher

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..unidiffuser.path import NoisePath
 from .run_on_host import caption_preview, sample_streams, watcher
 from .shared_inputs import sampling_inputs
-from .stream_inputs import given_levels, given_streams, text_latent
+from .stream_inputs import given_levels, given_streams
 from .stream_outputs import host_outputs
 from .types import CATEGORY, CaptionDecoderType, NoisePathType
 
@@ -101,7 +101,9 @@ class UniDiffuserSampler(io.ComfyNode):
             levels=given_levels(latent_image, clip_vision_output, text),
             guidance=(image_guidance, text_guidance),
             data_type=DATA_TYPES.index(data_type),
-            negative=None if negative is None else text_latent(model, negative),
+            text=text,
+            negative=negative,
+            batch_index=None if latent_image is None else latent_image.get("batch_index"),
         )
         return host_outputs(model, out, path, latent_image, given, mask)
 

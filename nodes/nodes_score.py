@@ -91,10 +91,10 @@ def score(
         model,
         len(texts) + 1,
         seed,
-        lambda net, device: caption_fit(
+        lambda net: caption_fit(
             net,
             image,
-            torch.cat(conds).to(device),
+            torch.cat(conds).to(net.device),
             levels=levels,
             generator=torch.Generator().manual_seed(seed),
             callback=lambda k, total: bar.update_absolute(k + 1, total),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
-import comfy.patcher_extension
 import comfy.samplers
 import comfy.utils
 import latent_preview
@@ -20,65 +18,22 @@ from ..unidiffuser.path import NoisePath
 from ..unidiffuser.samplers import sample
 from ..unidiffuser.schedule import sigma_of_label
 from ..unidiffuser.streams import Streams, item_generators
-from .host_model import UniDiffuserModel
+from .host_guidance import HostGuidance, HostNet
 from .memory_errors import say_what_to_do
-from .packing import WRAPPER_KEY, Request, SampledStreams, pack, unpack
-from .stream_inputs import require_model, start_streams
+from .side_streams import SIDE, Companion
+from .stream_inputs import require_model, start_streams, text_latent
 from .types import show_text
 
-STREAMS = ("img", "clip_img", "text")
 SIGMA_MAX = 14.6  # of Stable Diffusion's schedule, for the sigmas that the host requires
 CAPTION_PREVIEWS = 5  # in one run
 Watch = Callable[[int, int, Streams, Streams], None]
-
-
-class HostNet:
-    """Adapts a MODEL to the network interface of the library's sampler, with the host's wrappers and patches applied."""
-
-    def __init__(self, model: UniDiffuserModel, model_options: dict[str, Any], device: torch.device):
-        self.model, self.options, self.device = model, model_options, device
-        self.config = model.diffusion_model.config
-
-    def __call__(
-        self,
-        img: Tensor,
-        clip_img: Tensor,
-        text: Tensor,
-        t_img: Tensor,
-        t_text: Tensor,
-        data_type: Tensor,
-        heads: Sequence[str] = STREAMS,
-    ) -> tuple[Tensor | None, ...]:
-        streams = dict(zip(STREAMS, (img, clip_img, text), strict=True))
-        shapes = {name: tuple(value.shape[1:]) for name, value in streams.items()}
-        labels = [value.to(self.device) for value in (t_img, t_text, data_type)]
-        described = SampledStreams(list(shapes.values()), request=Request(*labels, heads))
-        sigma = sigma_of_label(torch.maximum(t_img, t_text)).to(self.device)
-        options = {
-            **self.options["transformer_options"],
-            WRAPPER_KEY: described,
-            "sigmas": sigma[:1],
-            "cond_or_uncond": [0],
-            "uuids": [],
-        }
-        packed = pack(list(streams.values())).to(self.device)
-        wrapper = self.options.get("model_function_wrapper")
-        if wrapper is None:
-            out = self.model.apply_model(packed, sigma, transformer_options=options)
-        else:
-            out = wrapper(
-                self.model.apply_model,
-                {"input": packed, "timestep": sigma, "cond_or_uncond": [0], "c": {"transformer_options": options}},
-            )
-        predicted = [name for name in STREAMS if name in heads]
-        found = dict(zip(predicted, unpack(out, [shapes[name] for name in predicted]), strict=True))
-        return tuple(found[name].to(img.device) if name in found else None for name in STREAMS)
+Conditioning = Sequence[Any]
 
 
 class _Borrowed(comfy.samplers.Sampler):
     """A host sampler that calls a function of the loaded network and stores what it returns in `result`."""
 
-    def __init__(self, function: Callable[[HostNet, torch.device], Any]):
+    def __init__(self, function: Callable[[HostNet], Any]):
         self.function = function
         self.result: Any = None
 
@@ -93,7 +48,7 @@ class _Borrowed(comfy.samplers.Sampler):
         denoise_mask: Any = None,
         disable_pbar: bool = False,
     ) -> Tensor:
-        self.result = self.function(HostNet(model_wrap.inner_model, extra_args["model_options"], noise.device), noise.device)
+        self.result = self.function(HostNet(model_wrap, extra_args["model_options"], noise.device))
         return noise  # the host expects a tensor of this shape
 
 
@@ -101,27 +56,36 @@ def in_host(
     patcher: comfy.model_patcher.ModelPatcher,
     count: int,
     seed: int,
-    function: Callable[[HostNet, torch.device], Any],
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    function: Callable[[HostNet], Any],
+    *,
+    image: tuple[int, ...] | None = None,
+    positive: Conditioning | None = None,
+    negative: Conditioning | None = None,
+    sigmas: Tensor | None = None,
 ) -> Any:
-    """The result of `function(net, device)`, called with the model loaded and patched as in any sampling.
+    """The result of `function(net)`, called with the model loaded and patched as in any sampling.
 
     Args:
         patcher: the MODEL.
         count: batch size, from which the host estimates memory.
         seed: passed to the host's sampling.
-        function: takes the network and its device.
-        shapes: item shapes of the streams that differ from the trained ones, for the same estimate.
+        function: takes the network.
+        image: shape of an image latent (C, H, W); None means the trained one.
+        positive, negative: CONDITIONINGs that guide the image; None means none.
+        sigmas: the image's noise levels, which nodes that act in a part of the run read.
     """
-    config = require_model(patcher).diffusion_model.config
-    numbers = sum(math.prod(shape) for shape in {**config.item_shapes, **(shapes or {})}.values())
+    model = require_model(patcher)
+    config = model.diffusion_model.config
+    nothing = [[torch.zeros(1, *config.item_shapes["text"]), {}]]
     guider = comfy.samplers.CFGGuider(patcher)
     guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
-    guider.model_options.setdefault("transformer_options", {})[WRAPPER_KEY] = SampledStreams([])
-    placeholder = torch.zeros(count, 1, numbers)
+    guider.model_options.setdefault("transformer_options", {})[SIDE] = Companion()
+    guider.set_conds(positive or nothing, negative or nothing)
+    placeholder = torch.zeros(count, *(image or config.item_shapes["img"]))
     sampler = _Borrowed(function)
     with say_what_to_do():
-        guider.sample(placeholder, placeholder, sampler, torch.tensor([SIGMA_MAX, 0.0]), disable_pbar=True, seed=seed)
+        sigmas = torch.tensor([SIGMA_MAX, 0.0]) if sigmas is None else sigmas
+        guider.sample(placeholder, placeholder, sampler, sigmas, disable_pbar=True, seed=seed)
     return sampler.result
 
 
@@ -134,23 +98,48 @@ def sample_streams(
     *,
     levels: Mapping[str, float] = MappingProxyType({}),
     data_type: int = 1,
+    guidance: float | tuple[float, float] = 1.0,
+    text: Conditioning | None = None,
+    negative: Conditioning | None = None,
+    batch_index: Sequence[int] | None = None,
     **settings: Any,
 ) -> Streams:
     """Sample along `path` from the given streams (see `start_streams`), on the host's output device.
 
-    `settings` are those of `unidiffuser.samplers.sample`.
+    Args:
+        text: the CONDITIONING whose first entry is the text stream; further entries guide the image with their areas, masks
+            and ranges of steps.
+        negative: CONDITIONING that the image is guided away from.
+        batch_index: place of each item in the batch that it was taken from.
+        Others: as for `unidiffuser.samplers.sample`.
     """
     config = require_model(patcher).diffusion_model.config
     count = max(1, given.batch)
-    generators = item_generators(seed, count)
+    places = range(count) if batch_index is None or len(batch_index) != count else batch_index
+    generators = [generator for k in places for generator in item_generators(seed + int(k), 1)]
     start = start_streams(path, given, mask, generators, config.item_shapes, levels)
-    settings |= {
-        "generator": generators,
-        "mask": Streams(**{name: value for name, value in mask.items() if start[name] is not None}),
-        "data_type": min(data_type, max(config.data_types - 1, 0)),
-    }
-    shapes = {name: tuple(value.shape[1:]) for name, value in start.items()}
-    out: Streams = in_host(patcher, count, seed, lambda net, device: sample(net, path, start.to(device), **settings), shapes)
+    masks = Streams(**{name: value for name, value in mask.items() if start[name] is not None})
+    scales = guidance if isinstance(guidance, tuple) else (guidance, guidance)
+
+    avoided = None if negative is None else text_latent(patcher, negative)
+
+    def run(net: HostNet) -> Streams:
+        return sample(
+            net,
+            path,
+            start.to(net.device),
+            guidance=HostGuidance(*scales, negative=avoided, net=net),
+            generator=generators,
+            mask=masks,
+            kept=given.to(net.device),
+            data_type=min(data_type, max(config.data_types - 1, 0)),
+            **settings,
+        )
+
+    image = None if start.img is None else tuple(start.img.shape[1:])
+    moving = path.t_img if len(set(path.t_img)) > 1 else path.t_text
+    sigmas = sigma_of_label(torch.tensor(moving))
+    out: Streams = in_host(patcher, count, seed, run, image=image, positive=text, negative=negative, sigmas=sigmas)
     return out.to(comfy.model_management.intermediate_device())
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..unidiffuser.path import CLEAN, MARGINAL, NoisePath
 from ..unidiffuser.streams import MODALITIES, Streams, noised
 from .host_model import UniDiffuserModel
-from .packing import check_image_latent, clip_vision_token
+from .input_checks import check_image_latent, clip_vision_token
 
 WORDS = {"img": "image", "text": "text"}
 INPUT_OF = {"img": "latent_image", "clip_img": "clip_vision_output", "text": "text"}  # of the UniDiffuser Sampler
@@ -66,7 +66,8 @@ def given_streams(
     repeat = comfy.utils.repeat_to_batch_size
     mask = None if latent is None else latent.get("noise_mask")
     if mask is not None:
-        mask = repeat(comfy.utils.reshape_mask(mask, samples.shape)[:, :1].round(), batch)
+        mask = repeat(comfy.utils.reshape_mask(mask, samples.shape)[:, :1], batch)
+        mask = mask.round() if LEVEL in (latent or {}) else mask  # the soft part of a noisy latent has no clean values
     masks = Streams(img=mask, text=None if text is None else text[0][1].get(TOKEN_MASK))
     if samples is not None:
         samples = _keep_clean(repeat(samples.float(), batch), masks.img, latent or {}, "latent_image")

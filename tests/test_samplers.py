@@ -338,12 +338,34 @@ def test_a_mask_keeps_its_part_on_course_and_returns_it_as_given(method):
     [
         (Streams(img=torch.ones(2, 1, 4, 5)), "mask of img"),
         (Streams(img=torch.ones(4, 6)), "mask of img"),
-        (Streams(text=torch.full((2, 3, 1), 0.5)), "only 0"),
+        (Streams(text=torch.full((2, 3, 1), 0.5)), "between 0 and 1"),
     ],
 )
 def test_bad_masks_are_named(mask, words):
     with pytest.raises(ValueError, match=words):
         sample(bent, NoisePath.joint(2), noise(), mask=mask)
+
+
+@pytest.mark.parametrize("label", [1000, 600])
+def test_a_soft_mask_mixes_before_and_after_each_evaluation(label):
+    """As k-diffusion's samplers in ComfyUI: x m + noised (1 - m) goes in, x_0 m + clean (1 - m) comes out; here Euler's."""
+    path, mask = NoisePath.image(6, start=label), torch.rand(2, 1, 4, 6, generator=torch.Generator().manual_seed(0))
+    clean, own = noise(1), noise(2)
+    start = own if label == 1000 else clean.zip(own, lambda x, e: add_noise(x, e, label))
+    out = sample(bent, path, start.replace(text=own.text), mask=Streams(img=mask), kept=clean, method="euler",
+                 generator=torch.Generator().manual_seed(1))  # fmt: skip
+    x, kept, eps_img = start, clean.need("img"), own.need("img")
+    for step in intervals(path.t_img):
+        now, last = step.level, step.next
+        noised = now.alpha * kept + now.sigma * eps_img
+        seen = x.replace(img=mask * x.need("img") + (1 - mask) * noised)
+        img, clip_img, _ = bent(seen.img, seen.clip_img, own.text, torch.full((2,), now.label), torch.full((2,), 1000.0), 1)
+        x0 = mask * (seen.need("img") - now.sigma * img) / now.alpha + (1 - mask) * kept
+        eps = (x.need("img") - now.alpha * x0) / now.sigma
+        token0 = (x.need("clip_img") - now.sigma * clip_img) / now.alpha
+        x = Streams(last.alpha * x0 + last.sigma * eps, last.alpha * token0 + last.sigma * clip_img)
+    assert (x.need("img") - kept).abs().max() > 0.1
+    torch.testing.assert_close(out.need("img"), x.need("img"), atol=1e-4, rtol=1e-4)
 
 
 # What may go wrong

@@ -62,15 +62,17 @@ class Guidance:
     @classmethod
     def of(
         cls,
-        guidance: float | Sequence[float],
+        guidance: float | Sequence[float] | Guidance,
         negative: Tensor | None = None,
         interval: tuple[float, float] | None = None,
     ) -> Guidance:
-        """From the arguments of `samplers.sample`: one scale, or a pair (image, text).
+        """From the arguments of `samplers.sample`: one scale, a pair (image, text), or a rule, which is returned as it is.
 
         Raises:
             ValueError: a scale that is not finite, or neither one scale nor a pair.
         """
+        if isinstance(guidance, Guidance):
+            return guidance
         if isinstance(guidance, Sequence) and len(guidance) != 2:
             raise ValueError(f"guidance must be one number or an (image, text) pair, not {guidance!r}.")
         img, text = guidance if isinstance(guidance, Sequence) else (guidance, guidance)
@@ -80,6 +82,30 @@ class Guidance:
         """The paper's s = g - 1 of "img" or "text" at a label, 0 outside the interval."""
         scale = {"img": self.img, "text": self.text}[modality]
         return scale - 1 if self.interval[0] <= label <= self.interval[1] else 0.0
+
+    def predict(
+        self,
+        net: Net,
+        x: Streams,
+        t_img: float,
+        t_text: float,
+        *,
+        moving: Collection[str],
+        noise: Callable[[str], Tensor],
+        marginal: Collection[str] = (),
+        data_type: int | Tensor = 1,
+    ) -> Streams:
+        """Guided noise prediction; see `predict`. A subclass may evaluate and combine in its own way."""
+        point = NetInput(x, t_img, t_text)
+        evaluations = needed_evaluations(point, moving, marginal, self, noise)
+        heads = [name for modality in MODALITIES if modality in moving for name in MODALITIES[modality]]
+        outputs = evaluate(net, evaluations, heads, data_type)
+        main = eps = outputs.pop("main")
+        for modality, unconditional in outputs.items():
+            s = self.strength(modality, point.label(modality))
+            guided = {n: main.need(n) + s * (main.need(n) - unconditional.need(n)) for n in MODALITIES[modality] if n in heads}
+            eps = eps.replace(**guided)
+        return eps
 
 
 @dataclass(frozen=True)
@@ -176,13 +202,4 @@ def predict(
     Returns:
         Noise predictions of the streams of `moving`; None for the others.
     """
-    point = NetInput(x, t_img, t_text)
-    evaluations = needed_evaluations(point, moving, marginal, guidance, noise)
-    heads = [name for modality in MODALITIES if modality in moving for name in MODALITIES[modality]]
-    outputs = evaluate(net, evaluations, heads, data_type)
-    main = eps = outputs.pop("main")
-    for modality, unconditional in outputs.items():
-        s = guidance.strength(modality, point.label(modality))
-        guided = {n: main.need(n) + s * (main.need(n) - unconditional.need(n)) for n in MODALITIES[modality] if n in heads}
-        eps = eps.replace(**guided)
-    return eps
+    return guidance.predict(net, x, t_img, t_text, moving=moving, noise=noise, marginal=marginal, data_type=data_type)

@@ -8,7 +8,7 @@ Captioning, text to image, joint generation, variation, inversion and inpainting
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .guidance import Guidance, Net, predict
 from .path import LEAST, MARGINAL, NoisePath
 from .schedule import add_noise
-from .steppers import METHODS, Point, intervals
+from .steppers import METHODS, Level, Point, intervals
 from .streams import MODALITIES, MODALITY_OF, Streams, draw_noise, generators_for, item_generators
 from .uvit import Predictions, UViTConfig
 
@@ -38,11 +38,12 @@ def sample(
     path: NoisePath,
     streams: Streams,
     *,
-    guidance: float | Sequence[float] = 1.0,
+    guidance: float | Sequence[float] | Guidance = 1.0,
     method: str = "dpmpp_2m",
     data_type: int | Tensor = 1,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     mask: Streams | None = None,
+    kept: Streams | None = None,
     callback: Callback | None = None,
     negative: Tensor | None = None,
     guidance_interval: tuple[float, float] | None = None,
@@ -57,7 +58,8 @@ def sample(
         streams: the start, one batch of img (B, C, H, W), clip_img (B, 1, D) and text (B, L, D) at the noise levels of the
             path's first point: clean at 0, noised by `add_noise` in between, noise at 1000. One that starts at 1000 may be
             None; then it is drawn from the generators in the network's own size.
-        guidance: classifier-free guidance scale, 1 = off; one number or a pair (image, text).
+        guidance: classifier-free guidance scale, 1 = off; one number, a pair (image, text), or a `Guidance`, which then also
+            holds `negative` and `guidance_interval`.
         method: one of `METHODS`. "reference" is the authors' solver, which ends at label 1 and returns that state; all others
             end where the path ends, and their last interval into label 0 returns the x_0 prediction. "ddim_inverse" goes
             from the clean end of the path to the noisy one, in whichever direction it is written; all others go downwards.
@@ -66,7 +68,9 @@ def sample(
             given, and the noise under a mask. None seeds from the operating system. Global generators stay untouched.
         mask: streams of 1 = generate, 0 = keep, broadcastable to the streams ((B, 1, H, W), (B, 1, 1), (B, L, 1)); None
             generates all of a stream. Where it is 0, the given stream holds the clean value to keep, whatever the noise level
-            at which the rest starts; it follows the path under one fixed noise and is returned as it was given.
+            at which the rest starts; it follows the path under one fixed noise and is returned as it was given. Values in
+            between mix both before and after each evaluation, as k-diffusion samplers do; they need `kept`.
+        kept: the clean streams of a mask with values between 0 and 1, whose `streams` are noisy wherever it is above 0.
         callback: called after each step with (step from 0, total, x_0 prediction, state); may raise to interrupt.
         negative: (1 or B, L, D) text latent of a negative prompt, which the image is guided away from; None guides away from
             the unconditional (marginal) prediction.
@@ -100,8 +104,8 @@ def sample(
         if x[name] is None and len(set(path.labels(modality))) > 1:  # a stream that never moves has no state to start from
             x = x.replace(**{name: noise(name)})
     steps_of = {modality: intervals(path.labels(modality), how.least) for modality in MODALITIES}
-    kept = _Kept(x, mask, noise)
-    x = kept.start(x, path)
+    masked = _Kept(x, mask, noise, kept, path)
+    x = masked.start(x, path)
     finite = _Finite(device)
     finite.check(x, "before the first step")
 
@@ -117,9 +121,10 @@ def sample(
         for name in (n for m in moving if now[m].index == 0 for n in MODALITIES[m]):
             history[name] = []  # points before a hold say nothing about this run
         for _ in range(how.evaluations):
-            eps = predict(run, x, labels["img"], labels["text"], moving=moving, guidance=rule, noise=noise,
+            seen = masked.mixed(x, labels)
+            eps = predict(run, seen, labels["img"], labels["text"], moving=moving, guidance=rule, noise=noise,
                           marginal=marginal, data_type=data_type)  # fmt: skip
-            for name, value in kept.correct(eps).items():
+            for name, value in masked.correct(eps, x, seen, labels).items():
                 interval = now[MODALITY_OF[name]]
                 newest[name] = Point(interval.level, start.need(name), value)
                 x = x.replace(**{name: how.step([*history[name], newest[name]], interval)})
@@ -129,38 +134,74 @@ def sample(
         if callback is not None:
             callback(i, path.steps, x.replace(**{name: point.x0 for name, point in newest.items()}), x)
     finite.settle()
-    return kept.finish(x, path)
+    return masked.finish(x, path)
 
 
 class _Kept:
     """The parts of the streams that a mask keeps, each under one fixed noise."""
 
-    def __init__(self, clean: Streams, mask: Streams | None, noise: Callable[[str], Tensor]):
-        self.clean = clean
+    def __init__(
+        self,
+        given: Streams,
+        mask: Streams | None,
+        noise: Callable[[str], Tensor],
+        kept: Streams | None,
+        path: NoisePath,
+    ):
+        self.clean = given
         self.keep: dict[str, Tensor] = {}
         self.noise: dict[str, Tensor] = {}
+        self.soft: dict[str, Tensor] = {}  # masks with values between 0 and 1
         for name, values in (mask or Streams()).items():
-            given = clean.need(name)
-            values = values.to(given.device)
-            if values.ndim != given.ndim or any(m not in (1, g) for m, g in zip(values.shape, given.shape)):  # noqa: B905
-                raise ValueError(f"The mask of {name} is {tuple(values.shape)}; it must fit {tuple(given.shape)}.")
-            if not ((values == 0) | (values == 1)).all():
-                raise ValueError(f"The mask of {name} must hold only 0 (keep) and 1 (generate).")
+            start = given.need(name)
+            values = values.to(start.device)
+            if values.ndim != start.ndim or any(m not in (1, g) for m, g in zip(values.shape, start.shape)):  # noqa: B905
+                raise ValueError(f"The mask of {name} is {tuple(values.shape)}; it must fit {tuple(start.shape)}.")
+            if not ((values >= 0) & (values <= 1)).all():
+                raise ValueError(f"The mask of {name} must hold values from 0 (keep) to 1 (generate).")
             self.keep[name] = values == 0
             self.noise[name] = noise(name)
+            if not ((values == 0) | (values == 1)).all():
+                if kept is None or kept[name] is None:
+                    raise ValueError(f"The mask of {name} has values between 0 and 1; pass the clean {name} as `kept`.")
+                self._soften(name, values.float(), kept.need(name).to(start), path.labels(MODALITY_OF[name])[0])
+
+    def _soften(self, name: str, mask: Tensor, clean: Tensor, label: float) -> None:
+        """Take the noise that the start holds, so that a mixture of both keeps its variance."""
+        start, level = self.clean.need(name), Level.of(label)
+        own = start if label == MARGINAL or not level.sigma else (start - level.alpha * clean) / level.sigma
+        self.noise[name] = torch.where(self.keep[name], self.noise[name], own)
+        self.soft[name] = mask
+        self.clean = self.clean.replace(**{name: clean})
 
     def start(self, x: Streams, path: NoisePath) -> Streams:
         """The state with the kept parts at the noise level of the path's first point."""
         for name, keep in self.keep.items():
-            clean = self.clean.need(name)
-            noised = add_noise(clean, self.noise[name], path.labels(MODALITY_OF[name])[0])
-            x = x.replace(**{name: torch.where(keep, noised, clean)})
+            noised = add_noise(self.clean.need(name), self.noise[name], path.labels(MODALITY_OF[name])[0])
+            x = x.replace(**{name: torch.where(keep, noised, x.need(name))})
         return x
 
-    def correct(self, eps: Streams) -> Streams:
-        """The noise prediction with the true noise in the kept parts, so that every stepper takes them along the path."""
-        predicted = {name: value for name, value in eps.items() if name in self.keep}
-        return eps.replace(**{n: torch.where(self.keep[n], self.noise[n], value) for n, value in predicted.items()})
+    def mixed(self, x: Streams, labels: Mapping[str, float]) -> Streams:
+        """The state that the network sees: under a soft mask a mixture of the state and the noised clean stream."""
+        for name, mask in self.soft.items():
+            noised = add_noise(self.clean.need(name), self.noise[name], labels[MODALITY_OF[name]])
+            x = x.replace(**{name: mask * x.need(name) + (1 - mask) * noised})
+        return x
+
+    def correct(self, eps: Streams, x: Streams, seen: Streams, labels: Mapping[str, float]) -> Streams:
+        """The noise prediction with the true noise in the kept parts, so that every stepper takes them along the path.
+
+        Under a soft mask it is the noise that the mixture of the predicted and the kept x_0 implies for the state.
+        """
+        for name, value in eps.items():
+            if name in self.soft:
+                level, mask = Level.of(labels[MODALITY_OF[name]]), self.soft[name]
+                x0 = (seen.need(name) - level.sigma * value) / level.alpha
+                x0 = mask * x0 + (1 - mask) * self.clean.need(name)
+                value = (x.need(name) - level.alpha * x0) / level.sigma
+            if name in self.keep:
+                eps = eps.replace(**{name: torch.where(self.keep[name], self.noise[name], value)})
+        return eps
 
     def finish(self, x: Streams, path: NoisePath) -> Streams:
         """The result with the kept parts as they were given, in modalities that end clean."""

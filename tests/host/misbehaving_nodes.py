@@ -104,6 +104,18 @@ class BlindAttention:
         return (model,)
 
 
+class DropWrappers:
+    """A MODEL without the wrappers that its loader put on it, as some samplers leave it."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
+
+    def run(self, model: Any) -> tuple[Any]:
+        model = model.clone()
+        model.wrappers = {}
+        return (model,)
+
+
 class DumpText:
     """Writes the tensor of a CONDITIONING to a file."""
 
@@ -117,6 +129,7 @@ class DumpText:
 
 NODE_CLASS_MAPPINGS = {
     "TestBlindAttention": BlindAttention,
+    "TestDropWrappers": DropWrappers,
     "TestDumpText": DumpText,
     "TestDumpToken": DumpToken,
     "TestForeignConditioning": ForeignConditioning,

@@ -1,0 +1,141 @@
+"""The CLIP image token travels beside a plain image latent, whatever sampler of the host works on the latent.
+
+The token takes its own DPM-Solver++(2M) steps between the noise levels at which the guider is asked for a prediction. With
+sampler `dpmpp_2m` this is the library's sampler; with others the token arrives its own way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..unidiffuser.schedule import label_of_sigma
+from ..unidiffuser.steppers import Interval, Level, Point, dpmpp_2m
+from ..unidiffuser.streams import draw_noise, item_generators
+from .input_checks import check_image_latent, clip_token
+from .memory_errors import say_what_to_do
+from .side_streams import SIDE, Companion, SideStreams, guided
+
+HISTORY = 3  # points that are kept; the stepper uses two, one more allows a sampler to step back
+SEARCHED = 64  # items of a batch that the seed's noise is compared with, to find an item taken from it
+
+
+class CompanionToken(Companion):
+    """The token of a run of a host sampler.
+
+    Args:
+        noise: (B, 1, D) the token's noise.
+        known: (B, 1, D) the clean token to hold, or None to generate it with the image.
+        draw_text: see `SideStreams`.
+        from_noise: whether the image starts as pure noise; else the token starts without a signal at the image's level.
+    """
+
+    def __init__(self, noise: Tensor, known: Tensor | None, draw_text: Callable[[], Tensor], from_noise: bool = True):
+        super().__init__()
+        self.noise, self.known, self.draw_text, self.from_noise = noise, known, draw_text, from_noise
+        self.points: list[Point] = []
+
+    def at(self, sigma: float, image: Tensor) -> SideStreams:
+        """The token at a noise level, for the guider's evaluation of `image` there."""
+        self.level = Level.of(float(label_of_sigma(torch.tensor(sigma, dtype=torch.float64))))
+        self.x = self._move(self.level, image.device)
+        self.side = SideStreams(self.x, self.draw_text, image)
+        return self.side
+
+    def _move(self, level: Level, device: torch.device) -> Tensor:
+        noise = self.noise.to(device)
+        if self.known is not None:
+            return level.alpha * self.known.to(device) + level.sigma * noise
+        if not self.points:
+            return noise if self.from_noise else level.sigma * noise
+        while len(self.points) > 1 and self.points[-1].level.sigma <= level.sigma:
+            self.points.pop()  # the sampler asks again, at this level or above: from the point before
+        if self.points[-1].level.sigma == 0:
+            return self.points[-1].x
+        return dpmpp_2m(self.points, Interval(self.points[-1].level, level))
+
+    def learn(self, guider: Any) -> None:
+        """Take the predictions of the evaluation that `at` began."""
+        predictions = self.side.predictions("clip_img") if self.side is not None else {}
+        self.side = None
+        if predictions and self.known is None:
+            self.points = [*self.points, Point(self.level, self.x, guided(predictions, guider))][-HISTORY:]
+
+
+def sample_with_token(
+    executor: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """OUTER_SAMPLE wrapper: a companion token for the run.
+
+    A CLIP_VISION_OUTPUT in the positive conditioning (core unCLIPConditioning) is held as the token; without one the token is
+    generated with the image.
+    """
+    guider = executor.class_obj
+    options = guider.model_options.setdefault("transformer_options", {})
+    if SIDE in options:  # the library samples, and moves the token itself
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    model = guider.model_patcher.model
+    net = model.diffusion_model.config
+    check_image_latent(latent_image, net, model.latent_format.spacial_downscale_ratio)
+    batch, seed = len(latent_image), kwargs.get("seed", args[3] if len(args) > 3 else None) or 0
+    generators = [generator for k in drawn_items(noise, seed) for generator in item_generators(seed + k, 1)]
+    draw_noise(tuple(latent_image.shape[1:]), generators, "cpu")  # the library draws an item's image noise first
+    clip_noise = draw_noise((1, net.clip_img_dim), generators, "cpu")
+    largest = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
+    options[SIDE] = CompanionToken(
+        clip_noise,
+        clip_token(guider.conds.get("positive", []), batch, net.clip_img_dim),
+        lambda: draw_noise((net.num_text_tokens, net.text_dim), generators, "cpu"),
+        from_noise=float(sigmas[0]) > largest or math.isclose(float(sigmas[0]), largest, rel_tol=1e-5),
+    )
+    try:
+        with say_what_to_do():
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    finally:
+        options.pop(SIDE, None)
+
+
+def predict_with_token(
+    executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
+) -> Tensor:
+    """PREDICT_NOISE wrapper: brings the token to the noise level of a guider's evaluation and takes its prediction."""
+    options = model_options or {}
+    token = options.get("transformer_options", {}).get(SIDE)
+    if not isinstance(token, CompanionToken):
+        return executor(x, timestep, options, seed)
+    side = token.at(float(timestep.flatten()[0]), x)
+
+    def close(arguments: dict[str, Any]) -> Any:
+        """A pre-cfg function: what follows are the evaluations of other patches."""
+        side.closed = True
+        return arguments["conds_out"]
+
+    functions = [close, *options.get("sampler_pre_cfg_function", [])]
+    out = executor(x, timestep, {**options, "sampler_pre_cfg_function": functions}, seed)
+    token.learn(executor.class_obj)
+    return out
+
+
+def drawn_items(noise: Tensor, seed: int) -> list[int]:
+    """For each item of a noise (B, ...), its index in the batch that the host draws from `seed`; k for item k of other noise.
+
+    An item that "Latent From Batch" takes from a batch so keeps its picture.
+    """
+    generator = torch.Generator().manual_seed(seed % 2**64)
+    found: dict[int, int] = {}
+    for index in range(max(SEARCHED, len(noise))):
+        drawn = torch.randn(1, *noise.shape[1:], generator=generator)[0]
+        found |= {k: index for k, item in enumerate(noise.cpu()) if k not in found and torch.equal(item.float(), drawn)}
+        if len(found) == len(noise) or (index == 0 and not noise.any()):
+            break
+    return [found.get(k, k) for k in range(len(noise))]

@@ -1,0 +1,169 @@
+"""The host's samplers work on a plain latent: regions, masks, windows and patches act, in both samplers alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from host_server import HostServer
+from prompts import Graph, Link
+from test_agreement import GUIDANCE, SEED, STEPS, saved
+
+
+def core(graph: Graph, positive: Link, negative: Link | None = None, latent: Link | None = None, **inputs: Link) -> Link:
+    """dpmpp_2m of SamplerCustomAdvanced on the levels of a text-to-image path."""
+    model = inputs.get("model", graph.model)
+    negative = graph.add("ConditioningZeroOut", conditioning=graph.text("a"))() if negative is None else negative
+    return graph.add(
+        "SamplerCustomAdvanced",
+        noise=graph.add("RandomNoise", noise_seed=SEED)(),
+        guider=graph.add("CFGGuider", model=model, positive=positive, negative=negative, cfg=GUIDANCE)(),
+        sampler=graph.add("KSamplerSelect", sampler_name="dpmpp_2m")(),
+        sigmas=graph.path("text to image", STEPS)(1),
+        latent_image=graph.empty() if latent is None else latent,
+    )()
+
+
+def ours(graph: Graph, positive: Link, negative: Link | None = None, latent: Link | None = None, **inputs: Link) -> Link:
+    """The UniDiffuser Sampler on the same path."""
+    given = {"text": positive, "latent_image": graph.empty() if latent is None else latent, **inputs}
+    if negative is not None:
+        given["negative"] = negative
+    return graph.sampler(graph.path("text to image", STEPS)(), SEED, image_guidance=GUIDANCE, **given)()
+
+
+def both(server: HostServer, build: Callable[..., Link]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The latents that `build(graph, sampler)` gives with each sampler."""
+    found = []
+    for name, sampler in (("core", core), ("ours", ours)):
+        graph = Graph()
+        graph.save(build(graph, sampler), f"plain-{name}")
+        found.append(saved(server, graph, f"plain-{name}"))
+    return found[0], found[1]
+
+
+def plain(graph: Graph, sampler: Callable[..., Link]) -> Link:
+    return sampler(graph, graph.text("red cat"))
+
+
+def halves(graph: Graph) -> Link:
+    parts = [
+        graph.add(
+            "ConditioningSetAreaPercentage", conditioning=graph.text(text), width=0.5, height=1.0, x=x, y=0, strength=1.0
+        )()
+        for text, x in (("red cat", 0.0), ("blue dog", 0.5))
+    ]
+    return graph.add("ConditioningCombine", conditioning_1=parts[0], conditioning_2=parts[1])()
+
+
+def region(graph: Graph) -> Link:
+    black = graph.add("SolidMask", value=0.0, width=128, height=128)()
+    white = graph.add("SolidMask", value=1.0, width=64, height=128)()
+    mask = graph.add("MaskComposite", destination=black, source=white, x=64, y=0, operation="add")()
+    part = graph.add(
+        "ConditioningSetMask", conditioning=graph.text("blue dog"), mask=mask, strength=1.0, set_cond_area="default"
+    )()
+    return graph.add("ConditioningCombine", conditioning_1=graph.text("red cat"), conditioning_2=part)()
+
+
+def in_turn(graph: Graph) -> Link:
+    parts = [
+        graph.add("ConditioningSetTimestepRange", conditioning=graph.text(text), start=start, end=end)()
+        for text, start, end in (("blue dog", 0.0, 0.5), ("red cat", 0.5, 1.0))
+    ]
+    return graph.add("ConditioningCombine", conditioning_1=parts[0], conditioning_2=parts[1])()
+
+
+@pytest.mark.parametrize("texts", [halves, region, in_turn])
+def test_regional_texts_act_in_both_samplers_alike(server: HostServer, texts: Callable[[Graph], Link]) -> None:
+    one, other = both(server, lambda graph, sampler: sampler(graph, texts(graph)))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
+    assert (one - both(server, plain)[0]).abs().max() > 1e-2
+
+
+def test_a_region_changes_its_own_side_first(server: HostServer) -> None:
+    """One step: the left half is exactly that of the first text."""
+
+    def one_step(text: Callable[[Graph], Link]) -> torch.Tensor:
+        graph = Graph()
+        out = graph.sampler(graph.path("text to image", 1)(), SEED, text=text(graph), latent_image=graph.empty())
+        graph.save(out(), "region")
+        return saved(server, graph, "region")
+
+    alone, with_region = one_step(lambda graph: graph.text("red cat")), one_step(region)
+    torch.testing.assert_close(with_region[..., :8], alone[..., :8], rtol=0, atol=1e-5)
+    assert (with_region[..., 8:] - alone[..., 8:]).abs().max() > 1e-3
+
+
+def test_regions_in_a_joint_path_leave_the_caption_to_the_first_text(server: HostServer) -> None:
+    """The other texts guide the image; the caption stream is the one that moves."""
+    for text in (region, halves):
+        graph = Graph()
+        path = graph.path("joint", STEPS, image_start=1000, text_start=500)()
+        levelled = graph.sampler(graph.path("image to text", 2, start=500)(), SEED, **start(graph), text=text(graph))
+        out = graph.sampler(path, SEED, text=text(graph), latent_image=graph.empty())
+        graph.save(out(), "joint")
+        words = graph.caption(out(2))()[0]
+        graph.caption(levelled(2))
+        shown = server.run(graph.prompt)
+        assert words in shown
+
+
+def start(graph: Graph) -> dict[str, Link]:
+    latent, token = graph.encoded()
+    return {"latent_image": latent, "clip_vision_output": token}
+
+
+def masked(value: float) -> Callable[..., Link]:
+    def build(graph: Graph, sampler: Callable[..., Link]) -> Link:
+        latent, _ = graph.encoded()
+        mask = graph.add("SolidMask", value=value, width=128, height=128)()
+        given = graph.add("SetLatentNoiseMask", samples=latent, mask=mask)()
+        return sampler(graph, graph.text("red cat"), graph.text(""), given)
+
+    return build
+
+
+@pytest.mark.parametrize("value", [0.6, 0.3])
+def test_a_soft_mask_is_that_of_the_core_samplers(server: HostServer, value: float) -> None:
+    """Apart from the 7 % of the picture that a core sampler leaves in its first noise."""
+    one, other = both(server, masked(value))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-2)
+    for hard in (0.0, 1.0):
+        assert (other - both(server, masked(hard))[1]).abs().max() > 0.1
+
+
+def test_an_item_of_a_batch_keeps_its_picture(server: HostServer) -> None:
+    def item(graph: Graph, sampler: Callable[..., Link]) -> Link:
+        latent = graph.add("LatentFromBatch", samples=graph.empty(batch_size=4), batch_index=2, length=1)()
+        return sampler(graph, graph.text("red cat"), latent=latent)
+
+    def batch(graph: Graph, sampler: Callable[..., Link]) -> Link:
+        return sampler(graph, graph.text("red cat"), latent=graph.empty(batch_size=4))
+
+    for alone, together in zip(both(server, item), both(server, batch), strict=True):
+        torch.testing.assert_close(alone, together[2:3], rtol=0, atol=1e-3)
+
+
+def test_context_windows_take_the_noise_of_their_items(server: HostServer) -> None:
+    graph = Graph()
+    windows = {"context_length": 4, "context_overlap": 2, "context_schedule": "standard_static", "context_stride": 1}
+    options = {"closed_loop": False, "fuse_method": "pyramid", "dim": 0, "freenoise": False, "split_conds_to_windows": False}
+    options |= {"cond_retain_index_list": "", "latent_retain_index_list": "", "causal_window_fix": False}
+    model = graph.add("ContextWindowsManual", model=graph.model, **windows, **options)()
+    graph.save(core(graph, graph.text("red cat"), latent=graph.empty(batch_size=6), model=model), "windows")
+    made = saved(server, graph, "windows")
+    assert made.shape[0] == 6
+    assert torch.isfinite(made).all()
+    graph = Graph()
+    graph.save(core(graph, graph.text("red cat"), latent=graph.empty(batch_size=6)), "whole")
+    torch.testing.assert_close(made, saved(server, graph, "whole"), rtol=0, atol=1e-3)  # items are independent
+
+
+def test_a_model_without_its_wrappers_samples_with_a_warning(server: HostServer) -> None:
+    graph = Graph()
+    model = graph.add("TestDropWrappers", model=graph.model)()
+    graph.save(core(graph, graph.text("red cat"), model=model), "dropped")
+    assert torch.isfinite(saved(server, graph, "dropped")).all()
+    assert "drops the wrappers of the MODEL" in server.log

@@ -22,13 +22,15 @@ from torch import Tensor
 
 from ..unidiffuser.checkpoints.checkpoint import Checkpoint, VAEConfig
 from ..unidiffuser.checkpoints.tokenizers import END, START, BytePairTokenizer
+from ..unidiffuser.encoders.autoencoder import to_encoder_size, to_pixels
 from ..unidiffuser.small.palette import Palette
 from ..unidiffuser.small.stem import ConvStem
+from ..unidiffuser.small.upsampler import ConvexUpsampler
 from .host_model import LatentFormat, make_patcher
 from .host_network import host_keys
 from .saved_models import Origin, read_network
 
-PALETTE = "palette."  # prefix of the palette's weights in an autoencoder
+EXTRAS = ("palette.", "upsampler.")  # prefixes of an autoencoder's weights that the host's does not have
 
 
 class TextTower(comfy.clip_model.CLIPTextModel):
@@ -139,47 +141,61 @@ class _HostTokenizer:
 
 
 def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
-    """VAE of a checkpoint. Pixel shuffling and the palette are hooks, so that the keys stay LDM's."""
+    """VAE of a checkpoint. Pixel shuffling, palette and upsampler are hooks, so that the keys stay LDM's."""
     config = checkpoint.config.vae
-    weights = {name: x for name, x in checkpoint.state_dict("vae").items() if not name.startswith(PALETTE)}
+    weights = {name: x for name, x in checkpoint.state_dict("vae").items() if not name.startswith(EXTRAS)}
     vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": dict(config.ddconfig), "embed_dim": config.embed_dim}})
     vae.downscale_ratio = vae.upscale_ratio = config.downscale
+    model = vae.first_stage_model
     if config.patch_size > 1:
-        unshuffle, shuffle = torch.nn.PixelUnshuffle(config.patch_size), torch.nn.PixelShuffle(config.patch_size)
-        vae.first_stage_model.encoder.register_forward_pre_hook(lambda module, args: (unshuffle(args[0]), *args[1:]))
-        vae.first_stage_model.decoder.register_forward_hook(lambda module, args, out: shuffle(out))
-    if config.palette:
-        _with_palette(vae.first_stage_model, config, checkpoint.state_dict("vae", PALETTE))
+        unshuffle = torch.nn.PixelUnshuffle(config.patch_size)
+        model.encoder.register_forward_pre_hook(lambda module, args: (unshuffle(to_encoder_size(args[0], config)), *args[1:]))
+    palette = _with_palette(model, config, checkpoint) if config.palette else None
+    if config.upsampler:
+        model.upsampler = _frozen(ConvexUpsampler(**config.upsampler), checkpoint.state_dict("vae", EXTRAS[1]), model)
+
+    def finish(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        styles = None if palette is None else palette.pop()
+        return to_pixels(out, config, getattr(model, "palette", None), styles, getattr(model, "upsampler", None))
+
+    if config.patch_size > 1 or config.palette or config.upsampler:
+        model.decoder.register_forward_hook(finish)
     return vae
 
 
-def _with_palette(model: torch.nn.Module, config: VAEConfig, weights: dict[str, Tensor]) -> None:
-    """Hooks that write the style code of an image into its latent, and decode a latent in the style of its code."""
+def _frozen(module: torch.nn.Module, weights: dict[str, Tensor], model: torch.nn.Module) -> torch.nn.Module:
+    """A module with weights, on the device and in the dtype of a model."""
+    module.load_state_dict(weights)
+    first = next(model.parameters())
+    return module.to(first.device, first.dtype).eval().requires_grad_(False)
+
+
+def _with_palette(model: torch.nn.Module, config: VAEConfig, checkpoint: Checkpoint) -> list[Tensor]:
+    """Hooks that write the style code of an image into its latent, and read the styles of a latent from its code.
+
+    Returns:
+        a list that holds the styles (B, M) of the latents being decoded.
+    """
     sizes = config.palette or {}
     palette = Palette(len(sizes["manners"]), sizes["colours"])
-    palette.load_state_dict(weights)
-    first = next(model.parameters())
-    model.palette = palette.to(first.device, first.dtype).eval().requires_grad_(False)
-    scale, held = config.scale_factor, dict[str, Tensor]()
+    model.palette = _frozen(palette, checkpoint.state_dict("vae", EXTRAS[0]), model)
+    scale, encoded, decoded = config.scale_factor, list[Tensor](), list[Tensor]()
 
     def recognise(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        held["styles"] = palette.recognise(args[0])
+        encoded[:] = [palette.recognise(to_encoder_size(args[0], config))]
 
     def write(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         mean, spread = out.chunk(2, dim=1)
-        return torch.cat([palette.write_code(mean * scale, held.pop("styles")) / scale, spread], dim=1)
+        return torch.cat([palette.write_code(mean * scale, encoded.pop()) / scale, spread], dim=1)
 
     def read(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        held["styles"] = palette.read_code(args[0] * scale)
+        decoded[:] = [palette.read_code(args[0] * scale)]
         return palette.remove_code(args[0] * scale) / scale, *args[1:]
-
-    def colour(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        return palette(out, held.pop("styles"))
 
     model.encoder.register_forward_pre_hook(recognise, prepend=True)  # before pixel_unshuffle
     model.quant_conv.register_forward_hook(write)
     model.post_quant_conv.register_forward_pre_hook(read)
-    model.decoder.register_forward_hook(colour)  # after pixel_shuffle
+    return decoded
 
 
 def load_clip_vision(checkpoint: Checkpoint) -> comfy.clip_vision.ClipVisionModel:

@@ -21,16 +21,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from torch import nn
+from torch.nn import functional as F
 
-from unidiffuser.checkpoints.checkpoint import load_checkpoint
+from unidiffuser.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from unidiffuser.emoji.assemble import assemble
 from unidiffuser.emoji.autoencoder import SCALE, PatchedAutoencoder, principal_colours, reduced, vae_config
+from unidiffuser.emoji.decoder import Crop
 from unidiffuser.emoji.groups import GroupSampler
 from unidiffuser.emoji.image_folder import ImageFolder
 from unidiffuser.emoji.pairs import noise_of_another, shifted
 from unidiffuser.emoji.restyle import Restyle, exchanged
 from unidiffuser.emoji.stages import make_stage
 from unidiffuser.emoji.towers import image_tokens, load_clip
+from unidiffuser.encoders.autoencoder import Autoencoder
 from unidiffuser.evaluation.metrics import psnr
 from unidiffuser.schedule import add_noise, alphas_cumprod, half_logsnr
 from unidiffuser.small.palette import Palette
@@ -322,6 +325,26 @@ def check_palette(decoder: TrainConfig, network: TrainConfig) -> None:
     check_borrowing(make_stage(replace(learnt, options=learnt.options | told)), palette)
     with pytest.raises(ValueError, match="style 1 has no pictures"):
         make_stage(replace(decoder, options=decoder.options | {"palette": named | {"manners": ["red", "mauve"]}}))
+
+
+def check_upsampler(decoder: TrainConfig, before: Checkpoint) -> None:
+    """The autoencoder gets an upsampler: the same latents become pictures of twice the sides; squares of them are trained."""
+    import unidiffuser
+
+    options = {"image_size": 2 * SIDE, "upsampler": {"features": 4, "width": 8}, "crop": 3, "psnr": 0.05}
+    decoder = replace(decoder, options=decoder.options | options)
+    train(make_stage(decoder), decoder, progress=False)
+    assert fell(Path(decoder.out)) < 0.98
+    model = unidiffuser.load(Path(decoder.out) / "model.safetensors")
+    assert model.config.vae.upsampler == options["upsampler"]
+    assert model.text_to_image("red circle", steps=2)[0].size == (2 * SIDE,) * 2
+    large = ImageFolder(decoder.options["data"], 2 * SIDE).pixels(torch.arange(4))
+    small = Autoencoder.from_checkpoint(before, dtype=torch.float32).posterior(F.avg_pool2d(large, 2))[0]
+    ours = Autoencoder.from_checkpoint(model.checkpoint, dtype=torch.float32).posterior(large)[0]
+    torch.testing.assert_close(ours, small, rtol=0, atol=5e-3)  # float16 weights
+    crop = Crop(top=2, left=1, side=3)
+    assert torch.equal(crop(large, 8), large[..., 16:40, 8:32])
+    assert torch.equal(crop(large, 8, margin=1), large[..., 24:32, 16:24])
 
 
 @given(seed=st.integers(0, 2**31), label=st.integers(1, 1000))
@@ -998,6 +1021,7 @@ def test_every_stage_learns_and_the_result_loads_and_fine_tunes(shapes, tmp_path
     assert clean > noisy > 5
     assert made > 5
     check_palette(replace(decoder, out=str(runs / "palette"), steps=12), moved)
+    check_upsampler(replace(decoder, out=str(runs / "upsampler"), steps=20), load_checkpoint(runs / "uvit/model.safetensors"))
     before, after = (load_checkpoint(runs / name / "model.safetensors") for name in ("uvit", "decoder"))
     for part in before.parts():
         old, new = before.state_dict(part), after.state_dict(part)

@@ -241,11 +241,15 @@ def test_a_replaced_schedule_is_followed(server: HostServer) -> None:
     torch.testing.assert_close(by_ksampler_node(server, same), plain, rtol=0, atol=5e-3)  # it rounds timesteps
 
 
-@pytest.mark.parametrize("palette", [None, {"manners": ["flat", "soft", "lined"], "colours": 5}], ids=["plain", "palette"])
-def test_the_vae_agrees(server: HostServer, tiny_file: Path, palette: dict[str, Any] | None) -> None:
-    if palette:
-        tiny_file = tiny_file.with_name("palette.safetensors")
-        write_tiny_checkpoint(tiny_file, palette=palette)
+PALETTE = {"palette": {"manners": ["flat", "soft", "lined"], "colours": 5}}
+UPSAMPLER = {"upsampler": {"features": 5, "width": 8}}
+
+
+@pytest.mark.parametrize("extras", [{}, PALETTE, UPSAMPLER, PALETTE | UPSAMPLER], ids=["plain", "palette", "upsampler", "both"])
+def test_the_vae_agrees(server: HostServer, tiny_file: Path, extras: dict[str, Any]) -> None:
+    if extras:
+        tiny_file = tiny_file.with_name(f"{'-'.join(extras)}.safetensors")
+        write_tiny_checkpoint(tiny_file, **extras)
         server.get("/object_info/UniDiffuserLoader")
     graph = Graph(tiny_file.name)
     made = graph.sampler(graph.path("joint")(), SEED)

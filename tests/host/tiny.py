@@ -118,14 +118,19 @@ def write_tiny_checkpoint(
     downscale: int = 8,
     uvit: dict[str, Any] | None = None,
     palette: dict[str, Any] | None = None,
+    upsampler: dict[str, int] | None = None,
     **clip_image: Any,
 ) -> None:
     """The same file for the same seed; `uvit` are other sizes of the network, `clip_image` of the image encoder.
 
-    `palette` is that of the autoencoder.
+    `palette` and `upsampler` are those of the autoencoder; the pictures of one with an upsampler are twice as large.
     """
     config = tiny_config(downscale, **(uvit or {}))
     config = replace(config, vae=replace(config.vae, palette=palette))
+    if upsampler:
+        ddconfig = {**config.vae.ddconfig, "out_ch": config.vae.ddconfig["out_ch"] + upsampler["features"]}
+        vae_config = replace(config.vae, ddconfig=ddconfig, upsampler=upsampler)
+        config = replace(config, vae=vae_config, image_size=2 * config.image_size)
     config.clip_image.update(clip_image)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

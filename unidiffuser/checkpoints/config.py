@@ -46,6 +46,9 @@ def _gpt2_small() -> dict[str, Any]:
     }  # fmt: skip
 
 
+LARGEST_EXTRA = 1024  # colours, styles or channels: far more than a file of a sensible size has
+
+
 @dataclass(frozen=True)
 class VAEConfig:
     """Configuration of the KL autoencoder; the defaults are Stable Diffusion 1's.
@@ -57,6 +60,9 @@ class VAEConfig:
         patch_size: p > 1 puts pixel_unshuffle(p) before the encoder and pixel_shuffle(p) after the decoder.
         palette: arguments of a `small.palette.Palette`: names of its styles ("manners") and number of "colours" of each;
             None for an autoencoder without one.
+        upsampler: arguments of a `small.upsampler.ConvexUpsampler`: number of "features" that the decoder returns beside the
+            pixels, and "width". The encoder then reads pictures at half their sides, and the decoder's are doubled; None for
+            an autoencoder without one.
         preview_rgb: linear map of a scaled latent to RGB in [-1, 1], for previews during sampling:
             {"factors": [embed_dim][3], "bias": [3]}; None means Stable Diffusion 1's.
     """
@@ -66,9 +72,20 @@ class VAEConfig:
     scale_factor: float = 0.18215
     patch_size: int = 1
     palette: dict[str, Any] | None = None
+    upsampler: dict[str, Any] | None = None
     preview_rgb: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        sizes = {f"upsampler.{name}": size for name, size in (self.upsampler or {}).items()}
+        if self.palette is not None:
+            sizes |= {"palette.colours": self.palette.get("colours"), "palette.manners": len(self.palette.get("manners", ()))}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or not 1 <= size <= LARGEST_EXTRA:
+                raise ValueError(f"vae.{name} must be a whole number from 1 to {LARGEST_EXTRA}, not {size!r}.")
+        if self.upsampler is not None and set(self.upsampler) != {"features", "width"}:
+            raise ValueError(f'vae.upsampler must have "features" and "width", not {sorted(self.upsampler)}.')
+        if self.upsampler is not None and self.patch_size != 4:
+            raise ValueError(f"vae.upsampler reads features of squares of 4 x 4 pixels, but patch_size is {self.patch_size}.")
         if self.preview_rgb is not None:
             rows = [*self.preview_rgb.get("factors", []), self.preview_rgb.get("bias", [])]
             if [len(row) for row in rows] != [3] * (self.embed_dim + 1):
@@ -77,7 +94,7 @@ class VAEConfig:
     @property
     def downscale(self) -> int:
         """Side of a latent cell in pixels."""
-        return self.patch_size * 2 ** (len(self.ddconfig["ch_mult"]) - 1)
+        return self.patch_size * 2 ** (len(self.ddconfig["ch_mult"]) - 1) * (1 if self.upsampler is None else 2)
 
 
 @dataclass(frozen=True)

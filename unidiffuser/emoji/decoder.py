@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from ..checkpoints.checkpoint import VAEConfig, load_checkpoint, save_checkpoint
 from ..distributed import own_device
-from ..encoders.autoencoder import Autoencoder
+from ..encoders.autoencoder import Autoencoder, to_encoder_size, to_pixels
 from ..evaluation.metrics import psnr
 from ..media.images import from_levels, to_images
 from ..small.palette import Palette
+from ..small.upsampler import ConvexUpsampler
 from ..training.augment import hue_turn
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, generator_on, seeded_init
@@ -32,24 +33,31 @@ from .autoencoder import noise_levels, reconstruction_loss
 from .denoised import DenoisedLatents
 from .image_folder import ImageFolder, training_set
 
+SMALLEST_MSE = 1e-4  # 46 dB: a picture better than that needs no more weight in the loss
+
 
 class Decoder(nn.Module):
-    """The decoder half of an autoencoder: scaled latents (B, C, H/8, W/8) -> pixels (B, 3, H, W), about [-1, 1]."""
+    """The decoder half of an autoencoder: scaled latents (B, C, h, w) -> pixels (B, 3, H, W), about [-1, 1]."""
 
     def __init__(self, autoencoder: Autoencoder):
         super().__init__()
         self.post_quant_conv, self.decoder = autoencoder.vae.post_quant_conv, autoencoder.vae.decoder
-        self.scale, self.patch_size = autoencoder.config.scale_factor, autoencoder.config.patch_size
+        self.config = autoencoder.config
         if autoencoder.palette is not None:
             self.palette = autoencoder.palette
+        if autoencoder.upsampler is not None:
+            self.upsampler = autoencoder.upsampler
 
-    def forward(self, latents: Tensor, styles: Tensor | None = None, real: Tensor | None = None) -> Any:
+    def forward(
+        self, latents: Tensor, styles: Tensor | None = None, real: Tensor | None = None, crop: Crop | None = None
+    ) -> Any:
         """Decode latents.
 
         Args:
-            latents: (B, C, H/8, W/8), scaled.
+            latents: (B, C, h, w), scaled.
             styles: (B, M), the palette's styles to decode in; read from the latents' code when None.
             real: (B, 3, H, W), real pictures to classify in the same call, so that DDP sees one.
+            crop: the part of each picture that is decoded, in latent cells; the whole when None.
 
         Returns:
             pixels; with `real` and a palette, pixels and the style logits (B, M + 1) of the real pictures.
@@ -58,10 +66,32 @@ class Decoder(nn.Module):
         if palette is not None:
             styles = palette.read_code(latents) if styles is None else styles
             latents = palette.remove_code(latents)
-        pixels = F.pixel_shuffle(self.decoder(self.post_quant_conv(latents / self.scale)), self.patch_size)
-        if palette is not None and styles is not None:
-            pixels = palette(pixels, styles)
-        return pixels if real is None or palette is None else (pixels, palette.style_logits(real))
+        x = self.decoder(self.post_quant_conv(latents / self.config.scale_factor))
+        if crop is not None:
+            x = crop(x, x.shape[2] // latents.shape[2])
+        pixels = to_pixels(x, self.config, palette, styles, getattr(self, "upsampler", None))
+        return pixels if real is None or palette is None else (pixels, palette.style_logits(to_encoder_size(real, self.config)))
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of latent cells. Palette and upsampler are most of a decoder's work, so they learn from a part of a picture."""
+
+    top: int
+    left: int
+    side: int
+
+    def __call__(self, x: Tensor, cell: int, margin: int = 0) -> Tensor:
+        """The square of x (B, C, H, W), in which a latent cell has `cell` positions a side, without `margin` cells around."""
+        first, last = margin * cell, (self.side - margin) * cell
+        top, left = self.top * cell, self.left * cell
+        return x[..., top + first : top + last, left + first : left + last]
+
+
+def random_crop(side: int, latents: Tensor, generator: torch.Generator) -> Crop:
+    """A square of `side` cells anywhere in latents (B, C, h, w)."""
+    top, left = (int(torch.randint(cells - side + 1, (1,), generator=generator)) for cells in latents.shape[2:])
+    return Crop(top, left, side)
 
 
 class DecoderStage(TrainingStage):
@@ -78,6 +108,12 @@ class DecoderStage(TrainingStage):
         palette: adds a `Palette` to an autoencoder without one: "field" of the records that names the style, "manners", the
             styles' names, and "colours", their number in each. Latents then carry a style code, so a network must be trained
             on them again.
+        upsampler: adds a `ConvexUpsampler` with these sizes ("features", "width") to an autoencoder without one. The pictures
+            are then twice as large for the same latents.
+        crop: side in latent cells of the squares that each batch trains on; whole pictures when absent. The cells at the
+            border of a square see zeros instead of their neighbours, so they are left out of the loss.
+        psnr: weight of the mean logarithm of the pictures' squared errors, in which a good picture counts as much as a bad one;
+            0 when absent.
         gate: added to the palette's gates in the exported file. Training for the least error pulls pixels only part of the
             way to a colour that may be wrong; with 4 all are pulled to it, so a network's pictures have exact colours, and
             exact pictures become slightly worse. Leave it at 0 for a run that starts from such a file.
@@ -94,7 +130,10 @@ class DecoderStage(TrainingStage):
         self.device = own_device()  # of the frozen parts
         self.autoencoder = Autoencoder.from_checkpoint(self.checkpoint, device=self.device, dtype=torch.float32)
         self.train_set = training_set(options)
+        self._with_upsampler(config.seed, options.get("upsampler"))
         self.vae = self._with_palette(config.seed, options.get("palette"))
+        self.crop: int | None = options.get("crop")
+        self.psnr = float(options.get("psnr", 0.0))
         self.model = Decoder(self.autoencoder).requires_grad_(True)
         self.strange, self.gate = float(options.get("strange", 0.0)), float(options.get("gate", 0.0))
         if self.gate and not self.vae.palette:
@@ -104,9 +143,10 @@ class DecoderStage(TrainingStage):
         self.noise, self.clean = float(options.get("noise", 0.25)), float(options.get("clean", 0.25))
         self.denoised_fraction = float(options.get("denoised", 0.4))
         known = training_set(options | {"where": options["known"]})
+        encoded = training_set(options | {"where": options["known"], "image_size": self.checkpoint.config.image_size})
         self.styles, self.known_styles = self._styles(self.train_set), self._styles(known)
         low, high = options.get("labels", (50, 600))
-        self.denoised = DenoisedLatents(self.checkpoint, known, (int(low), int(high)), self.device)
+        self.denoised = DenoisedLatents(self.checkpoint, known, encoded, (int(low), int(high)), self.device)
 
     def _with_palette(self, seed: int, options: dict[str, Any] | None) -> VAEConfig:
         """The autoencoder's config, after adding the palette of the options if it has none yet."""
@@ -127,6 +167,23 @@ class DecoderStage(TrainingStage):
         self.autoencoder.config = config
         return config
 
+    def _with_upsampler(self, seed: int, sizes: dict[str, int] | None) -> None:
+        """Add an upsampler of these sizes to an autoencoder without one."""
+        config = self.autoencoder.config
+        if not sizes or config.upsampler:
+            return
+        vae, old = self.autoencoder.vae, self.autoencoder.vae.decoder.conv_out
+        ddconfig = {**config.ddconfig, "out_ch": old.out_channels + sizes["features"]}
+        with seeded_init(seed):
+            upsampler = ConvexUpsampler(**sizes)
+            conv = nn.Conv2d(old.in_channels, ddconfig["out_ch"], 3, padding=1)
+        with torch.no_grad():
+            for name, new in conv.named_parameters():
+                new[: old.out_channels] = getattr(old, name)
+        vae.decoder.conv_out = conv.to(self.device)
+        vae.upsampler = self.autoencoder.upsampler = upsampler.to(self.device)
+        self.autoencoder.config = replace(config, upsampler=sizes, ddconfig=ddconfig)
+
     def _fit_classifier(self, palette: Palette, index: Tensor, styles: Tensor) -> None:
         """Train a palette's classifier on the pictures `index` (N,) of these styles (N,), an eighth in random colours."""
         generator, usage = torch.Generator().manual_seed(0), []
@@ -134,7 +191,7 @@ class DecoderStage(TrainingStage):
         styles = styles.masked_fill(torch.rand(len(styles), generator=generator) < 1 / 8, none)
         with torch.no_grad():
             for chunk, style in zip(index.split(16), styles.split(16), strict=True):
-                pixels = self.train_set.pixels(chunk)
+                pixels = to_encoder_size(self.train_set.pixels(chunk), self.autoencoder.config)
                 strange = (style == none)[:, None, None, None]
                 usage.append(palette.colour_usage(torch.where(strange, strange_colours(pixels, generator), pixels)))
         palette.fit_classifier(torch.cat(usage), styles)
@@ -157,7 +214,7 @@ class DecoderStage(TrainingStage):
 
     @torch.no_grad()
     def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (B, C, H/8, W/8) of the latents of pictures, scaled."""
+        """Mean and standard deviation (B, C, h, w) of the latents of pictures, scaled."""
         return self.autoencoder.posterior(pixels)
 
     def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
@@ -179,13 +236,25 @@ class DecoderStage(TrainingStage):
         with torch.no_grad():
             others, denoised, index = self.denoised.draw(round(count / (1 - self.denoised_fraction)) - count, generator)
         latents, wanted = torch.cat((latents, denoised)).to(device), torch.cat((pixels, others)).to(device)
+        crop = None if self.crop is None else random_crop(self.crop, latents, generator)
         if not self.vae.palette:
-            return reconstruction_loss(model(latents).float(), wanted)
+            return self._error(model(latents, crop=crop).float(), wanted, crop)
         styles = torch.cat((styles, self.known_styles.to(self.device)[index])).to(device)
-        decoded, logits = model(latents, self._one_hot(styles), wanted)
-        losses = reconstruction_loss(decoded.float(), wanted)
+        decoded, logits = model(latents, self._one_hot(styles), wanted, crop)
+        losses = self._error(decoded.float(), wanted, crop)
         style = F.cross_entropy(logits.float(), styles)
         return losses | {"loss": losses["loss"] + style / 10, "style": style}
+
+    def _error(self, decoded: Tensor, wanted: Tensor, crop: Crop | None) -> dict[str, Tensor]:
+        """The loss of decoded pictures, or of crops of them; "loss" is the sum of the terms."""
+        if crop is not None:
+            cell = self.vae.downscale
+            wanted, decoded = crop(wanted, cell, margin=1), decoded[..., cell:-cell, cell:-cell]
+        losses = reconstruction_loss(decoded, wanted)
+        if not self.psnr:
+            return losses
+        log_mse = ((decoded - wanted).square().flatten(1).mean(1) + SMALLEST_MSE).log().mean()
+        return losses | {"loss": losses["loss"] + self.psnr * log_mse}
 
     def sample(self, model: Any) -> Image.Image:
         """Test pictures decoded from exact and from noisy latents, and known ones from denoised latents; with `psnr.txt`."""
@@ -224,8 +293,8 @@ class DecoderStage(TrainingStage):
         kept = {k: v for k, v in self.autoencoder.vae.state_dict().items() if k not in ours}
         parts = {name: self.checkpoint.state_dict(name) for name in self.checkpoint.parts() if name != "vae"}
         parts["vae"] = kept | ours
-        path, specs = self.out / "model.safetensors", self.checkpoint.tokenizer_specs()
-        save_checkpoint(path, replace(self.checkpoint.config, vae=self.vae), parts, specs, torch.float16)
+        config = replace(self.checkpoint.config, vae=self.vae, image_size=self.train_set.size)
+        save_checkpoint(self.out / "model.safetensors", config, parts, self.checkpoint.tokenizer_specs(), torch.float16)
 
 
 def strange_colours(pixels: Tensor, generator: torch.Generator) -> Tensor:

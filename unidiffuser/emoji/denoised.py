@@ -20,21 +20,29 @@ class DenoisedLatents:
 
     Args:
         checkpoint: with a network.
-        pictures: those that the network was trained on.
+        pictures: those that are returned beside their latents.
+        encoded: the same pictures at the checkpoint's size, which may be half theirs.
         labels: lowest and highest noise label.
         device: where the network works.
     """
 
-    def __init__(self, checkpoint: Checkpoint, pictures: ImageFolder, labels: tuple[int, int], device: torch.device):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        pictures: ImageFolder,
+        encoded: ImageFolder,
+        labels: tuple[int, int],
+        device: torch.device,
+    ):
         self.pictures, self.labels, self.device = pictures, labels, device
-        self.latents = Latents(checkpoint, pictures, device=device)
+        self.latents = Latents(checkpoint, encoded, device=device)
         self.forms = torch.ones(self.latents.captions.shape[1])
         self.net = build(checkpoint.config.uvit, attention=attention_for(checkpoint.config.uvit))
         self.net.load_state_dict(checkpoint.state_dict("uvit", dtype=torch.float32))
         self.net.to(device).eval().requires_grad_(False)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Random pictures (B, 3, H, W), their denoised latents (B, C, H/8, W/8) and their indices (B,), on the device.
+        """Random pictures (B, 3, H, W), their denoised latents (B, C, h, w) and their indices (B,), on the device.
 
         Args:
             count: B.

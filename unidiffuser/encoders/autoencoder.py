@@ -18,6 +18,7 @@ from ..checkpoints.keys import vae_to_diffusers
 from ..checkpoints.skeleton import skeleton
 from ..runtime.precision import ROWS, depends_on_batch, in_fixed_batches
 from ..small.palette import Palette
+from ..small.upsampler import FACTOR, ConvexUpsampler
 from ..streams import draw_noise
 
 Device = torch.device | str | None
@@ -27,7 +28,8 @@ def autoencoder_kl(config: VAEConfig, sample_size: int = 512) -> Any:
     """diffusers' AutoencoderKL of a config, with fresh weights.
 
     Args:
-        config: sizes of the autoencoder. With a palette, the module has a `Palette` as its attribute `palette`.
+        config: sizes of the autoencoder. With a palette or an upsampler, the module has a `Palette` or a `ConvexUpsampler` as
+            its attribute of that name.
         sample_size: side of a tile of tiled encoding and decoding, in pixels after pixel_unshuffle.
     """
     from diffusers import AutoencoderKL
@@ -45,7 +47,35 @@ def autoencoder_kl(config: VAEConfig, sample_size: int = 512) -> Any:
     )
     if config.palette:
         vae.palette = Palette(len(config.palette["manners"]), config.palette["colours"])
+    if config.upsampler:
+        vae.upsampler = ConvexUpsampler(**config.upsampler)
     return vae
+
+
+def to_encoder_size(pixels: Tensor, config: VAEConfig) -> Tensor:
+    """Pictures (B, 3, H, W) at the size that the encoder reads: half their sides before an upsampler, else unchanged."""
+    return pixels if config.upsampler is None else F.avg_pool2d(pixels, FACTOR)
+
+
+def to_pixels(
+    x: Tensor, config: VAEConfig, palette: Palette | None = None, styles: Tensor | None = None, upsampler: Any = None
+) -> Tensor:
+    """The pictures of a decoder's output.
+
+    Args:
+        x: (B, 3 p^2 + C, h, w), p the config's `patch_size`, with the C features that its upsampler reads.
+        config: of the autoencoder.
+        palette: pulls the pixels towards the colours of `styles` (B, M).
+        upsampler: a `ConvexUpsampler` that doubles their sides.
+
+    Returns:
+        (B, 3, H, W), H and W the sides of x times `patch_size` and the upsampler's factor.
+    """
+    channels = 3 * config.patch_size**2
+    pixels = F.pixel_shuffle(x[:, :channels], config.patch_size)
+    if palette is not None and styles is not None:
+        pixels = palette(pixels, styles)
+    return pixels if upsampler is None else upsampler(pixels, x[:, channels:])
 
 
 class Autoencoder:
@@ -60,6 +90,7 @@ class Autoencoder:
     def __init__(self, vae: Any, config: VAEConfig, tiling: bool = False):
         self.vae, self.config = vae, config
         self.palette: Palette | None = getattr(vae, "palette", None)
+        self.upsampler: ConvexUpsampler | None = getattr(vae, "upsampler", None)
         if tiling:
             vae.enable_tiling()
 
@@ -70,7 +101,9 @@ class Autoencoder:
         """Load the part "vae"; `device` and `dtype` as for `Checkpoint.load_into`."""
         config = checkpoint.config.vae
         with skeleton():
-            vae = autoencoder_kl(config, checkpoint.config.image_size // config.patch_size)
+            # the side that diffusers' module sees, before pixel_unshuffle and after the upsampler
+            side = checkpoint.config.image_size * 2 ** (len(config.ddconfig["ch_mult"]) - 1) // config.downscale
+            vae = autoencoder_kl(config, side)
         checkpoint.load_into(vae, "vae", rename=vae_to_diffusers, device=device, dtype=dtype)
         return cls(vae, config, tiling)
 
@@ -136,6 +169,7 @@ class Autoencoder:
         return mean * self.config.scale_factor, std * self.config.scale_factor
 
     def _unscaled_posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = to_encoder_size(pixels, self.config)
         latent = self.vae.encode(F.pixel_unshuffle(pixels, self.config.patch_size)).latent_dist
         if self.palette is None:
             return latent.mean, latent.std
@@ -147,8 +181,8 @@ class Autoencoder:
         if self.palette is not None:
             styles = self.palette.read_code(latents)
             latents = self.palette.remove_code(latents)
-        x = F.pixel_shuffle(self.vae.decode(latents / self.config.scale_factor).sample, self.config.patch_size)
-        return x if self.palette is None or styles is None else self.palette(x, styles)
+        x = self.vae.decode(latents / self.config.scale_factor).sample
+        return to_pixels(x, self.config, self.palette, styles, self.upsampler)
 
     def _in_batches(self, function: Callable[[Tensor], Sequence[Tensor]], x: Tensor, downscale: int) -> Sequence[Tensor]:
         """`function` of x (B, C, H, W), in fixed batches if results depend on that."""

@@ -28,6 +28,7 @@ from ..unidiffuser.streams import draw_noise, item_generators
 from ..unidiffuser.uvit import UViTConfig
 from .companion_token import predict_with_token, sample_with_token
 from .host_network import host_network
+from .prompt_notes import NOTE, warn_about_prompts
 from .saved_models import KEY, Origin
 from .side_streams import POSITIVE, SIDE, Companion, SideStreams
 
@@ -261,4 +262,5 @@ def make_patcher(
     wrappers = comfy.patcher_extension.WrappersMP
     patcher.add_wrapper_with_key(wrappers.OUTER_SAMPLE, SIDE, sample_with_token)
     patcher.add_wrapper_with_key(wrappers.PREDICT_NOISE, SIDE, predict_with_token)
+    patcher.add_wrapper_with_key(wrappers.OUTER_SAMPLE, NOTE, warn_about_prompts)
     return patcher

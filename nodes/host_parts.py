@@ -28,6 +28,7 @@ from ..unidiffuser.small.stem import ConvStem
 from ..unidiffuser.small.upsampler import ConvexUpsampler
 from .host_model import LatentFormat, make_patcher
 from .host_network import host_keys
+from .prompt_notes import NOTE, check_tokens
 from .saved_models import Origin, read_network
 
 EXTRAS = ("palette.", "upsampler.")  # prefixes of an autoencoder's weights that the host's does not have
@@ -105,12 +106,19 @@ def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
             )
 
     class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
+        vocabulary = checkpoint.config.vocabulary
+
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None):
             super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=Tokens)
 
     class Model(comfy.sd1_clip.SD1ClipModel):
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None):
             super().__init__(device, dtype, model_options or {}, clip_model=Tower)
+
+        def encode_token_weights(self, tokens: Any) -> Any:
+            check = check_tokens(tokens[self.clip_name], tokenizer, Tokenizer.vocabulary, length)
+            encoded = super().encode_token_weights(tokens)
+            return (*encoded, {NOTE: check}) if check else encoded
 
     weights = checkpoint.state_dict("clip_text")
     return comfy.sd.CLIP(

@@ -13,6 +13,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import GraphBuilder
 
 from ..unidiffuser.streams import MODALITIES
+from .prompt_notes import show_prompt_warning
 from .shared_inputs import MAX_SEED, sampling_inputs, steps_input
 from .stream_inputs import INPUT_OF
 from .types import CATEGORY, CaptionDecoderType, show_text
@@ -157,6 +158,7 @@ class GibbsChain(io.ComfyNode):
                 captions=words.out(0),
                 show_in=cls.hidden.unique_id,
                 **shown,
+                **({} if text is None else {"model": model, "text": text}),
             )
             shown = {"pictures_before": pair.out(0), "captions_before": pair.out(1)}
         last = [state[name] for name in INPUT_OF.values()]
@@ -182,6 +184,8 @@ class GibbsRound(io.ComfyNode):
                 io.Image.Input("pictures_before", optional=True, tooltip="The images of earlier rounds."),
                 io.String.Input("captions_before", optional=True, force_input=True, tooltip="The captions of earlier rounds."),
                 io.String.Input("show_in", default="", tooltip="Id of the chain node that shows the captions."),
+                io.Model.Input("model", optional=True, tooltip="The model of the chain."),
+                io.Conditioning.Input("text", optional=True, tooltip="The text that the chain starts from."),
             ],
             outputs=[
                 io.Image.Output(display_name="pictures", tooltip="All images so far."),
@@ -197,7 +201,11 @@ class GibbsRound(io.ComfyNode):
         show_in: list[str],
         pictures_before: list[Any] | None = None,
         captions_before: list[str] | None = None,
+        model: list[Any] | None = None,
+        text: list[Any] | None = None,
     ) -> io.NodeOutput:
+        if model and text:
+            show_prompt_warning(model[0], text[0])
         lines = "\n".join([*(captions_before or []), *captions])
         show_text(lines, show_in[0])
         shown = ui.PreviewImage(pictures[0], cls=cls).as_dict() | ui.PreviewText("\n".join(captions)).as_dict()

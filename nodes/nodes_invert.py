@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..unidiffuser.path import MARGINAL, NoisePath
 from ..unidiffuser.streams import Streams
+from .prompt_notes import show_prompt_warning
 from .run_on_host import sample_streams, shifted, watcher
 from .shared_inputs import guidance_input, seed_input, steps_input
 from .stream_inputs import given_streams, require_model
@@ -54,6 +55,7 @@ class Invert(io.ComfyNode):
         cls, model: Any, latent_image: Any, clip_vision_output: Any, steps: int, seed: int, text: Any = None
     ) -> io.NodeOutput:
         given, mask = given_streams(model, latent_image, clip_vision_output, text)
+        show_prompt_warning(model, text)
         path = NoisePath.image(steps) if text is None else NoisePath.text_to_image(steps)
         watch = watcher(model, steps, None)
         noise = sample_streams(model, path.reversed(), given, Streams(), seed, method=INVERSE, callback=watch)

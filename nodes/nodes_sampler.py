@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..unidiffuser.path import NoisePath
+from .prompt_notes import show_prompt_warning
 from .run_on_host import caption_preview, sample_streams, watcher
 from .shared_inputs import sampling_inputs
 from .stream_inputs import given_levels, given_streams
@@ -89,6 +90,7 @@ class UniDiffuserSampler(io.ComfyNode):
         caption_decoder: Any = None,
     ) -> io.NodeOutput:
         given, mask = given_streams(model, latent_image, clip_vision_output, text)
+        show_prompt_warning(model, text, negative)
         watch = watcher(model, path.steps, caption_preview(caption_decoder, cls.hidden.unique_id))
         out = sample_streams(
             model,

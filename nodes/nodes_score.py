@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 from ..unidiffuser.media.files import lines_of
 from ..unidiffuser.scoring import caption_fit
 from ..unidiffuser.streams import Streams
+from .prompt_notes import show_prompt_warning
 from .run_on_host import in_host
 from .shared_inputs import seed_input
 from .stream_inputs import given_streams, text_latent
@@ -83,7 +84,9 @@ def score(
     model: Any, clip: Any, latent_image: Any, clip_vision_output: Any, texts: list[str], levels: int, seed: int
 ) -> list[float]:
     """`caption_fit` of texts for the first image of a LATENT, sampled by the host."""
-    conds = [text_latent(model, clip.encode_from_tokens_scheduled(clip.tokenize(text))) for text in texts]
+    encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]
+    show_prompt_warning(model, *encoded)
+    conds = [text_latent(model, conditioning) for conditioning in encoded]
     clean, _ = given_streams(model, latent_image, clip_vision_output, None)
     image = Streams(img=clean.need("img")[:1], clip_img=clean.need("clip_img")[:1])
     bar = comfy.utils.ProgressBar(levels)

@@ -1,4 +1,4 @@
-"""The category and the two socket types of this pack; everything else uses the host's own types.
+"""The category and the two socket types of this pack, and texts in nodes; everything else uses the host's own types.
 
 UNIDIFFUSER_CAPTION_DECODER: a `host_captions.HostCaptionDecoder`.
 UNIDIFFUSER_NOISE_PATH: a `unidiffuser.path.NoisePath`, steps + 1 labels (t_img, t_text) in 0..1000.
@@ -10,8 +10,14 @@ MODEL, UniDiffuser Sampler and Decode Caption accept it. A CLIP image token is a
 
 from __future__ import annotations
 
+import logging
+from contextvars import ContextVar
+
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 from server import PromptServer
+
+logger = logging.getLogger(__name__)
 
 CaptionDecoderType = io.Custom("UNIDIFFUSER_CAPTION_DECODER")
 NoisePathType = io.Custom("UNIDIFFUSER_NOISE_PATH")
@@ -19,6 +25,25 @@ NoisePathType = io.Custom("UNIDIFFUSER_NOISE_PATH")
 CATEGORY = "UniDiffuser"
 
 
+_shown: ContextVar[tuple[object, tuple[str, ...]]] = ContextVar("unidiffuser_warnings", default=(None, ()))
+"""The latest execution of a node that showed a warning, and its warnings."""
+
+
 def show_text(text: str, node_id: str) -> None:
-    """Show a text in a node until the node runs again."""
-    PromptServer.instance.send_progress_text(text, node_id)
+    """Show a text in a node until the node runs again, above the warnings of this execution."""
+    warnings = (f"\u26a0 {warning}" for warning in _warnings())
+    PromptServer.instance.send_progress_text("\n\n".join(filter(None, (text, *warnings))), node_id)
+
+
+def show_warning(message: str) -> None:
+    """Log a warning and show it, with earlier ones, in the running node, or in the one whose expansion that node is part of."""
+    running = get_executing_context()
+    logger.warning("%s", message)
+    if running is not None and message not in _warnings():
+        _shown.set((running, (*_warnings(), message)))
+        show_text("", running.node_id.split(".")[0])
+
+
+def _warnings() -> tuple[str, ...]:
+    execution, warnings = _shown.get()
+    return warnings if execution is not None and execution == get_executing_context() else ()

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
 from host_server import HostServer
+from node_texts import NodeTexts
 from prompts import Graph
+
+from unidiffuser.runtime.lora import Change, write_lora
+
+UNKNOWN = '\u26a0 The model does not know "mountains" (nearest: volcano).'
 
 
 def test_a_half_precision_decoder_repeats_encoded_prompts(server: HostServer) -> None:
@@ -17,3 +24,109 @@ def test_a_half_precision_decoder_repeats_encoded_prompts(server: HostServer) ->
     captions = [graph.caption(text)()[0] for text in texts]
     shown = server.run(graph.prompt)
     assert [shown[caption]["text"][0] for caption in captions] == [prompt, prompt]
+
+
+def sampled(graph: Graph, kind: str, text: list) -> str:
+    """Id of a node that samples with a text."""
+    size = graph.empty(128)
+    if kind == "KSampler":
+        nothing = graph.add("ConditioningZeroOut", conditioning=text)()
+        node = graph.ksampler(text, nothing, size)()
+    elif kind == "SamplerCustomAdvanced":
+        guider = graph.add("BasicGuider", model=graph.model, conditioning=text)()
+        node = graph.add(
+            "SamplerCustomAdvanced",
+            noise=graph.add("RandomNoise", noise_seed=0)(),
+            guider=guider,
+            sampler=graph.add("KSamplerSelect", sampler_name="euler")(),
+            sigmas=graph.add("BasicScheduler", model=graph.model, scheduler="normal", steps=2, denoise=1.0)(),
+            latent_image=size,
+        )()
+    else:
+        path = graph.path("text to image", 2)()
+        node = graph.sampler(path, latent_image=size, text=text, caption_decoder=graph.decoder)()
+    graph.show(node)
+    return node[0]
+
+
+@pytest.mark.parametrize("kind", ["KSampler", "SamplerCustomAdvanced", "UniDiffuserSampler"])
+def test_samplers_name_the_words_that_the_model_does_not_know(server: HostServer, kind: str) -> None:
+    graph = Graph("emoji")
+    bad, good, long = (
+        sampled(graph, kind, graph.text(text))
+        for text in (
+            "(castle:1.2) in the mountains, embedding:none",
+            "red apple, noto",
+            "red apple, green apple, pear, peach, banana, lemon, grapes and watermelon",
+        )
+    )
+    with NodeTexts(server.port) as texts:
+        server.run(graph.prompt)
+        assert texts.of(bad).split("\n\n")[-1] == UNKNOWN  # below the caption, if there is one
+        cut = texts.of(long).split("\n\n")[-1]
+        assert cut.startswith("\u26a0 Cut to the text encoder's limit of 10 tokens, which loses \"")
+        assert cut.endswith('grapes and watermelon".')
+        assert UNKNOWN[0] not in texts.of(good, 0)
+    assert UNKNOWN[2:] in server.log
+
+
+def test_a_checkpoint_without_a_vocabulary_warns_only_of_what_is_cut(server: HostServer) -> None:
+    graph = Graph()
+    short, long = (sampled(graph, "KSampler", graph.text(text)) for text in ("qwerty", "qwertyuiop"))
+    with NodeTexts(server.port) as texts:
+        server.run(graph.prompt)
+        assert texts.of(long).startswith("\u26a0 Cut to the text encoder's limit of 6 tokens")
+        assert texts.of(short, 0) == ""
+
+
+def test_a_chain_keeps_its_warning_below_the_captions(server: HostServer) -> None:
+    graph = Graph("emoji")
+    chain = graph.add(
+        "UniDiffuserGibbsChain",
+        model=graph.model,
+        vae=graph.vae,
+        caption_decoder=graph.decoder,
+        text=graph.text("castle in the mountains"),
+        rounds=2,
+        steps=2,
+        seed=0,
+        method="dpmpp_2m",
+        image_guidance=3.0,
+        text_guidance=3.0,
+    )
+    graph.add("PreviewImage", images=chain())
+    with NodeTexts(server.port) as texts:
+        server.run(graph.prompt)
+        *captions, warning = texts.of(chain()[0]).split("\n\n")
+        assert warning == UNKNOWN
+        assert len(captions[0].splitlines()) == 2
+
+
+def test_inversion_and_scores_warn_too(server: HostServer) -> None:
+    graph = Graph("emoji")
+    text = graph.text("castle in the mountains")
+    latent, token = graph.encoded()
+    inverted = graph.add(
+        "UniDiffuserInvert", model=graph.model, latent_image=latent, clip_vision_output=token, text=text, steps=2, seed=0
+    )()
+    graph.show(inverted)
+    scores = graph.score("lion\nmountains\na red lion")()[0]
+    with NodeTexts(server.port) as texts:
+        server.run(graph.prompt)
+        assert texts.of(inverted[0]) == UNKNOWN
+        assert texts.of(scores).endswith(UNKNOWN)
+
+
+def test_a_lora_on_the_model_may_know_the_words(server: HostServer) -> None:
+    write_lora(
+        server.base / "models/loras/blank.safetensors",
+        {"uvit": {"in_blocks.0.attn.qkv": Change(torch.zeros(2, 256), torch.zeros(768, 2))}},
+        {},
+    )
+    server.get("/object_info/LoraLoaderModelOnly")
+    graph = Graph("emoji")
+    graph.model = graph.add("LoraLoaderModelOnly", model=graph.model, lora_name="blank.safetensors", strength_model=1.0)()
+    node = sampled(graph, "KSampler", graph.text("zorbi in the mountains"))
+    with NodeTexts(server.port) as texts:
+        server.run(graph.prompt)
+        assert texts.of(node, 0.5) == ""

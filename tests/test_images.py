@@ -19,9 +19,8 @@ from PIL import EpsImagePlugin, Image, ImageFile
 
 import unidiffuser
 from unidiffuser.media.files import lines_of
+from unidiffuser.media.formats import PICTURE_FORMATS, PICTURE_SUFFIXES
 from unidiffuser.media.images import (
-    PICTURE_FORMATS,
-    PICTURE_SUFFIXES,
     contact_sheet,
     fit,
     open_image,
@@ -186,7 +185,7 @@ def test_suffixes_of_pictures_are_listed_in_one_place() -> None:
     root = Path(unidiffuser.__file__).parent
     files = [*root.rglob("*.py"), *(root.parent / "nodes").rglob("*.py")]
     listed = [file.name for file in files if re.search(r"['\"]\.?jpe?g['\"]", file.read_text(encoding="utf-8"))]
-    assert listed == ["images.py"]
+    assert listed == ["formats.py"]
 
 
 def test_lines_end_at_line_feeds_only() -> None:

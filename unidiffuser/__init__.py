@@ -4,26 +4,40 @@
     model = unidiffuser.load("emoji")
     model.text_to_image("red apple, twemoji", count=4)
 
-`import unidiffuser` loads neither torch nor numpy; the first use of `load` or `UniDiffuser` does.
+`import unidiffuser` loads neither torch nor numpy; the first use of one of its names does.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .options import Options
+    from .path import NoisePath
     from .pipeline import UniDiffuser, load
+    from .scoring import CaptionScore
+    from .streams import Streams
+    from .tasks.editing import Decoded
 
-__all__ = ["UniDiffuser", "__version__", "load"]
+__all__ = ["CaptionScore", "Decoded", "NoisePath", "Options", "Streams", "UniDiffuser", "__version__", "load"]
+
+_MODULES = {
+    "CaptionScore": "scoring",
+    "Decoded": "tasks.editing",
+    "NoisePath": "path",
+    "Options": "options",
+    "Streams": "streams",
+    "UniDiffuser": "pipeline",
+    "load": "pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("UniDiffuser", "load"):
-        from . import pipeline
-
-        return getattr(pipeline, name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

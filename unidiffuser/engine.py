@@ -5,29 +5,40 @@ Each part is loaded when first needed. `batch_size` is applied here only; result
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from typing_extensions import Self
 
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.skeleton import skeleton
 from .checkpoints.vocabulary import Vocabulary
-from .encoders.prompts import PromptCheck, check_prompt
-from .media.images import ImageSource, fit, open_image, to_images, to_tensor
-from .options import Options, Progress
+from .encoders.prompts import PromptCheck, check_prompt, warning_about
+from .media.images import PIXEL_FORMS, ImageSource, fit, open_image, to_tensor
+from .options import Options
 from .path import NoisePath
 from .runtime.acceleration import COMPILE_MODES, Compiled, DeepCache
 from .runtime.lora import LORA_PARTS, LoRA, apply_loras, layers_of, read_lora
-from .runtime.precision import automatic_dtype, automatic_encoder_dtype, depends_on_batch, fix_batches
+from .runtime.precision import (
+    DTYPES,
+    automatic_dtype,
+    automatic_encoder_dtype,
+    best_device,
+    depends_on_batch,
+    fix_batches,
+    usable_device,
+    weight_dtype,
+)
+from .runtime.progress import reporter
 from .samplers import sample
 from .small.network import build
 from .streams import Streams, draw_noise
@@ -35,23 +46,31 @@ from .uvit import UViT
 
 if TYPE_CHECKING:
     from .encoders.autoencoder import Autoencoder
-    from .encoders.captions import CaptionDecoder
+    from .encoders.captions import Caption, CaptionDecoder
     from .encoders.clip import ImageTokenEncoder, TextEncoder
+
+log = logging.getLogger(__name__)
 
 Generators = list[torch.Generator]
 """One for each item."""
 Module = TypeVar("Module", bound=nn.Module)
 Part = TypeVar("Part")
+PARTS = ("net", "text_encoder", "image_token_encoder", "autoencoder", "captioner", "_compiled")
 
 
 class Engine:
-    """The parts of a checkpoint on a device, and the operations that tasks are made of."""
+    """The parts of a checkpoint on a device, and the operations that tasks are made of.
+
+    Attributes:
+        device, dtype: where the parts run, and the number format of the network and the autoencoder.
+        encoder_dtype: number format of the CLIP towers and the caption decoder.
+    """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         *,
         offload: bool = False,
         tiling: bool = False,
@@ -61,25 +80,52 @@ class Engine:
         Args:
             checkpoint: the checkpoint to run.
             device: None takes the GPU if there is one.
-            dtype: of all weights; None chooses by device, see `runtime.precision`.
+            dtype: of all weights: torch.float32, torch.float16, torch.bfloat16 or its name; None chooses by device, see
+                `runtime.precision`.
             offload: keep every part in main memory and move it to the device only while it runs.
             tiling: let the autoencoder work tile by tile on pictures larger than the trained size.
             compile: a mode of `runtime.acceleration.Compiled` for the network; None compiles nothing.
 
         Raises:
-            ValueError: an unknown mode.
+            ValueError: an unknown mode or number format, or a device that this machine lacks.
         """
         if compile is not None and compile not in COMPILE_MODES:
             raise ValueError(f"compile must be one of {', '.join(COMPILE_MODES)}, got {compile!r}")
         self.checkpoint = checkpoint
         self.config = checkpoint.config
-        self.device = torch.device(device if device is not None else _best_device())
-        self.dtype = dtype or automatic_dtype(self.device)
-        self.encoder_dtype = dtype or automatic_encoder_dtype(self.device)
         self.offload, self.tiling, self.compile = offload, tiling, compile
-        self._storage = torch.device("cpu") if offload else self.device  # where parts are while they do not run
         self._loras: dict[str, tuple[LoRA, float]] = {}
         self._adaptable: dict[str, nn.Module] = {}  # loaded parts that a LoRA can change, by their name in the checkpoint
+        self._place(usable_device(best_device() if device is None else device), weight_dtype(dtype))
+
+    def _place(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        self.device = device
+        self.dtype = dtype or automatic_dtype(device)
+        self.encoder_dtype = dtype or automatic_encoder_dtype(device)
+        self._storage = torch.device("cpu") if self.offload else device  # where parts are while they do not run
+
+    def to(self, *place: torch.device | str | torch.dtype, device: Any = None, dtype: Any = None) -> Self:
+        """Run on another device or in another number format from now on, with the LoRAs that are applied.
+
+        As for a torch module: `model.to("cuda")`, `model.to(torch.float16)` or both. The parts that are loaded are dropped and
+        loaded again from the checkpoint when they are needed, so weights that were changed by hand are lost.
+
+        Raises:
+            ValueError: a device that this machine lacks, or an unknown number format.
+        """
+        for value in place:
+            if isinstance(value, torch.dtype) or (isinstance(value, str) and value in DTYPES):
+                dtype = value
+            else:
+                device = value
+        chosen = self.device if device is None else usable_device(device)
+        fixed = self.dtype if self.dtype == self.encoder_dtype else None  # None: both chosen by device
+        kept = fixed if chosen.type == self.device.type else None
+        self._place(chosen, weight_dtype(dtype) or kept)
+        for name in PARTS:
+            vars(self).pop(name, None)
+        self._adaptable.clear()
+        return self
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -194,6 +240,7 @@ class Engine:
         generators: Generators,
         negative: Tensor | None = None,
         method: str | None = None,
+        mask: Streams | None = None,
     ) -> Streams:
         """Move streams along a path; those that it moves and `start` lacks begin as noise.
 
@@ -202,14 +249,15 @@ class Engine:
             start: streams at the noise levels of the path's first point.
             options: all of them, as `options.resolve` returns.
             generators: one for each item.
-            negative: (1, L, text_dim) text latent of a negative prompt, see `samplers.sample`.
+            negative: (1 or B, L, text_dim) text latent of a negative prompt, see `samplers.sample`.
             method: instead of the options' method.
+            mask: (1 or B, ...) streams of 1 = generate, 0 = keep, see `samplers.sample`.
         """
         downscale = self.config.vae.downscale
         shape = (self.config.uvit.in_chans, options["height"] // downscale, options["width"] // downscale)
         cuts = list(_cut(len(generators), options["batch_size"]))
         parts = []
-        with _reporter(options["progress"], path.steps * len(cuts)) as report, self.on_device(self.net) as net:
+        with reporter(options["progress"], path.steps * len(cuts)) as report, self.on_device(self.net) as net:
             for number, cut in enumerate(cuts):
                 begin = _take(start, cut)
                 if begin.img is None and path.t_img[0] != path.t_img[-1]:  # the sampler only knows the trained size
@@ -223,7 +271,8 @@ class Engine:
                     data_type=options["data_type"],
                     generator=generators[cut],
                     callback=report(number * path.steps),
-                    negative=negative,
+                    negative=None if negative is None else _rows(negative, cut),
+                    mask=None if mask is None else _take(mask, cut),
                     guidance_interval=options["guidance_interval"],
                 )
                 parts.append(out)
@@ -245,6 +294,11 @@ class Engine:
         """For each prompt its words outside the `vocabulary`, and the end that the text encoder does not read."""
         encoder, vocabulary = self.text_encoder, self._vocabulary_with_loras()
         return [check_prompt(prompt, vocabulary, encoder.tokenizer, encoder.length) for prompt in prompts]
+
+    def warn_about(self, prompts: Sequence[str]) -> None:
+        """Log one warning of what of some prompts the model cannot follow, if there is anything."""
+        if warning := warning_about(prompts, self.check_prompts(prompts)):
+            log.warning("%s", warning)
 
     def _vocabulary_with_loras(self) -> Vocabulary | None:
         """The vocabulary and the words of the LoRAs; None if one of them does not list its words."""
@@ -269,50 +323,52 @@ class Engine:
 
     @torch.inference_mode()
     def decode_images(self, state: Streams, options: Options | None = None) -> list[Image.Image]:
-        """Image latents -> pictures, `batch_size` of the options at once."""
-        latents, size = state.need("img"), (options or {}).get("batch_size")
+        """Image latents -> pictures in the form that the options' `output` names, `batch_size` of them at once."""
+        chosen = options or {}
+        latents, size, form = state.need("img"), chosen.get("batch_size"), PIXEL_FORMS[chosen.get("output", "pil")]
         with self.on_device(self.autoencoder) as autoencoder:
-            decoded = (autoencoder.decode(latents[cut]) for cut in _cut(len(latents), size))
-            return [image for pixels in decoded for image in to_images(pixels)]
+            pixels = [autoencoder.decode(latents[cut]).cpu() for cut in _cut(len(latents), size)]
+        return form(torch.cat(pixels)) if pixels else []
 
     def decode_texts(self, state: Streams, options: Options | None = None) -> list[str]:
         """Text latents -> captions, the best of each beam search, `batch_size` of the options at once."""
+        return [candidates[0].text for candidates in self.decode_candidates(state, options)]
+
+    def decode_candidates(self, state: Streams, options: Options | None = None, **search: Any) -> list[list[Caption]]:
+        """Text latents -> candidate captions with scores, best first; `search` are arguments of `CaptionDecoder.decode`."""
         latents, size = state.need("text"), (options or {}).get("batch_size")
+        generators: Generators | None = search.pop("generator", None)
         with self.on_device(self.captioner) as captioner:
-            decoded = (captioner.decode(latents[cut]) for cut in _cut(len(latents), size))
-            return [candidates[0].text for captions in decoded for candidates in captions]
+            decoded = (
+                captioner.decode(latents[cut], **search, generator=generators and generators[cut])
+                for cut in _cut(len(latents), size)
+            )
+            return [candidates for captions in decoded for candidates in captions]
+
+    def results(self, state: Streams, options: Options, *modalities: str) -> Any:
+        """What a task returns: pictures ("img"), captions ("text") or pairs of them, or the streams themselves.
+
+        Args:
+            state: the sampled streams.
+            options: all of them; `output` decides.
+            modalities: one or two of "img" and "text".
+        """
+        if options["output"] == "latent":
+            return state
+        decode = {"img": self.decode_images, "text": self.decode_texts}
+        found = [decode[modality](state, options) for modality in modalities]
+        return found[0] if len(found) == 1 else list(zip(*found, strict=True))
 
 
 def _take(streams: Streams, cut: slice) -> Streams:
-    return streams.map(lambda stream: stream[cut])
+    return streams.map(lambda stream: _rows(stream, cut))
+
+
+def _rows(values: Tensor, cut: slice) -> Tensor:
+    """The rows of a batch (B, ...), or the one row (1, ...) that holds for all items."""
+    return values if len(values) == 1 else values[cut]
 
 
 def _cut(total: int, size: int | None) -> Iterator[slice]:
     step = size or max(total, 1)
     return (slice(first, first + step) for first in range(0, total, step))
-
-
-@contextmanager
-def _reporter(progress: bool | Progress, total: int) -> Iterator[Callable[[int], Progress | None]]:
-    """A function that returns, for the number of steps done before, a callback for `sample` that counts up to `total`."""
-    if callable(progress):
-        call = progress
-        yield lambda done: lambda step, _, x0, x: call(done + step, total, x0, x)
-    elif progress:
-        with tqdm(total=total, unit="step", leave=False) as bar:
-
-            def counting_from(done: int) -> Progress:
-                def advance(step: int, _: int, x0: Streams, x: Streams) -> None:
-                    bar.update(done + step + 1 - bar.n)
-
-                return advance
-
-            yield counting_from
-    else:
-        yield lambda done: None
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

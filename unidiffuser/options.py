@@ -1,18 +1,25 @@
 """Sampling options, defined once for the library, the command line and the evaluation.
 
-This module imports torch only inside `resolve`, so that the command line can read the options without it.
+Importing this module and `check` need no torch, so that the command line answers a mistake at once.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
 Scales = float | tuple[float, float]
 Progress = Callable[[int, int, Any, Any], None]
 """Called with (step, total steps, x_0 prediction: `Streams`, state: `Streams`)."""
+Skipped = Callable[[int, Exception], None]
+"""Called with the position of an input that is skipped, and the reason."""
+
+METHODS = ("ddim", "dpmpp_2m", "dpmpp_3m", "euler", "reference")
+SPACINGS = ("uniform", "logsnr", "karras")
+PRESETS = ("exact", "fast")
+OUTPUTS = ("pil", "numpy", "tensor", "latent")
 
 
 class Options(TypedDict, total=False):
@@ -33,18 +40,88 @@ class Options(TypedDict, total=False):
     cache_interval: Annotated[int, "Evaluate the inner blocks at every n-th step only (DeepCache). Default 1."]
     cache_branch: Annotated[int, "How many outer levels DeepCache evaluates at every step. Default 1."]
     progress: Annotated[bool | Progress, "True for a bar on stderr, or a callback (step, total, x0, x)."]
+    output: Annotated[
+        str,
+        "Form of the results: pil (default); numpy, uint8 (B, H, W, 3); tensor, (B, 3, H, W) in [0, 1]; or latent, `Streams`. "
+        "Type checkers see the form of pil.",
+    ]
+    on_error: Annotated[
+        str | Skipped,
+        "What an input that cannot be used does in a list: raise (default) ends the call; skip logs it and gives None in its "
+        "place, and a function (position, error) is called instead of logging.",
+    ]
 
 
 DEFAULTS: Options = {
     "seed": 0, "method": "dpmpp_2m", "data_type": 1, "batch_size": None, "preset": "exact", "speeds": (1.0, 1.0),
-    "spacing": "uniform", "guidance_interval": None, "cache_interval": 1, "cache_branch": 1, "progress": False,
+    "spacing": "uniform", "guidance_interval": None, "cache_interval": 1, "cache_branch": 1, "progress": False, "output": "pil",
+    "on_error": "raise",
 }  # fmt: skip
 """Defaults where neither the call nor the checkpoint gives a value; `steps` and `guidance` are 50 and 8 then."""
+
+DIFFUSERS: Mapping[str, str] = {
+    "num_inference_steps": "steps=",
+    "guidance_scale": "guidance=",
+    "negative_prompt": "negative=",
+    "num_images_per_prompt": "count=",
+    "num_prompts_per_image": "count=",
+    "generator": "seed=, a whole number; candidate k of each input uses seed + k",
+    "output_type": 'output="pil", "numpy", "tensor" or "latent"',
+    "callback_on_step_end": "progress=, a function (step, total, x0, x)",
+    "callback": "progress=, a function (step, total, x0, x)",
+    "callback_steps": "progress=, a function that is called after every step",
+    "return_dict": "nothing: tasks return lists",
+    "eta": 'method="ddim", whose eta is 0',
+    "latents": "`sample(path, latents=Streams(...))`",
+    "prompt_latents": "`sample(path, latents=Streams(text=...))`",
+    "vae_latents": "`sample(path, latents=Streams(img=...))`",
+    "clip_latents": "`sample(path, latents=Streams(clip_img=...))`",
+    "prompt_embeds": "`sample(path, latents=Streams(text=...))`",
+    "negative_prompt_embeds": "negative=, a text",
+    "mask_image": "mask=",
+}
+"""Names of diffusers' UniDiffuserPipeline and of its other pipelines, and what to write here instead."""
 
 
 def option_help() -> dict[str, str]:
     """What each option means, by name."""
     return {name: hint.__metadata__[0] for name, hint in get_type_hints(Options, include_extras=True).items()}
+
+
+def check(options: Options) -> dict[str, Any]:
+    """The options of a call that are given, as far as they can be checked without a model.
+
+    Raises:
+        ValueError: a value out of range.
+        TypeError: an unknown option.
+    """
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if unknown := given.keys() - Options.__annotations__.keys():
+        name = min(unknown)
+        if name in DIFFUSERS:
+            raise TypeError(f"{name!r} is diffusers' name; here it is {DIFFUSERS[name]}")
+        raise TypeError(f"unknown option {name!r}; options are {', '.join(Options.__annotations__)}")
+    for name in ("steps", "width", "height", "cache_interval", "cache_branch", "batch_size"):
+        if name in given:
+            given[name] = whole_number(name, given[name], least=1)
+    if "seed" in given:
+        given["seed"] = whole_number("seed", given["seed"])
+    if "data_type" in given and whole_number("data_type", given["data_type"]) not in (0, 1):
+        raise ValueError(f"data_type must be 1 (curated) or 0 (web), got {given['data_type']}")
+    if "guidance" in given:
+        _check_guidance(given["guidance"])
+    if "guidance_interval" in given:
+        _check_interval(given["guidance_interval"])
+    if "speeds" in given:
+        given["speeds"] = _pair("speeds", given["speeds"])
+    for name, choices in (("method", METHODS), ("spacing", SPACINGS), ("preset", PRESETS), ("output", OUTPUTS)):
+        if name in given:
+            one_of(name, given[name], choices)
+    if "progress" in given and not (isinstance(given["progress"], bool) or callable(given["progress"])):
+        raise ValueError(f"progress must be True, False or a function (step, total, x0, x), got {given['progress']!r}")
+    if "on_error" in given and not callable(given["on_error"]):
+        one_of("on_error", given["on_error"], ("raise", "skip"))
+    return given
 
 
 def resolve(options: Options, config: Any) -> Options:
@@ -58,31 +135,19 @@ def resolve(options: Options, config: Any) -> Options:
         ValueError: a value out of range.
         TypeError: an unknown option.
     """
-    from .guidance import Guidance
-    from .path import SPACINGS
-    from .runtime.acceleration import PRESETS
-    from .samplers import SAMPLING_METHODS
+    from .runtime.acceleration import PRESETS as CHANGES
 
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    if unknown := given.keys() - Options.__annotations__.keys():
-        raise TypeError(f"unknown option {min(unknown)!r}; options are {', '.join(Options.__annotations__)}")
+    given = check(options)
     side = config.image_size
     defaults = {**DEFAULTS, "steps": 50, "guidance": 8.0, "width": side, "height": side, **config.defaults}
-    _one_of("preset", given.get("preset", defaults["preset"]), PRESETS)
-    values: dict[str, Any] = {**defaults, **PRESETS[given.get("preset", defaults["preset"])](defaults), **given}
-    for name in ("steps", "width", "height", "cache_interval", "cache_branch"):
-        values[name] = whole_number(name, values[name], least=1)
-    if values["batch_size"] is not None:
-        values["batch_size"] = whole_number("batch_size", values["batch_size"], least=1)
-    values["seed"] = whole_number("seed", values["seed"])
+    preset = given.get("preset", defaults["preset"])
+    one_of("preset", preset, PRESETS)
+    values: dict[str, Any] = {**defaults, **CHANGES[preset](defaults), **given}
+    values |= check(cast("Options", values))  # the model's defaults
     multiple = side_multiple(config)
     for name in ("width", "height"):
         if values[name] % multiple:
             raise ValueError(f"{name} must be a multiple of {multiple} pixels, got {values[name]}")
-    Guidance.of(values["guidance"], interval=values["guidance_interval"])
-    values["speeds"] = _pair("speeds", values["speeds"])
-    _one_of("spacing", values["spacing"], SPACINGS)
-    _one_of("method", values["method"], SAMPLING_METHODS)
     levels = max(1, config.uvit.depth // 2)
     if values["cache_branch"] > levels:
         raise ValueError(f"cache_branch must be between 1 and {levels} for this network, got {values['cache_branch']}")
@@ -106,9 +171,46 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
     return number
 
 
-def _one_of(name: str, value: Any, choices: Iterable[str]) -> None:
-    if value not in choices:
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """A number between two bounds as float; ValueError that names it otherwise."""
+    try:
+        found = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not low <= found <= high:
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
+    return found
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Check a choice; ValueError that names it otherwise."""
+    if value not in tuple(choices):
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_guidance(value: Any) -> None:
+    scales = value if isinstance(value, (tuple, list)) else (value,)
+    if len(scales) not in (1, 2):
+        raise ValueError(f"guidance must be one number or an (image, text) pair, not {value!r}")
+    for scale in scales:
+        if isinstance(scale, (bool, str)) or not _finite(scale):
+            raise ValueError(f"guidance must be a finite number (1 = off) or an (image, text) pair, got {value!r}")
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def _check_interval(value: Any) -> None:
+    try:
+        low, high = (float(label) for label in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"guidance_interval must be two labels (low, high), got {value!r}") from None
+    if not low <= high:
+        raise ValueError(f"guidance_interval must be labels (low, high) with low <= high, got {value!r}")
 
 
 def _pair(name: str, value: Any) -> tuple[float, float]:

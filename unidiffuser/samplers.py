@@ -88,7 +88,7 @@ def sample(
     how = METHODS[method]
     path = _directed(path, method)
     rule = Guidance.of(guidance, negative, guidance_interval)
-    run, device = _adapted(net, streams)
+    run, device = adapted(net, streams)
 
     count = streams.batch or (1 if generator is None or isinstance(generator, torch.Generator) else len(generator))
     generators = generators_for(generator, count)
@@ -219,7 +219,7 @@ def _directed(path: NoisePath, method: str) -> NoisePath:
     return path
 
 
-def _adapted(net: Net, streams: Streams) -> tuple[Net, torch.device]:
+def adapted(net: Net, streams: Streams) -> tuple[Net, torch.device]:
     """The network as a function of fp32 streams on its own device, and that device."""
     parameters = net.parameters() if isinstance(net, nn.Module) else ()
     weight: Tensor | None = next((p for p in parameters if p.is_floating_point()), None)

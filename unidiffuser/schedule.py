@@ -33,15 +33,17 @@ def alphas_cumprod() -> Tensor:
 @lru_cache(maxsize=8)
 def _log_alpha_table(device: torch.device, dtype: torch.dtype) -> Tensor:
     """(1001,) log alpha of the labels 0..1000."""
-    table = F.pad(0.5 * torch.log1p(-betas()).cumsum(0), (1, 0))
-    return table.to(dtype).to(device)
+    with torch.inference_mode(False):  # kept for later calls, which may need a gradient
+        table = F.pad(0.5 * torch.log1p(-betas()).cumsum(0), (1, 0))
+        return table.to(dtype).to(device)
 
 
 @lru_cache(maxsize=8)
 def _neg_log_alpha_table(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """-log alpha of the labels 0..1000, which is ascending, and its (1000,) differences."""
-    falls = -_log_alpha_table(device, dtype)
-    return falls, falls.diff()
+    with torch.inference_mode(False):
+        falls = -_log_alpha_table(device, dtype)
+        return falls, falls.diff()
 
 
 def _floating(x: Tensor) -> Tensor:

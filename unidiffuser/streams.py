@@ -5,12 +5,15 @@ Every item has its own generator, so its result does not depend on the rest of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from .path import CLEAN, MARGINAL, NoisePath
 from .schedule import NUM_LABELS, add_noise
 
 MODALITIES: Mapping[str, tuple[str, ...]] = {"img": ("img", "clip_img"), "text": ("text",)}
@@ -116,3 +119,60 @@ def noised(clean: Tensor, label: float, generators: Sequence[torch.Generator]) -
         return clean
     noise = draw_noise(clean.shape[1:], generators, clean.device)
     return noise if label == NUM_LABELS else add_noise(clean, noise, label)
+
+
+STREAM_NAMES: Mapping[str, str] = {"img": "image", "clip_img": "image", "text": "text"}
+"""What a caller gives for each stream, for messages."""
+
+
+def start_streams(
+    path: NoisePath,
+    given: Streams,
+    mask: Streams,
+    generators: Sequence[torch.Generator],
+    shapes: Mapping[str, tuple[int, ...]],
+    levels: Mapping[str, float] = MappingProxyType({}),
+    names: Mapping[str, str] = STREAM_NAMES,
+) -> Streams:
+    """Streams for `samplers.sample`, each at the noise level of the path's first point.
+
+    The part that a mask keeps stays clean; the sampler noises it itself.
+
+    Args:
+        path: the path to sample along.
+        given: clean streams; one that starts as pure noise may be absent.
+        mask: 1 = generate, 0 = keep, for streams that are kept in part.
+        generators: one per batch item.
+        shapes: item shapes of the streams that are not given.
+        levels: labels of the streams in `given` that are already noisy; these are used unchanged.
+        names: what the caller calls the input of each stream, for messages.
+
+    Raises:
+        ValueError: the path needs a stream that is not given, or starts it at another level than it has.
+    """
+    start: dict[str, Tensor | None] = {}
+    for modality, members in MODALITIES.items():
+        first, *_, last = path.labels(modality)
+        for name in members:
+            clean = given[name]
+            if name in levels:
+                if not math.isclose(levels[name], first, abs_tol=1e-3):
+                    raise ValueError(
+                        f"'{names[name]}' is at noise level {levels[name]:g}, but the noise path starts the "
+                        f"{STREAM_NAMES[name]} at {first:g}. Use a path that starts at {levels[name]:g}."
+                    )
+                start[name] = clean
+                continue
+            if first == MARGINAL and (clean is None or (mask[name] is None and last == MARGINAL)):
+                continue  # the sampler draws it itself
+            if clean is None and name == "clip_img" and first > CLEAN:
+                clean = torch.zeros(len(generators), *shapes[name])  # unknown: generated with the image
+            if clean is None or (first < MARGINAL and name == "img" and not torch.count_nonzero(clean)):
+                also = f" and '{names['clip_img']}'" if name == "img" and names["clip_img"] != names["img"] else ""
+                raise ValueError(
+                    f"This noise path starts the {STREAM_NAMES[name]} at noise level {first:g}, not from pure noise. Connect "
+                    f"'{names[name]}'{also}."
+                )
+            noisy, generate = noised(clean, first, generators), mask[name]
+            start[name] = noisy if generate is None else torch.where(generate > 0, noisy, clean)
+    return Streams(**start)

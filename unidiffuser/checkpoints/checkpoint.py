@@ -73,6 +73,7 @@ class Checkpoint:
         """Present parts of "uvit", "vae", "clip_text", "clip_image", "caption"."""
         return tuple(name for name in PARTS if name in self._parts)
 
+    @torch.inference_mode(False)  # weights outlive the call, whatever its mode
     def state_dict(
         self,
         part: str,
@@ -106,6 +107,7 @@ class Checkpoint:
             for name, tensor in found.stream(names)
         }
 
+    @torch.inference_mode(False)
     def load_into(
         self,
         module: Module,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import Self
 
 _WEIGHT_FACTORIES = {torch.empty, torch.zeros, torch.rand, torch.randn}
 _FILL = re.compile(r"(?!requires_grad_)\w*[a-z]_")  # normal_, zeros_, copy_, ...
@@ -20,7 +21,18 @@ class skeleton(TorchFunctionMode):  # in lower case: used like a function
     Weights come from torch.empty, zeros, rand and randn and go to "meta". Tables of positions and masks come from arange, ones
     and the like and keep their values, since no checkpoint holds them; `torch.device("meta")` would lose them. Filling a weight
     does nothing: random numbers for "meta" make torch import its compiler, which takes a second and 80 MB.
+
+    A module that is built while a caller runs in inference mode outlives that call, so its tensors are normal ones.
     """
+
+    def __enter__(self) -> Self:
+        self._normal = torch.inference_mode(False)
+        self._normal.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._normal.__exit__(*raised)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

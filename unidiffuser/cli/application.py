@@ -80,7 +80,7 @@ class Settings:
 
     def load(self) -> UniDiffuser:
         """The model, once it is clear that its results can be written."""
-        from ..media.results import check_folder
+        from ..media.files import check_folder
 
         check_folder(self.out)
         lora = tuple(_lora(text) for text in self.lora or [])
@@ -99,7 +99,12 @@ class Settings:
         from ..options import resolve
 
         sampling = {name: value for name, value in resolve(self.options(), model.config).items() if value is not None}
-        del sampling["progress"], sampling["speeds"]  # joint, the only task that has speeds, names them in `more`
+        del (
+            sampling["progress"],
+            sampling["output"],
+            sampling["on_error"],
+            sampling["speeds"],
+        )  # joint, the only task that has speeds, names them in `more`
         made_with: dict[str, Any] = {"model": self.model, "dtype": str(model.dtype).removeprefix("torch.")}
         made_with |= {"lora": self.lora} if self.lora else {}
         settings = {**sampling, **made_with, **{key: value for key, value in more.items() if value is not None}}

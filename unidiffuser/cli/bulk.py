@@ -19,7 +19,8 @@ import torch
 
 from ..data.captioned import picture_files
 from ..media.files import read_lines, write_text
-from ..media.images import PICTURE_FORMATS, fit, open_image, save_png
+from ..media.formats import PICTURE_FORMATS
+from ..media.images import fit, open_image, save_png
 from ..media.results import Result, metadata
 from ..media.resume import check_settings, run_parts
 from ..options import Options, resolve

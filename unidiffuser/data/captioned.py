@@ -23,7 +23,8 @@ from typing import Any
 from PIL import Image
 
 from ..media.files import read_lines
-from ..media.images import PICTURE_SUFFIXES, open_image
+from ..media.formats import PICTURE_SUFFIXES
+from ..media.images import open_image
 
 log = logging.getLogger(__name__)
 

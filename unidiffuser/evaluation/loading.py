@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from ..engine import Engine
 from ..options import resolve
 from ..streams import item_generators
-from ..uvit import Predictions
 from .clip_score import Clip
 from .config import EvaluationConfig
 from .digests import settings_digest, weights_digest
@@ -64,10 +62,4 @@ def score_captions(
     streams = model.encode_images(list(images), 1, options, [item_generators(seed, 1)[0] for _ in images])
     texts = model.encode_texts(captions)
     with model.on_device(model.net) as net:
-
-        def predict(img: Tensor, clip_img: Tensor, text: Tensor, *rest: Tensor, **heads: Sequence[str]) -> Predictions:
-            outputs = net(img.to(model.dtype), clip_img.to(model.dtype), text.to(model.dtype), *rest, **heads)
-            image_noise, token_noise, text_noise = (None if stream is None else stream.float() for stream in outputs)
-            return image_noise, token_noise, text_noise
-
-        return network_scores(predict, streams, texts, levels, seed)
+        return network_scores(net, streams, texts, levels, seed)

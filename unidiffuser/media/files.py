@@ -1,23 +1,32 @@
-"""Atomic writing of files, and the lines of text files.
+"""Atomic writing of files, locks, and the lines of text files.
 
-A file is written under a temporary name in the same folder, flushed to the disk and renamed, so it is complete or absent.
+A file is written under a temporary name in the same folder, flushed to the disk and renamed, so it is complete or absent. The
+temporary name holds the process that writes it, so that what a killed process left behind is removed by the next one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
+import hashlib
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+_TEMPORARY = re.compile(r"\..*-ud([0-9a-f]{8})-(\d+)-[^-]*")
+"""A temporary name: of the target, of the machine, of the process, and random letters."""
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds; otherwise remove it.
 
-    Missing folders are created.
+    Missing folders are created, and temporary files that killed processes left in the folder are removed.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; the error names `path`.
@@ -26,7 +35,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=path.suffix)
+        _clean(path.parent)
+        prefix = f".{path.stem[:40]}-ud{_machine()}-{os.getpid()}-"
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -41,6 +52,71 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@functools.lru_cache(maxsize=64)  # a folder once per process: it may hold a million files
+def _clean(folder: Path) -> None:
+    """Remove the temporary files of processes of this machine that no longer run."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found is not None and found[1] == _machine() and not is_running(int(found[2])):
+                Path(entry.path).unlink(missing_ok=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _machine() -> str:
+    """8 digits for what process numbers are unique in: the machine, and the container on it."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(f"{platform.node()} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this machine runs, as far as can be seen; True in doubt."""
+    if os.name != "posix":
+        return True  # os.kill would end it there
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Hold a lock file for the block; it tells other processes which one holds it, and is free as soon as that one ends.
+
+    Args:
+        path: the lock file, which stays.
+        what: what is locked, for the message.
+
+    Raises:
+        ValueError: another process holds it; names that process.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK):
+                yield  # a file system without locks
+                return
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ValueError(f"{what} is in use by {holder}; wait until it ends, or use another folder") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Like `replacing`, but yield a binary file open for writing."""
@@ -48,10 +124,26 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         yield file
 
 
+def check_folder(folder: Path) -> None:
+    """Create a folder and check that it is writable, before a long computation starts.
+
+    Raises:
+        OSError: it cannot be created or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text atomically, creating missing folders."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def shown(name: str | os.PathLike[str]) -> str:
+    """A file name or text for messages and files in UTF-8: surrogates, bytes that are no UTF-8, appear as \\udcNN."""
+    return os.fspath(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def lines_of(text: str) -> list[str]:

@@ -8,45 +8,31 @@ import math
 import os
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from .files import atomic_write
+from .arrays import FORMS, is_array, picture_of
+from .files import atomic_write, shown
+from .formats import PICTURE_FORMATS
 
 log = logging.getLogger(__name__)
 
-_SUFFIXES = {  # a table of its own: Pillow's loads every plugin, and changes when a SPIDER image is saved as ".png"
-    "PNG": (".png", ".apng"),
-    "JPEG": (".jfif", ".jpe", ".jpg", ".jpeg"),
-    "WEBP": (".webp",),
-    "AVIF": (".avif", ".avifs"),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
-    "PPM": (".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
-    "QOI": (".qoi",),
-    "ICO": (".ico",),
-}
-PICTURE_FORMATS = tuple(_SUFFIXES)
-"""Formats that files are opened as, whatever their names. Only pixel formats: Pillow would start Ghostscript for an EPS."""
-PICTURE_SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
-"""Suffixes of the `PICTURE_FORMATS` in lower case, such as ".png": which files of a folder or shard are images."""
-
-ImageSource = Image.Image | str | os.PathLike[str]
+ImageSource = Image.Image | str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
+"""A picture: PIL image, path, bytes or open file of a picture file, numpy uint8 (H, W, 3 or 4), torch (3, H, W) in [0, 1]."""
 
 
-def open_image(source: ImageSource | bytes, name: str = "the picture") -> Image.Image:
+def open_image(source: ImageSource, name: str = "the picture") -> Image.Image:
     """Open an image as 8-bit RGB, upright, on white where it is transparent; only the first frame of an animation.
 
     Args:
-        source: a path, the bytes of a file, or a PIL image of any mode.
+        source: see `ImageSource`.
         name: name in error messages, for a source without a path.
 
     Raises:
@@ -58,14 +44,32 @@ def open_image(source: ImageSource | bytes, name: str = "the picture") -> Image.
         with _read(name):
             source.load()  # decodes an image that was only opened
         return _rgb(source, name)
-    if isinstance(source, bytes):
+    if is_array(source):
+        return _rgb(picture_of(source, name), name)  # type: ignore[arg-type]
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(source), name)
+    if hasattr(source, "read"):
+        return _decode(_content(source, name), name)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"{name} is {_described(source)}; give a PIL image, a path, bytes, an open file, {FORMS}")
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(f"no picture at {path}; check the path")
+        raise FileNotFoundError(f"no picture at {shown(path)}; check the path")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name one picture in it")
-    return _decode(path, str(path))
+        raise ValueError(f"{shown(path)} is a folder; name one picture in it, or use `unidiffuser caption` for all of them")
+    return _decode(path, shown(path))
+
+
+def _content(file: Any, name: str) -> io.BytesIO:
+    """The rest of an open file."""
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise ValueError(f'{name} is a file opened as text; open it with "rb"')
+    return io.BytesIO(data)
+
+
+def _described(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def readable_formats() -> list[str]:
@@ -159,6 +163,18 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in to_levels(pixels).cpu().numpy()]
 
 
+def _to_numpy(pixels: Tensor) -> np.ndarray:
+    return to_levels(pixels).cpu().numpy()
+
+
+def _to_unit(pixels: Tensor) -> Tensor:
+    return ((pixels.float() + 1) / 2).clamp(0, 1)
+
+
+PIXEL_FORMS: Mapping[str, Callable[[Tensor], Any]] = {"pil": to_images, "numpy": _to_numpy, "tensor": _to_unit}
+"""From (B, 3, H, W) in [-1, 1] to PIL images, numpy uint8 (B, H, W, 3), or float32 (B, 3, H, W) in [0, 1]."""
+
+
 def from_levels(levels: Tensor) -> Tensor:
     """(B, H, W, 3) uint8 as (B, 3, H, W) float32 in [-1, 1], on the same device."""
     return levels.permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -176,6 +192,16 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping
         info.add_text(key, value)
     with atomic_write(Path(path)) as file:
         image.save(file, format="PNG", pnginfo=info)
+
+
+def png_texts(path: str | os.PathLike[str]) -> dict[str, str] | None:
+    """The text entries of a PNG; None for a file that is none, or is damaged."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()  # texts may follow the pixels
+            return dict(getattr(image, "text", {}))
+    except Exception:  # as in `_read`
+        return None
 
 
 def contact_sheet(

@@ -152,7 +152,7 @@ def apply_loras(module: nn.Module, part: str, loras: Sequence[tuple[LoRA, float]
         originals: the original weights by their names in the part's state dict, at least of all layers that these LoRAs, or
             those applied before, change. Sums start from them, so nothing of earlier LoRAs remains.
     """
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         for key, original in originals.items():
             layer = key.removesuffix(".weight")
             weight = module.get_parameter(key)

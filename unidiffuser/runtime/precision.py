@@ -11,6 +11,35 @@ from torch import Tensor, nn
 
 from ..uvit import UViT
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""Number formats of weights."""
+
+
+def weight_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The number format of weights by its name or as itself; ValueError for another one."""
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and found not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(f'torch.{name}' for name in DTYPES)}, got {dtype!r}")
+    return found
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device, once it is clear that this machine has it; ValueError otherwise."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:  # torch raises any of them
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); choose another, or none") from None
+    return found
+
+
+def best_device() -> str:
+    """The fastest kind of device of this machine."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
 
 def multiplies_bf16() -> bool:
     """Whether this CPU multiplies bf16 faster than fp32 (x86: AMX; Arm: what oneDNN accepts).

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.captioned import INDEX, read_beside, read_listed
-from ..media.images import PICTURE_FORMATS, fit, to_images, to_tensor
+from ..media.formats import PICTURE_FORMATS
+from ..media.images import fit, to_images, to_tensor
 from ..path import NoisePath
 from ..samplers import sample
 from ..streams import Streams, item_generators

@@ -11,9 +11,11 @@ from . import (
     nodes_examples,
     nodes_gibbs,
     nodes_invert,
+    nodes_jobs,
     nodes_loader,
     nodes_lora,
     nodes_path,
+    nodes_prompt,
     nodes_sampler,
     nodes_score,
     nodes_train_lora,
@@ -22,6 +24,8 @@ from . import (
 
 TOPICS = (
     nodes_loader,
+    nodes_jobs,
+    nodes_prompt,
     nodes_path,
     nodes_sampler,
     nodes_captions,

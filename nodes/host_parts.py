@@ -28,6 +28,7 @@ from ..unidiffuser.small.stem import ConvStem
 from ..unidiffuser.small.upsampler import ConvexUpsampler
 from .host_model import LatentFormat, make_patcher
 from .host_network import host_keys
+from .host_vae import HostVAE
 from .prompt_notes import NOTE, check_tokens
 from .saved_models import Origin, read_network
 
@@ -152,7 +153,8 @@ def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
     """VAE of a checkpoint. Pixel shuffling, palette and upsampler are hooks, so that the keys stay LDM's."""
     config = checkpoint.config.vae
     weights = {name: x for name, x in checkpoint.state_dict("vae").items() if not name.startswith(EXTRAS)}
-    vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": dict(config.ddconfig), "embed_dim": config.embed_dim}})
+    vae = HostVAE(sd=weights, config={"params": {"ddconfig": dict(config.ddconfig), "embed_dim": config.embed_dim}})
+    vae.trained_side = checkpoint.config.image_size
     vae.downscale_ratio = vae.upscale_ratio = config.downscale
     model = vae.first_stage_model
     if config.patch_size > 1:

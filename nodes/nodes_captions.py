@@ -21,7 +21,16 @@ class DecodeCaption(io.ComfyNode):
             category=CATEGORY,
             description="Writes the text of a UniDiffuser Sampler as words, one caption per batch item. Connect the captions "
             "to Preview as Text, or to CLIP Text Encode of any model.",
-            search_aliases=["caption", "describe", "interrogate", "img2txt", "image to text", "beam search"],
+            search_aliases=[
+                "caption",
+                "describe image",
+                "image captioning",
+                "interrogate",
+                "img2txt",
+                "image to text",
+                "prompt from image",
+                "beam search",
+            ],
             is_output_node=True,
             inputs=[
                 CaptionDecoderType.Input("caption_decoder", tooltip="From Load UniDiffuser."),

@@ -11,7 +11,9 @@ from ..unidiffuser.checkpoints.checkpoint import load_checkpoint
 from . import folders, host_parts
 from .host_captions import HostCaptionDecoder
 from .saved_models import Origin
-from .types import CATEGORY, CaptionDecoderType
+from .types import CATEGORY, CaptionDecoderType, show_text
+
+SHOWN_CONCEPTS = 24  # below the node; Prompt Helper lists all
 
 
 class LoadUniDiffuser(io.ComfyNode):
@@ -23,7 +25,7 @@ class LoadUniDiffuser(io.ComfyNode):
             category=CATEGORY,
             description="Loads a UniDiffuser checkpoint as standard ComfyUI models. 'emoji' is the small model that comes "
             "with the nodes; the help page lists the files of the published 1 B model.",
-            search_aliases=["unidiffuser", "checkpoint", "txt2img", "img2txt", "caption", "interrogate"],
+            search_aliases=["unidiffuser", "emoji", "checkpoint", "txt2img", "img2txt", "caption", "interrogate"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -33,6 +35,7 @@ class LoadUniDiffuser(io.ComfyNode):
                     "for a diffusers folder choose its model_index.json.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="Diffusion model for KSampler and UniDiffuser Sampler."),
                 io.Clip.Output(display_name="CLIP", tooltip="Text encoder for CLIP Text Encode."),
@@ -54,6 +57,8 @@ class LoadUniDiffuser(io.ComfyNode):
         else:  # NOTE: the saved file has no VAE; the original's brings its preview colours.
             config = dataclasses.replace(origin.config, vae=checkpoint.config.vae)
             model = host_parts.load_saved_model(path, dataclasses.replace(origin, config=config))
+        if checkpoint.config.vocabulary is not None:
+            show_text(checkpoint.config.vocabulary.summary(SHOWN_CONCEPTS), cls.hidden.unique_id)
         return io.NodeOutput(
             model,
             host_parts.load_clip(checkpoint, folder_paths.get_folder_paths("embeddings")),

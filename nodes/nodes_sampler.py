@@ -26,7 +26,17 @@ class UniDiffuserSampler(io.ComfyNode):
             category=CATEGORY,
             description="Samples an image and its caption along a noise path: text to image, image to text, both together, or "
             "anything in between. Connect what the path follows or starts from.",
-            search_aliases=["joint", "img2txt", "txt2img", "caption", "describe", "interrogate", "ksampler", "variation"],
+            search_aliases=[
+                "joint",
+                "img2txt",
+                "txt2img",
+                "img2img",
+                "image to text",
+                "caption",
+                "describe",
+                "interrogate",
+                "ksampler",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="From Load UniDiffuser. LoRAs and other patches may be in between."),
                 NoisePathType.Input("path", tooltip="From UniDiffuser Noise Path. Sets the task and the steps."),

@@ -24,7 +24,6 @@ NoisePathType = io.Custom("UNIDIFFUSER_NOISE_PATH")
 
 CATEGORY = "UniDiffuser"
 
-
 _shown: ContextVar[tuple[object, tuple[str, ...]]] = ContextVar("unidiffuser_warnings", default=(None, ()))
 """The latest execution of a node that showed a warning, and its warnings."""
 
@@ -38,8 +37,10 @@ def show_text(text: str, node_id: str) -> None:
 def show_warning(message: str) -> None:
     """Log a warning and show it, with earlier ones, in the running node, or in the one whose expansion that node is part of."""
     running = get_executing_context()
+    if message in _warnings():
+        return
     logger.warning("%s", message)
-    if running is not None and message not in _warnings():
+    if running is not None:
         _shown.set((running, (*_warnings(), message)))
         show_text("", running.node_id.split(".")[0])
 

@@ -127,6 +127,16 @@ class DumpText:
         return ()
 
 
+class LatentMask:
+    """The noise mask of a LATENT."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"samples": ("LATENT",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MASK",), "run", "tests"
+
+    def run(self, samples: Any) -> tuple[Any]:
+        return (samples["noise_mask"],)
+
+
 NODE_CLASS_MAPPINGS = {
     "TestBlindAttention": BlindAttention,
     "TestDropWrappers": DropWrappers,
@@ -136,5 +146,6 @@ NODE_CLASS_MAPPINGS = {
     "TestForeignLatent": ForeignLatent,
     "TestForeignModel": ForeignModel,
     "TestForeignToken": ForeignToken,
+    "TestLatentMask": LatentMask,
     "TestOutOfMemory": OutOfMemory,
 }

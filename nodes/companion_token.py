@@ -86,7 +86,8 @@ def sample_with_token(
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     model = guider.model_patcher.model
     net = model.diffusion_model.config
-    check_image_latent(latent_image, net, model.latent_format.spacial_downscale_ratio)
+    tiled = "model_function_wrapper" in guider.model_options
+    advice = check_image_latent(latent_image, net, model.latent_format.spacial_downscale_ratio, tiled)
     batch, seed = len(latent_image), kwargs.get("seed", args[3] if len(args) > 3 else None) or 0
     generators = [generator for k in drawn_items(noise, seed) for generator in item_generators(seed + k, 1)]
     draw_noise(tuple(latent_image.shape[1:]), generators, "cpu")  # the library draws an item's image noise first
@@ -98,9 +99,13 @@ def sample_with_token(
         lambda: draw_noise((net.num_text_tokens, net.text_dim), generators, "cpu"),
         from_noise=float(sigmas[0]) > largest or math.isclose(float(sigmas[0]), largest, rel_tol=1e-5),
     )
+    if advice:
+        options[SIDE].notes.warn(advice)
     try:
         with say_what_to_do():
-            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        options[SIDE].notes.finish()
+        return out
     finally:
         options.pop(SIDE, None)
 

@@ -48,7 +48,7 @@ class HostNet:
         x = scaled(img.to(self.device), sigma)
         side = SideStreams(clip_img, lambda: text, x, data_type, tuple(heads))
         options = {**self.options["transformer_options"], "sigmas": sigma[:1], "cond_or_uncond": [0], "uuids": []}
-        options[SIDE] = Companion(side)
+        options[SIDE] = Companion(side, options[SIDE].notes)
         conds = {TEXT: text.to(self.device), TEXT_LABEL: t_text.tolist(), ROLE: [POSITIVE]}
         wrapper = self.options.get("model_function_wrapper")
         if wrapper is None:

@@ -20,6 +20,7 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..unidiffuser.checkpoints.config import VAEConfig
@@ -28,6 +29,7 @@ from ..unidiffuser.streams import draw_noise, item_generators
 from ..unidiffuser.uvit import UViTConfig
 from .companion_token import predict_with_token, sample_with_token
 from .host_network import host_network
+from .node_warnings import Warnings
 from .prompt_notes import NOTE, warn_about_prompts
 from .saved_models import KEY, Origin
 from .side_streams import POSITIVE, SIDE, Companion, SideStreams
@@ -123,7 +125,7 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         super().__init__(model_config, comfy.model_base.ModelType.EPS, device=device, unet_model=host_network)
         self.model_sampling = ModelSampling(model_config)
         self.origin: Origin | None = None
-        self.warned = False
+        self.notes = Warnings()
 
     def state_dict_for_saving(self, unet_state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         saved: dict[str, Tensor] = super().state_dict_for_saving(unet_state_dict, *args, **kwargs)
@@ -187,7 +189,7 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         t_text = torch.tensor([float(NUM_LABELS) if label is NO_TEXT else label for label in labels], device=x.device)
 
         # NOTE: the label is computed from sigma, so a node may replace model_sampling.
-        img = x / torch.hypot(sigma, torch.ones_like(sigma)).view(-1, 1, 1, 1)
+        img = padded(x / torch.hypot(sigma, torch.ones_like(sigma)).view(-1, 1, 1, 1), self.diffusion_model.config.patch_size)
         clip_img = side.clip_img.to(x.device)[items.to(x.device)]
         kind = side.kinds(items, x.device)
         eps = self.predict(img, clip_img, text, label_of_sigma(sigma), t_text, data_type=kind, heads=side.heads)
@@ -196,19 +198,20 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         for name, value in zip(("clip_img", "text"), eps[1:], strict=True):
             if value is not None:
                 side.collect(name, value, keys, items)
-        return x if eps[0] is None else self.model_sampling.calculate_denoised(sigma, eps[0], x)
+        if eps[0] is None:
+            return x
+        return self.model_sampling.calculate_denoised(sigma, eps[0][..., : x.shape[2], : x.shape[3]], x)
 
     def side_streams(self, options: dict[str, Any], x: Tensor) -> SideStreams:
         """The streams beside the image; noise where a sampler has dropped them, with a warning."""
         companion = options.get(SIDE)
         if isinstance(companion, Companion) and companion.side is not None:
             return companion.side
-        if not self.warned:
-            self.warned = True
-            logger.warning(
-                "This sampler drops the wrappers of the MODEL, so the CLIP image token is noise and the picture is less exact. "
-                "Use 'KSampler', 'SamplerCustomAdvanced' or 'UniDiffuser Sampler'."
-            )
+        notes = companion.notes if isinstance(companion, Companion) else self.notes
+        notes.warn(
+            "This sampler drops the wrappers of the MODEL, so the CLIP image token is noise and the picture is less exact. Use "
+            "'KSampler', 'SamplerCustomAdvanced' or 'UniDiffuser Sampler'."
+        )
         net = self.diffusion_model.config
         generators = item_generators(0, len(x))
         noise = draw_noise((1, net.clip_img_dim), generators, x.device)
@@ -221,6 +224,12 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         dtype = self.get_dtype_inference()
         out = self.diffusion_model(img.to(dtype), clip_img.to(dtype), text.to(dtype), t_img, t_text, **kwargs)
         return [None if o is None else o.float() for o in out]
+
+
+def padded(img: Tensor, multiple: int) -> Tensor:
+    """An image latent whose sides are multiples of the patch: an area or a tile of the host may have any size."""
+    below, right = -img.shape[2] % multiple, -img.shape[3] % multiple
+    return F.pad(img, (0, right, 0, below), mode="replicate") if below or right else img
 
 
 def make_patcher(
@@ -242,7 +251,7 @@ def make_patcher(
     """
     management = comfy.model_management
     load_device = management.get_torch_device()
-    host_config = ModelConfig({"config": config, "clip_width": clip_width})
+    host_config = ModelConfig({"config": config, "clip_width": clip_width, "model_channels": config.embed_dim})
     if latent_format is not None:
         host_config.latent_format = latent_format
     supported = list(host_config.supported_inference_dtypes)

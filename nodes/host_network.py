@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..unidiffuser.small.network import PictureUViT, PictureUViTConfig
 from ..unidiffuser.uvit import UViT, UViTConfig
+from .host_patches import Patches, transform
+from .unet_names import add_unet_names
 
 
 class HostAttention:
@@ -47,7 +49,20 @@ class _OnHost(UViT):
             self.position_token = operations.Embedding(1, config.embed_dim, device=device, dtype=dtype)
         self.text_prefix = operations.Linear(clip_width, config.text_dim, device=device, dtype=dtype)
         self.clip_width = clip_width
+        self.in_channels = self.out_channels = config.in_chans  # read by guidance nodes
+        self.named = add_unet_names(self)
         self.dtype = dtype
+
+    def embed(self, img: Tensor, *streams: Any) -> Tensor:
+        side = self.config.patch_size
+        self.grid = img.shape[2] // side, img.shape[3] // side
+        return super().embed(img, *streams)
+
+    def transform(self, x: Tensor) -> Tensor:
+        config, first = self.config, 2 + bool(self.config.data_types)
+        text = (first, first + config.num_text_tokens)
+        patches = Patches(self.attention.options, config.num_heads, self.grid, text, config.depth, self.named)
+        return transform(self, x, patches) if patches else super().transform(x)
 
     def position_tables(self) -> tuple[Tensor, Tensor | None]:
         table = self._table(self.position)
@@ -68,8 +83,8 @@ class HostPictureUViT(_OnHost, PictureUViT):
     """A small network with large patches."""
 
 
-def host_network(config: UViTConfig, *arguments: Any, **named: Any) -> _OnHost:
-    """The host's network for a config."""
+def host_network(config: UViTConfig, *arguments: Any, model_channels: int = 0, **named: Any) -> _OnHost:
+    """The host's network for a config; `model_channels` is only read by nodes, which know it from U-Nets."""
     network = HostPictureUViT if isinstance(config, PictureUViTConfig) else HostUViT
     return network(config, *arguments, **named)
 

@@ -9,13 +9,17 @@ from torch import Tensor
 
 from ..unidiffuser.uvit import UViTConfig
 
-LARGEST = 3  # largest area of a latent, in multiples of the trained one
+USUAL, LARGEST = 3, 16  # area of a latent in multiples of the trained one: more gets a warning, is refused
 
 
-def check_image_latent(latent: Tensor, config: UViTConfig, downscale: int) -> None:
-    """Check that a LATENT fits the network.
+def check_image_latent(latent: Tensor, config: UViTConfig, downscale: int, tiled: bool = False) -> str | None:
+    """Check that a LATENT fits the network; returns a warning for one that is large.
 
-    `downscale` is the number of pixels per latent cell, along a side.
+    Args:
+        latent: the samples.
+        config: sizes of the network.
+        downscale: pixels per latent cell, along a side.
+        tiled: a patch of the MODEL samples it in tiles, so its area does not matter.
 
     Raises:
         ValueError: it has the wrong channels, is too large, or its sides are not multiples of the patch size.
@@ -27,17 +31,22 @@ def check_image_latent(latent: Tensor, config: UViTConfig, downscale: int) -> No
             f"Use 'Empty Latent Image', or VAE Encode with the VAE output of 'Load UniDiffuser'."
         )
     height, width = latent.shape[2:]
-    if height * width > LARGEST * rows * columns:
+    area = 1.0 if tiled else height * width / (rows * columns)
+    size = f"The LATENT is one of {width * downscale} x {height * downscale} pixels; this model"
+    trained = f"was trained on {columns * downscale} x {rows * downscale}"
+    if area > LARGEST:
         raise ValueError(
-            f"The LATENT is one of {width * downscale} x {height * downscale} pixels; this model was trained on "
-            f"{columns * downscale} x {rows * downscale} and fails above {LARGEST} times that area. Use a "
-            f"smaller 'Empty Latent Image', or scale the image down before VAE Encode."
+            f"{size} {trained} and fails above {LARGEST} times that area. Use a smaller 'Empty Latent Image', or scale the "
+            f"image down before VAE Encode."
         )
     if height % patch or width % patch:
-        raise ValueError(
-            f"The LATENT is one of {width * downscale} x {height * downscale} pixels; this model needs sides that are "
-            f"multiples of {patch * downscale} pixels."
+        raise ValueError(f"{size} needs sides that are multiples of {patch * downscale} pixels.")
+    if area > USUAL:
+        return (
+            f"{size} {trained}, so objects may repeat. Better: sample at that size, scale the latent up, and sample again with "
+            f"denoise 0.2 to 0.4."
         )
+    return None
 
 
 def clip_token(conditioning: Sequence[dict[str, Any]], batch: int, width: int) -> Tensor | None:

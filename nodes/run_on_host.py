@@ -79,13 +79,14 @@ def in_host(
     nothing = [[torch.zeros(1, *config.item_shapes["text"]), {}]]
     guider = comfy.samplers.CFGGuider(patcher)
     guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
-    guider.model_options.setdefault("transformer_options", {})[SIDE] = Companion()
+    companion = guider.model_options.setdefault("transformer_options", {})[SIDE] = Companion()
     guider.set_conds(positive or nothing, negative or nothing)
     placeholder = torch.zeros(count, *(image or config.item_shapes["img"]))
     sampler = _Borrowed(function)
     with say_what_to_do():
         sigmas = torch.tensor([SIGMA_MAX, 0.0]) if sigmas is None else sigmas
         guider.sample(placeholder, placeholder, sampler, sigmas, disable_pbar=True, seed=seed)
+    companion.notes.finish()
     return sampler.result
 
 

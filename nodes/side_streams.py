@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .node_warnings import Warnings
+
 SIDE = "unidiffuser"  # key in transformer_options of a `Companion`
 POSITIVE, NEGATIVE, REGION = "positive", "negative", "region"  # roles of a condition; a region is a further positive one
 Key = tuple[str, int]  # role and index of a condition in its call
@@ -104,10 +106,13 @@ class SideStreams:
 
 
 class Companion:
-    """What `transformer_options[SIDE]` holds: `side` is the current evaluation's. Copies of the options share it."""
+    """What `transformer_options[SIDE]` holds: the `side` of the current evaluation and the run's `notes`.
 
-    def __init__(self, side: SideStreams | None = None):
-        self.side = side
+    Copies of the options share it.
+    """
+
+    def __init__(self, side: SideStreams | None = None, notes: Warnings | None = None):
+        self.side, self.notes = side, notes or Warnings()
 
     def __deepcopy__(self, memo: Any) -> Companion:
         return self

@@ -17,6 +17,7 @@ from ..unidiffuser.path import CLEAN, MARGINAL, NoisePath
 from ..unidiffuser.streams import MODALITIES, Streams, noised
 from .host_model import UniDiffuserModel
 from .input_checks import check_image_latent, clip_vision_token
+from .node_warnings import Warnings
 
 WORDS = {"img": "image", "text": "text"}
 INPUT_OF = {"img": "latent_image", "clip_img": "clip_vision_output", "text": "text"}  # of the UniDiffuser Sampler
@@ -58,7 +59,10 @@ def given_streams(
     net = model.diffusion_model.config
     samples = None if latent is None else _sized(patcher, latent)
     if samples is not None:
-        check_image_latent(samples, net, model.latent_format.spacial_downscale_ratio)
+        tiled = "model_function_wrapper" in patcher.model_options
+        advice = check_image_latent(samples, net, model.latent_format.spacial_downscale_ratio, tiled)
+        if advice:
+            Warnings().warn(advice)
     cond = None if text is None else text_latent(patcher, text)
     embeds = None if clip_vision_output is None else clip_vision_output["image_embeds"]
     batch = max((len(given) for given in (samples, cond, embeds) if given is not None), default=1)

@@ -11,6 +11,7 @@ import comfy.clip_vision
 import comfy.model_management
 import comfy.model_patcher
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 
 
 class ForeignConditioning:
@@ -116,6 +117,43 @@ class DropWrappers:
         return (model,)
 
 
+class SamePatches:
+    """Patches in all the host's places that return what they are given, and check its shape."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
+
+    def run(self, model: Any) -> tuple[Any]:
+        model = model.clone()
+
+        def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
+            return optimized_attention(q, k, v, extra["n_heads"])
+
+        def self_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
+            rows, columns = extra["original_shape"][-2:]
+            assert q.shape == k.shape == v.shape == (q.shape[0], rows * columns, extra["n_heads"] * extra["dim_head"])
+            assert len(q) % len(extra["cond_or_uncond"]) == 0
+            assert extra["sigmas"].numel() > 0
+            return attention(q, k, v, extra)
+
+        def inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+            return q.clone(), k.clone(), v.clone()
+
+        for block in (("input", 0), ("middle", 0), ("output", 1)):
+            model.set_model_attn1_replace(self_attention, *block)
+            model.set_model_attn2_replace(attention, *block, 0)
+        model.set_model_attn1_patch(inputs)
+        model.set_model_attn2_patch(inputs)
+        model.set_model_attn1_output_patch(lambda n, extra: n.clone())
+        model.set_model_attn2_output_patch(lambda n, extra: n.clone())
+        model.set_model_input_block_patch(lambda h, options: h.clone())
+        model.set_model_input_block_patch_after_skip(lambda h, options: h.clone())
+        model.set_model_output_block_patch(lambda h, skip, options: (h.clone(), skip.clone()))
+        for layer in range(5):
+            model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", layer)
+        return (model,)
+
+
 class DumpText:
     """Writes the tensor of a CONDITIONING to a file."""
 
@@ -139,6 +177,7 @@ class LatentMask:
 
 NODE_CLASS_MAPPINGS = {
     "TestBlindAttention": BlindAttention,
+    "TestSamePatches": SamePatches,
     "TestDropWrappers": DropWrappers,
     "TestDumpText": DumpText,
     "TestDumpToken": DumpToken,

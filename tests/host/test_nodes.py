@@ -46,8 +46,8 @@ def test_an_empty_latent_of_the_host_has_the_size_that_it_was_given(server: Host
         assert [pictures(server, shown[preview])[0].size for preview in previews] == [(128, 64)] * 4
 
     graph = Graph("fine.safetensors")
-    graph.show(graph.sampler(graph.path("joint")(), latent_image=graph.empty(512, 256))())
-    with pytest.raises(RuntimeError, match=r"one of 512 x 256 pixels; this model was trained on 128 x 128"):
+    graph.show(graph.sampler(graph.path("joint")(), latent_image=graph.empty(1024, 512))())
+    with pytest.raises(RuntimeError, match=r"one of 1024 x 512 pixels; this model was trained on 128 x 128"):
         server.run(graph.prompt)
 
 

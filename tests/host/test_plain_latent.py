@@ -167,3 +167,60 @@ def test_a_model_without_its_wrappers_samples_with_a_warning(server: HostServer)
     graph.save(core(graph, graph.text("red cat"), model=model), "dropped")
     assert torch.isfinite(saved(server, graph, "dropped")).all()
     assert "drops the wrappers of the MODEL" in server.log
+
+
+def patched(node: str, **inputs: object) -> Callable[..., Link]:
+    """A build for `both` with a patch node on the MODEL."""
+
+    def build(graph: Graph, sampler: Callable[..., Link]) -> Link:
+        return sampler(graph, graph.text("red cat"), model=graph.add(node, model=graph.model, **inputs)())
+
+    return build
+
+
+def test_patches_that_change_nothing_give_the_same_picture(server: HostServer) -> None:
+    for one, other in zip(both(server, patched("TestSamePatches")), both(server, plain), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
+
+
+LAYERS = {"double_layers": "1, 2", "single_layers": "", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0}
+PATCHES = {
+    "PerturbedAttentionGuidance": {"scale": 3.0},
+    "SelfAttentionGuidance": {"scale": 0.8, "blur_sigma": 2.0},
+    "NAGuidance": {"nag_scale": 5.0, "nag_alpha": 0.5, "nag_tau": 1.5},
+    "SkipLayerGuidanceDiT": {**LAYERS, "rescaling_scale": 0.0},
+    "RescaleCFG": {"multiplier": 0.7},
+    "CFGZeroStar": {},
+    "VideoLinearCFGGuidance": {"min_cfg": 1.0},
+}
+
+
+@pytest.mark.parametrize("node", PATCHES)
+def test_a_patch_on_the_model_acts_in_both_samplers_alike(server: HostServer, node: str) -> None:
+    one, other = both(server, patched(node, **PATCHES[node]))
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
+    assert (one - both(server, plain)[0]).abs().max() > 1e-4  # repeated runs are equal
+
+
+FREE_U = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
+SHRINK = {
+    "block_number": 1,
+    "downscale_factor": 2.0,
+    "start_percent": 0.0,
+    "end_percent": 0.5,
+    "downscale_after_skip": True,
+    "downscale_method": "bicubic",
+    "upscale_method": "bicubic",
+}
+
+
+def test_patches_of_other_networks_are_named(server: HostServer) -> None:
+    far = {**LAYERS, "double_layers": "9", "rescaling_scale": 0.0}
+    for node, inputs, words in (
+        ("FreeU", FREE_U, "'FreeU' is made for the channels of a U-Net"),
+        ("SkipLayerGuidanceDiT", far, "'SkipLayerGuidanceDiT' names double_block 9; this model has double_block 0 to"),
+    ):
+        both(server, patched(node, **inputs))
+        assert words in server.log
+    with pytest.raises(RuntimeError, match="'PatchModelAddDownscale' resizes the layers of a U-Net"):
+        both(server, patched("PatchModelAddDownscale", **SHRINK))

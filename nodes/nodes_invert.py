@@ -105,7 +105,7 @@ class Interpolate(io.ComfyNode):
         text_guidance: float,
         seed: int,
     ) -> io.NodeOutput:
-        from ..unidiffuser.pipeline import slerp
+        from ..unidiffuser.pipeline import between
 
         pictures = torch.cat([centre_square(model, image) for image in (image_a[:1], image_b[:1])])
         clean, _ = given_streams(model, {"samples": vae.encode(pictures)}, clip_vision.encode_image(pictures), None)
@@ -125,9 +125,9 @@ class Interpolate(io.ComfyNode):
 
         captioned = run(0, NoisePath.image_to_text(steps), clean, "dpmpp_2m", guidance=text_guidance)
         noise = run(1, NoisePath.text_to_image(steps).reversed(), captioned, INVERSE)
-        weights = torch.linspace(0, 1, frames).tolist()
-        between = noise.map(lambda ends: torch.stack([slerp(ends[0], ends[1], weight) for weight in weights]))
-        sampled = run(2, NoisePath.text_to_image(steps), between, FORWARD, levels={"img": MARGINAL, "clip_img": MARGINAL})
+        sampled = run(
+            2, NoisePath.text_to_image(steps), between(noise, frames), FORWARD, levels={"img": MARGINAL, "clip_img": MARGINAL}
+        )
         return io.NodeOutput(vae.decode(model.model.process_latent_out(sampled.img)), [[sampled.text, {}]])
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from ..unidiffuser.path import NoisePath
 from ..unidiffuser.samplers import sample
 from ..unidiffuser.schedule import sigma_of_label
-from ..unidiffuser.streams import Streams, item_generators
+from ..unidiffuser.streams import Streams, item_generators, start_streams
 from .host_guidance import HostGuidance, HostNet
 from .memory_errors import say_what_to_do
 from .side_streams import SIDE, Companion
-from .stream_inputs import require_model, start_streams, text_latent
+from .stream_inputs import INPUT_OF, require_model, text_latent
 from .types import show_text
 
 SIGMA_MAX = 14.6  # of Stable Diffusion's schedule, for the sigmas that the host requires
@@ -105,7 +105,7 @@ def sample_streams(
     batch_index: Sequence[int] | None = None,
     **settings: Any,
 ) -> Streams:
-    """Sample along `path` from the given streams (see `start_streams`), on the host's output device.
+    """Sample along `path` from the given streams (see `streams.start_streams`), on the host's output device.
 
     Args:
         text: the CONDITIONING whose first entry is the text stream; further entries guide the image with their areas, masks
@@ -118,7 +118,7 @@ def sample_streams(
     count = max(1, given.batch)
     places = range(count) if batch_index is None or len(batch_index) != count else batch_index
     generators = [generator for k in places for generator in item_generators(seed + int(k), 1)]
-    start = start_streams(path, given, mask, generators, config.item_shapes, levels)
+    start = start_streams(path, given, mask, generators, config.item_shapes, levels, INPUT_OF)
     masks = Streams(**{name: value for name, value in mask.items() if start[name] is not None})
     scales = guidance if isinstance(guidance, tuple) else (guidance, guidance)
 

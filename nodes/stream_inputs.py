@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +12,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..unidiffuser.path import CLEAN, MARGINAL, NoisePath
-from ..unidiffuser.streams import MODALITIES, Streams, noised
+from ..unidiffuser.streams import Streams
 from .host_model import UniDiffuserModel
 from .input_checks import check_image_latent, clip_vision_token
 from .node_warnings import Warnings
@@ -120,53 +118,3 @@ def text_latent(patcher: comfy.model_patcher.ModelPatcher, conditioning: Sequenc
     model = require_model(patcher)
     comfy.model_management.load_models_gpu([patcher])
     return model.text_latent(conditioning[0][0], patcher.load_device).cpu()
-
-
-def start_streams(
-    path: NoisePath,
-    given: Streams,
-    mask: Streams,
-    generators: Sequence[torch.Generator],
-    shapes: Mapping[str, tuple[int, ...]],
-    levels: Mapping[str, float],
-) -> Streams:
-    """Streams for the library's sampler, each at the noise level of the path's first point.
-
-    The part that a mask keeps stays clean; the sampler noises it itself.
-
-    Args:
-        path: the path to sample along.
-        given: streams of the node's inputs; one that starts as pure noise may be absent.
-        mask: 1 = generate, 0 = keep, for streams that are kept in part.
-        generators: one per batch item.
-        shapes: item shapes of the streams that are not given.
-        levels: labels of the streams in `given` that are already noisy; these are used unchanged.
-
-    Raises:
-        ValueError: the path needs a stream that is not given, or starts it at another level than it has.
-    """
-    start: dict[str, Tensor | None] = {}
-    for modality, names in MODALITIES.items():
-        first, *_, last = path.labels(modality)
-        for name in names:
-            clean = given[name]
-            if name in levels:
-                if not math.isclose(levels[name], first, abs_tol=1e-3):
-                    raise ValueError(
-                        f"'{INPUT_OF[name]}' is at noise level {levels[name]:g}, but the noise path starts the "
-                        f"{WORDS[modality]} at {first:g}. Use a path that starts at {levels[name]:g}."
-                    )
-                start[name] = clean
-                continue
-            if first == MARGINAL and (clean is None or (mask[name] is None and last == MARGINAL)):
-                continue  # the sampler draws it itself
-            if clean is None and name == "clip_img" and first > CLEAN:
-                clean = torch.zeros(len(generators), *shapes[name])  # unknown: generated with the image
-            if clean is None or (first < MARGINAL and name == "img" and not torch.count_nonzero(clean)):
-                raise ValueError(
-                    f"This noise path starts the {WORDS[modality]} at noise level {first:g}, not from pure noise. Connect "
-                    f"'{INPUT_OF[name]}'" + (" and 'clip_vision_output'." if name == "img" else ".")
-                )
-            noisy = noised(clean, first, generators)
-            start[name] = noisy if mask[name] is None else torch.where(mask[name] > 0, noisy, clean)
-    return Streams(**start)

@@ -67,9 +67,7 @@ class UniDiffuser(Captions):
         Raises:
             TypeError: always; names the methods.
         """
-        raise TypeError(
-            "this model is not called; use model.text_to_image(prompt), model.image_to_text(image), model.joint(), ..."
-        )
+        raise TypeError("each task is a method: model.text_to_image(prompt), model.image_to_text(image), model.joint(), ...")
 
     def text_to_image(
         self, prompt: Prompts, *, count: int = 1, negative: Prompts | None = None, **options: Unpack[Options]
@@ -206,9 +204,7 @@ class UniDiffuser(Captions):
         ends = self._to_text(encoded, chosen, generators)
         path = _path(NoisePath.text_to_image, chosen)
         noise = self.run(path.reversed(), ends, chosen, generators, method=INVERSE)
-        weights = [frame / (frames - 1) for frame in range(frames)]
-        mixed = noise.map(lambda stream: torch.stack([slerp(stream[0], stream[1], weight) for weight in weights]))
-        out = self.run(path, mixed, chosen, generators_of(chosen, 1, frames), method=FORWARD)
+        out = self.run(path, between(noise, frames), chosen, generators_of(chosen, 1, frames), method=FORWARD)
         return self.results(out, chosen, "img")
 
     def _to_text(self, state: Streams, options: Options, generators: Generators, hold: float = 0.0) -> Streams:
@@ -258,6 +254,12 @@ def load(
 def _path(kind: Callable[..., NoisePath], options: Options, **more: Any) -> NoisePath:
     """A noise path with the steps and spacing of the options."""
     return kind(options["steps"], spacing=options["spacing"], **more)
+
+
+def between(ends: Streams, frames: int) -> Streams:
+    """`frames` items between the two items of `ends`, both included, by spherical interpolation of each stream."""
+    weights = [frame / (frames - 1) for frame in range(frames)]
+    return ends.map(lambda stream: torch.stack([slerp(stream[0], stream[1], weight) for weight in weights]))
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:

@@ -170,8 +170,8 @@ def start_streams(
             if clean is None or (first < MARGINAL and name == "img" and not torch.count_nonzero(clean)):
                 also = f" and '{names['clip_img']}'" if name == "img" and names["clip_img"] != names["img"] else ""
                 raise ValueError(
-                    f"This noise path starts the {STREAM_NAMES[name]} at noise level {first:g}, not from pure noise. Connect "
-                    f"'{names[name]}'{also}."
+                    f"This noise path starts the {STREAM_NAMES[name]} at noise level {first:g}, not from pure noise. It "
+                    f"needs '{names[name]}'{also}."
                 )
             noisy, generate = noised(clean, first, generators), mask[name]
             start[name] = noisy if generate is None else torch.where(generate > 0, noisy, clean)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import write_tiny_checkpoint
+from toy_recipe import toy, write_pictures
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +16,25 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     write_tiny_checkpoint(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def toy_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image folder of the toy recipe."""
+    return write_pictures(tmp_path_factory.mktemp("toy") / "pictures")
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run of the toy recipe."""
+    from unidiffuser.emoji.recipe import Recipe
+    from unidiffuser.emoji.sections import train_recipe
+    from unidiffuser.emoji.settings import read_settings
+
+    out, threads = tmp_path_factory.mktemp("toy") / "out", torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order, as in the processes that a test kills
+    try:
+        train_recipe(read_settings(Recipe, toy(toy_pictures), "toy"), out, progress=False)
+    finally:
+        torch.set_num_threads(threads)
+    return out

@@ -71,6 +71,16 @@ def test_sizes_of_an_original_folder_are_inferred(original: Path) -> None:
     assert load_checkpoint(original / "uvit_v1.pth").config == CONFIG
 
 
+def test_own_file_lists_the_tensors_of_a_part_by_name(ours: Path) -> None:
+    """The same model is the same file, whatever the order of its source."""
+    with ours.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    names = [name.split(".", 1) for name in header if name != "__metadata__"]
+    for part in ALL:
+        listed = [name for owner, name in names if owner == part]
+        assert listed == sorted(listed)
+
+
 def test_own_file_holds_config_and_tokenizers(ours: Path) -> None:
     checkpoint = load_checkpoint(ours)
     assert checkpoint.parts() == ALL

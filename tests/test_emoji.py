@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 import unidiffuser
-from unidiffuser.emoji.packages import MORE_PACKAGES, PACKAGES, STYLES, normalise_hex
-from unidiffuser.emoji.prepare import COPY_DISTANCE, assign_splits, near_copies, thumbnail
+from unidiffuser.emoji.packages import LABELS_PACKAGE, MORE_PACKAGES, PACKAGES, STYLES, normalise_hex
+from unidiffuser.emoji.prepare import COPY_DISTANCE, assign_splits, near_copies, prepare, thumbnail
 
 ROOT = Path(unidiffuser.__file__).parents[1]
 
@@ -54,6 +55,19 @@ def test_other_sets_are_no_styles_and_change_no_split() -> None:
 @pytest.mark.parametrize(("code", "plain"), [("2764-fe0f", "2764"), ("0023-20E3", "23-20E3"), ("1F34E", "1F34E")])
 def test_code_points_are_spelt_alike(code: str, plain: str) -> None:
     assert normalise_hex(code) == plain
+
+
+def test_finished_pictures_are_left_and_others_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is fetched or rendered again; a folder of another size, or made otherwise, is not mixed with new pictures."""
+    monkeypatch.setattr("unidiffuser.emoji.prepare.download", None)
+    packages = [*PACKAGES.values(), *MORE_PACKAGES.values(), LABELS_PACKAGE]
+    (tmp_path / "metadata.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"pictures made otherwise, not 64 px .*; remove it, or name another folder"):
+        prepare(tmp_path, 64)
+    (tmp_path / "prepared.json").write_text(json.dumps({"size": 64, "packages": packages, "pictures": 7}))
+    assert prepare(tmp_path, 64) == 7
+    with pytest.raises(ValueError, match="pictures of 64 px, not 32 px"):
+        prepare(tmp_path, 32)
 
 
 # ---- The workshop stands apart --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ import yaml
 from pairs import SIDE, TINY, latent_folder, picture, tar_samples, write_tar
 from safetensors.torch import load_file, save_file
 
-from unidiffuser.emoji.assemble import assemble
-from unidiffuser.emoji.transplant import IMAGE_LAYERS, transplanted
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.growth import grown
 from unidiffuser.training.latent_stage import LatentStage
@@ -50,14 +48,12 @@ def config(shards: Path, out: Path, **values: Any) -> TrainConfig:
     return TrainConfig("latents", str(out), options=options, **(defaults | values))
 
 
-def launch(
-    settings: TrainConfig, processes: int, *more: str, module: str = "unidiffuser", output: int = subprocess.PIPE
-) -> subprocess.Popen:
-    """`torchrun -m unidiffuser train` (or another module) with a config of its own."""
+def launch(settings: TrainConfig, processes: int, *more: str, output: int = subprocess.PIPE) -> subprocess.Popen:
+    """`torchrun -m unidiffuser train` with a config of its own."""
     path = Path(settings.out).with_suffix(".yaml")
     values = asdict(settings)
     path.write_text(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}))
-    return torchrun(processes, *more, "-m", module, "train", str(path), output=output)
+    return torchrun(processes, *more, "-m", "unidiffuser", "train", str(path), output=output)
 
 
 def torchrun(processes: int, *arguments: str, output: int = subprocess.PIPE) -> subprocess.Popen:
@@ -213,27 +209,6 @@ def test_a_grown_network_says_what_the_small_one_says_there(data_types):
     assert grown(net.state_dict(), small, 4)[1] == small
 
 
-def test_a_transplanted_network_keeps_all_but_what_reads_and_writes_the_image():
-    old = UViT(UViTConfig(**TINY, img_size=4))
-    finer = replace(old.config, img_size=16, patch_size=4, in_chans=3)
-    new = UViT(finer)
-    state = transplanted(old.state_dict(), old.config, new)
-    for name, value in state.items():
-        if name in IMAGE_LAYERS:
-            assert value is new.state_dict()[name] or torch.equal(value, new.state_dict()[name])
-        elif name != "pos_embed":
-            assert torch.equal(value, old.state_dict()[name]), name
-    assert torch.equal(state["pos_embed"], old.position_embedding((4, 4))[:, [0, 1, *range(3, 32)]])
-    new.load_state_dict(state)
-    wider = UViT(replace(old.config, img_size=8))
-    same_patches = transplanted(old.state_dict(), old.config, wider)
-    assert all(torch.equal(same_patches[name], old.state_dict()[name]) for name in IMAGE_LAYERS)
-    with pytest.raises(ValueError, match="text_embed"):
-        transplanted(old.state_dict(), old.config, UViT(replace(finer, text_dim=32)))
-    with pytest.raises(ValueError, match="depth"):
-        transplanted(old.state_dict(), old.config, UViT(replace(finer, depth=1)))
-
-
 def test_a_stage_goes_on_from_another_at_twice_the_size(shards, tmp_path):
     first = config(shards, tmp_path / "small", steps=2)
     train(LatentStage(first), first, progress=False)
@@ -290,37 +265,6 @@ def test_two_processes_have_the_losses_of_one(shards, tmp_path, strategy, optimi
     train(LatentStage(one), one, progress=False)
     train(LatentStage(two), two, progress=False)
     assert np.abs(np.subtract(losses(tmp_path / "one"), losses(tmp_path / "two"))).max() < 1e-5
-
-
-@pytest.mark.slow
-def test_every_stage_runs_on_two_processes_and_leaves_what_the_next_one_reads(tmp_path):
-    """Encoders and captioner look at a batch as a whole, so their losses depend on its cut; that all of them run does not."""
-    data = tmp_path / "pictures"
-    data.mkdir()
-    rows = []
-    for number in range(8):
-        image, caption = picture(number)
-        image.save(data / f"{number}.png")
-        rows.append({"file_name": f"{number}.png", "text": caption, "split": "train"})
-    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    common, runs = {"data": str(data), "image_size": SIDE}, tmp_path / "runs"
-    runs.mkdir()
-    options: dict[str, dict[str, Any]] = {
-        "autoencoder": {"patch_size": 4, "channels": [32, 32], "layers": 1},
-        "encoders": {"vocabulary_size": 560, "text_tokens": 8, "width": 64, "layers": 1, "image_patch": 16, "projection": 16},
-        "captioner": {"encoders": str(runs / "encoders"), "vocabulary_size": 300, "hidden_dim": 8, "width": 64, "layers": 1,
-                      "max_new_tokens": 8},
-        "uvit": {"checkpoint": str(runs / "all.safetensors"),
-                 "uvit": {"img_size": 4, "patch_size": 2, "embed_dim": 64, "depth": 2, "num_heads": 1, "text_dim": 8,
-                          "num_text_tokens": 8, "clip_img_dim": 16}},
-    }  # fmt: skip
-    for stage, own in options.items():
-        if stage == "uvit":
-            assemble(runs, runs / "all.safetensors")
-        settings = TrainConfig(stage, str(runs / stage), steps=2, batch_size=8, warmup_steps=1, options=common | own)
-        finish(launch(settings, 2, module="unidiffuser.emoji"))
-        assert np.isfinite(losses(runs / stage)).all()
-    assert (runs / "uvit/model.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_one_network_is_compared_with_two(
     given += ["--concepts", "4"]
     monkeypatch.setattr("sys.argv", ["one_fits_all", *given, "--doc", str(doc)])
     one_fits_all.main()
-    shown = json.loads((tmp_path / "out/joint/config.json").read_text("utf-8"))["options"]["where"]["label"]
+    shown = json.loads((tmp_path / "out/joint/config.json").read_text("utf-8"))["options"]["labels"]
     assert len(set(shown)) == 4
     assert sorted(path.name for path in (tmp_path / "out").glob("*.jpg")) == [
         "one-fits-all-joint.jpg",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,7 +42,7 @@ from .runtime.precision import (
 from .runtime.progress import reporter
 from .samplers import sample
 from .small.network import build
-from .streams import Streams, draw_noise
+from .streams import Streams, draw_noise, item_generators
 from .uvit import UViT
 
 if TYPE_CHECKING:
@@ -277,6 +278,17 @@ class Engine:
                 )
                 parts.append(out)
         return Streams(**{name: torch.cat([part.need(name) for part in parts]) for name, _ in parts[0].items()})
+
+    def step_seconds(self, options: Options) -> float:
+        """Seconds of one sampling step of one item on this machine, measured with the options' size and guidance."""
+        chosen: Options = {**options, "progress": False, "batch_size": None, "cache_interval": 1}
+        text = torch.zeros(1, *self.config.uvit.item_shapes["text"], device=self.device)
+        seconds = 0.0
+        for _ in range(2):  # the first one loads and warms up
+            began = time.perf_counter()
+            self.run(NoisePath.text_to_image(1), Streams(text=text), chosen, item_generators(0, 1))
+            seconds = time.perf_counter() - began
+        return seconds
 
     def _accelerated(self, net: UViT, options: Options) -> nn.Module:
         """The network as one run evaluates it."""

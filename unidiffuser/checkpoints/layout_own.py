@@ -61,12 +61,12 @@ def write_own(
     shapes = {
         f"{part}.{name}": tensor.to(target_dtype(tensor, dtype))
         for part, found in parts.items()
-        for name, tensor in found.shapes.items()
+        for name, tensor in sorted(found.shapes.items())  # so that equal models are equal files
     }
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for part, found in parts.items():
-            for name, tensor in found.stream(found.shapes):
+            for name, tensor in found.stream(sorted(found.shapes)):
                 yield f"{part}.{name}", _cast(tensor, dtype, f"{part}.{name}")
 
     metadata = {"format": FORMAT, "version": "1", "config": json.dumps(config.to_dict())}

@@ -4,17 +4,19 @@ Results go to files, captions also to stdout, bars and messages to stderr. Exit 
 what to do), 130 interrupted. Nothing here imports torch before a command runs, so that help and mistakes answer at once.
 """
 
-from . import tasks, train  # each adds its commands to the application
-from .application import app, command
+from . import checkpoints, editing, many, tasks, train  # each adds its commands to the application
+from .application import app, command, repair_streams
 from .data import app as data_app
 from .evaluate import evaluate
 
-__all__ = ["app", "main", "tasks", "train"]
+__all__ = ["app", "checkpoints", "editing", "main", "many", "tasks", "train"]
 
-command("evaluate")(evaluate)
-app.add_typer(data_app, name="data")
+EVALUATE = ("unidiffuser evaluate coco.yaml", "unidiffuser evaluate coco.yaml --set steps=20 --set limit=100")
+command("evaluate", panel=checkpoints.FILES, examples=EVALUATE)(evaluate)
+app.add_typer(data_app, name="data", rich_help_panel=checkpoints.FILES)
 
 
 def main() -> None:
     """Entry point of the console script and of `python -m unidiffuser`."""
+    repair_streams()
     app()

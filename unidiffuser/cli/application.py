@@ -1,29 +1,24 @@
-"""Shared by all commands: the application, the options of every task, and one-line errors.
+"""Shared by all commands: the application, how a command is registered, and one-line errors.
 
 Nothing here imports torch before a command runs, so that help and usage errors are immediate.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import errno
 import functools
-import inspect
+import io
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
-from ..options import DEFAULTS, Options, option_help
-
 if TYPE_CHECKING:
     import torch
-
-    from ..media.results import Result
-    from ..pipeline import UniDiffuser
 
 app = typer.Typer(
     help="UniDiffuser: text to image, image to text, both together, or either alone.",
@@ -41,159 +36,6 @@ class Dtype(str, Enum):
     bfloat16 = "bfloat16"
 
 
-class TextFormat(str, Enum):
-    """How captions are written."""
-
-    json = "json"
-    txt = "txt"
-
-
-SAMPLING = ("seed", "steps", "guidance", "method", "width", "height", "batch_size", "preset")
-"""The sampling options that every task takes; see `options.Options`."""
-
-
-@dataclass
-class Settings:
-    """The options that every task takes: these fields, and the `SAMPLING` options."""
-
-    model: Annotated[str, typer.Option("--model", "-m", help='"emoji" (bundled), or a checkpoint file or folder.')] = "emoji"
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("out")
-    count: Annotated[int, typer.Option("--count", "-n", help="Number of results for each input.")] = 1
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the fastest if not given.")] = None
-    dtype: Annotated[Dtype | None, typer.Option(help="Number format of the weights; chosen by device if not given.")] = None
-    compile: Annotated[
-        str | None, typer.Option(help="torch.compile's default, reduce-overhead or max-autotune; for long runs.")
-    ] = None
-    offload: Annotated[bool, typer.Option("--offload", help="Keep each part off the device while it is not running.")] = False
-    tiling: Annotated[bool, typer.Option("--tiling", help="Decode large pictures tile by tile, to save memory.")] = False
-    lora: Annotated[
-        list[str] | None, typer.Option(help="A LoRA file, or FILE:STRENGTH as in style.safetensors:0.8; may be repeated.")
-    ] = None
-    captions: Annotated[TextFormat, typer.Option(help="File format of captions.")] = TextFormat.json
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no list of files.")] = False
-    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def seed(self) -> int:
-        """Result k is made from seed + k."""
-        return int(self.sampling["seed"])
-
-    def load(self) -> UniDiffuser:
-        """The model, once it is clear that its results can be written."""
-        from ..media.files import check_folder
-
-        check_folder(self.out)
-        lora = tuple(_lora(text) for text in self.lora or [])
-        return _load(self.model, self.device, self.dtype, lora, self.offload, self.tiling, self.compile)
-
-    def options(self) -> Options:
-        """For the methods of the model."""
-        given = self.sampling["guidance"]
-        guidance = None if given is None else _guidance(given)
-        options: Any = {**self.sampling, "guidance": guidance, "progress": not self.quiet}
-        return cast("Options", options)
-
-    def save(self, task: str, results: Sequence[Result], model: UniDiffuser, **more: Any) -> None:
-        """Write the results, print captions to stdout and the names of the files to stderr."""
-        from ..media.results import save_results
-        from ..options import resolve
-
-        sampling = {name: value for name, value in resolve(self.options(), model.config).items() if value is not None}
-        del (
-            sampling["progress"],
-            sampling["output"],
-            sampling["on_error"],
-            sampling["speeds"],
-        )  # joint, the only task that has speeds, names them in `more`
-        made_with: dict[str, Any] = {"model": self.model, "dtype": str(model.dtype).removeprefix("torch.")}
-        made_with |= {"lora": self.lora} if self.lora else {}
-        settings = {**sampling, **made_with, **{key: value for key, value in more.items() if value is not None}}
-        for result in results:
-            if result.caption is not None:
-                typer.echo(result.caption)
-        for path in save_results(results, self.out, task, settings, self.captions.value):
-            if not self.quiet:
-                typer.echo(f"wrote {path}", err=True)
-
-
-def _parameters(count: int) -> list[inspect.Parameter]:
-    """The fields of `Settings` and the `SAMPLING` options as parameters of a command; `count` is the default of --count."""
-    help_texts, types = option_help(), get_type_hints(Options)
-    flags, forms = {"method": ("--method", "--sampler")}, {"guidance": " In the form 4 or 4,2."}
-    found = []
-    hints = get_type_hints(Settings, include_extras=True)
-    for field in dataclasses.fields(Settings):
-        if field.name != "sampling":
-            default = count if field.name == "count" else field.default
-            found.append((field.name, default, hints[field.name]))
-    for name in SAMPLING:
-        kind = str if name == "guidance" else types[name]
-        names = flags.get(name, ("--" + name.replace("_", "-"),))
-        option = typer.Option(*names, help=help_texts[name] + forms.get(name, ""))
-        found.append((name, DEFAULTS.get(name), Annotated[kind | None, option]))
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    return [inspect.Parameter(name, keyword, default=default, annotation=kind) for name, default, kind in found]
-
-
-def command(name: str, to: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command of an application; its errors end as one line on stderr and an exit code."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> None:
-            with clear_errors():
-                function(*args, **kwargs)
-
-        to.command(name)(run)
-        return function
-
-    return register
-
-
-def task(name: str, count: int = 1) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command whose function takes a `Settings` first; `Settings` and `SAMPLING` become its options."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        hints = get_type_hints(function, include_extras=True)
-        _, *parameters = inspect.signature(function).parameters.values()
-        own = [p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-        shared = _parameters(count)
-
-        def run(**values: Any) -> None:
-            sampling = {name: values.pop(name) for name in SAMPLING}
-            fields = {field.name: values.pop(field.name) for field in dataclasses.fields(Settings) if field.name in values}
-            function(Settings(**fields, sampling=sampling), **values)
-
-        run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
-        run.__doc__ = function.__doc__
-        command(name)(run)
-        return function
-
-    return register
-
-
-@functools.lru_cache(maxsize=1)  # the demo runs two tasks
-def _load(
-    model: str,
-    device: str | None,
-    dtype: Dtype | None,
-    lora: tuple[tuple[str, float], ...],
-    offload: bool,
-    tiling: bool,
-    compile: str | None,
-) -> UniDiffuser:
-    import torch
-
-    from ..pipeline import load
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for an unknown or missing device
-        raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
-    return load(model, device=device, dtype=torch_dtype(dtype), lora=lora, offload=offload, tiling=tiling, compile=compile)
-
-
 def torch_dtype(dtype: Dtype | None) -> torch.dtype | None:
     """The torch dtype of a choice."""
     import torch
@@ -201,30 +43,29 @@ def torch_dtype(dtype: Dtype | None) -> torch.dtype | None:
     return None if dtype is None else getattr(torch, dtype.value)
 
 
-def _lora(text: str) -> tuple[str, float]:
-    """FILE or FILE:STRENGTH; a colon not followed by a number belongs to the name, as in C:\\style.safetensors."""
-    path, colon, strength = text.rpartition(":")
-    try:
-        return (path, float(strength)) if colon else (text, 1.0)
-    except ValueError:
-        return text, 1.0
+def command(
+    name: str, to: typer.Typer = app, panel: str | None = None, examples: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command of an application; its errors end as one line on stderr and an exit code.
 
+    Args:
+        name: of the command.
+        to: the application.
+        panel: heading of the list of commands that it is shown under.
+        examples: lines for the end of its help.
+    """
+    epilog = "\n\n".join(["Examples:", *(f"  {line}" for line in examples)]) if examples else None
 
-def numbers(option: str, text: str, counts: Sequence[int] = (2,)) -> tuple[float, ...]:
-    """Comma-separated numbers; ValueError that names the option if their number is not in `counts`."""
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if len(found) not in counts:
-        one = "one number, or " if 1 in counts else ""
-        raise ValueError(f"{option} is {one}two for image and text as in 4,2; got {text!r}")
-    return found
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
+            with clear_errors():
+                function(*args, **kwargs)
 
+        to.command(name, epilog=epilog, rich_help_panel=panel)(run)
+        return function
 
-def _guidance(text: str) -> float | tuple[float, float]:
-    found = numbers("--guidance", text, (1, 2))
-    return found[0] if len(found) == 1 else (found[0], found[1])
+    return register
 
 
 @contextmanager
@@ -239,15 +80,77 @@ def clear_errors() -> Iterator[None]:
         raise
     except OSError as error:
         reason = error.strerror or str(error)
-        _fail(f"{reason}: {error.filename}" if error.filename else reason)
+        fail(f"{reason}: {error.filename}" if error.filename else reason)
     except (ValueError, FloatingPointError) as error:
-        _fail(str(error))
+        fail(str(error))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
             raise
-        _fail("out of memory; use a smaller --batch-size, --width and --height, or --dtype float16")
+        fail("out of memory; use a smaller --batch-size, --width and --height, or --dtype float16")
 
 
-def _fail(message: str) -> None:
+def fail(message: str) -> None:
+    """End with a message on stderr and exit code 2."""
     typer.echo("error: " + " ".join(message.split()), err=True)
     raise typer.Exit(2)
+
+
+def print_results(lines: Sequence[str], saved: str) -> None:
+    """Print lines to stdout; where they cannot be written, nothing is lost that was saved before.
+
+    Args:
+        lines: the lines.
+        saved: where the results are, for the message.
+
+    Raises:
+        ValueError: stdout cannot be written, but for a pipe whose reader has ended.
+    """
+    try:
+        for line in lines:
+            typer.echo(line.encode("utf-8", "backslashreplace").decode())
+    except OSError as error:
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())  # or the rest fails again when the interpreter ends
+        if error.errno != errno.EPIPE:
+            raise ValueError(f"stdout cannot be written ({error.strerror}); the results are in {saved}") from error
+
+
+def repair_streams() -> None:
+    """Make the standard streams safe: a closed one leads nowhere, and stderr that cannot be written ends no run.
+
+    With stderr closed (`2>&-`) the next file that is opened would get its number, and messages of libraries.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    elif isinstance(sys.stderr, io.TextIOWrapper):
+        raw = _Forgiving(sys.stderr)
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), sys.stderr.encoding, "backslashreplace", line_buffering=True)
+
+
+class _Forgiving(io.RawIOBase):
+    """A file descriptor whose writes always succeed: messages that nobody can read are dropped."""
+
+    def __init__(self, stream: IO[str]):
+        self.stream = stream  # kept, as its end would close the descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def write(self, data: Any) -> int:
+        try:
+            return os.write(self.fileno(), data)
+        except OSError:
+            return len(data)

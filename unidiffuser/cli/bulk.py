@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.captioned import picture_files
-from ..media.files import read_lines, write_text
-from ..media.formats import PICTURE_FORMATS
+from ..media.files import read_lines, shown, write_text
+from ..media.formats import PICTURE_FORMATS, is_picture_name
 from ..media.images import fit, open_image, save_png
-from ..media.results import Result, metadata
+from ..media.results import METADATA, Result, metadata
 from ..media.resume import check_settings, run_parts
 from ..options import Options, resolve
 from ..path import NoisePath
@@ -81,7 +81,8 @@ def picture_items(folder: Path, seed: int) -> list[Item]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of pictures at {folder}")
-    names = sorted(path.relative_to(folder).as_posix() for path in picture_files(folder))
+    files = (path for path in folder.rglob("*") if is_picture_name(path) and path.is_file())
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
     if not names:
         raise FileNotFoundError(f"{folder} holds no pictures ({', '.join(PICTURE_FORMATS)})")
     return [Item(k, name, seed + k, f"{name}.txt") for k, name in enumerate(names)]
@@ -112,7 +113,7 @@ def run_items(
         ValueError: the folder contains results of other settings or other items.
         OSError: a file cannot be written.
     """
-    digest = hashlib.sha256("\n".join(item.source for item in items).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(shown(item.source) for item in items).encode()).hexdigest()
     check_settings(out / "settings.json", {**settings, "items": len(items), "sources": digest, "group": group_size}, world)
     groups = [items[first : first + group_size] for first in range(0, len(items), group_size)]
     records = [out / ".parts" / f"{number:06d}.jsonl" for number in range(len(groups))]
@@ -131,10 +132,10 @@ def run_items(
 
 
 def _row(item: Item, error: str | None, out: Path) -> dict[str, Any]:
-    row = {"number": item.number, "source": item.source, "seed": item.seed}
+    row = {"number": item.number, "source": shown(item.source), "seed": item.seed}
     if error is not None:
         return {**row, "error": error}
-    return {**row, "file": item.file, "sha256": hashlib.sha256((out / item.file).read_bytes()).hexdigest()}
+    return {**row, "file": shown(item.file), "sha256": hashlib.sha256((out / item.file).read_bytes()).hexdigest()}
 
 
 def pictures_of(model: UniDiffuser, out: Path, options: Options, settings: Mapping[str, Any]) -> Work:
@@ -153,8 +154,11 @@ def pictures_of(model: UniDiffuser, out: Path, options: Options, settings: Mappi
     return work
 
 
-def captions_of(model: UniDiffuser, folder: Path, out: Path, options: Options) -> Work:
-    """The work of `unidiffuser caption`: a text file for each picture that can be opened."""
+def captions_of(model: UniDiffuser, folder: Path, out: Path, options: Options, search: Mapping[str, Any]) -> Work:
+    """The work of `unidiffuser caption`: a text file for each picture that can be opened.
+
+    With several candidates a JSON file beside it lists them and their scores. `search` is that of `decode_candidates`.
+    """
     chosen = resolve(options, model.config)
 
     def work(group: Sequence[Item]) -> list[str | None]:
@@ -173,12 +177,47 @@ def captions_of(model: UniDiffuser, folder: Path, out: Path, options: Options) -
             generators = _generators(readable)
             given = model.encode_images(squares, 1, chosen, generators)
             path = NoisePath.image_to_text(chosen["steps"], spacing=chosen["spacing"])
-            captions = model.decode_texts(model.run(path, given, chosen, generators), chosen)
-            for item, caption in zip(readable, captions, strict=True):
-                write_text(out / item.file, caption + "\n")
+            state = model.run(path, given, chosen, generators)
+            found = model.decode_candidates(state, chosen, **search, generator=generators)
+            for item, candidates in zip(readable, found, strict=True):
+                if len(candidates) > 1:
+                    rows = [{"caption": each.text, "score": each.score} for each in candidates]
+                    write_text((out / item.file).with_suffix(".json"), json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+                write_text(out / item.file, candidates[0].text + "\n")
         return errors
 
     return work
+
+
+def write_metadata(folder: Path, out: Path, manifest: Path) -> Path:
+    """List the captioned pictures in a metadata.jsonl of the output folder, as `train-lora` and `data encode` read them."""
+    path = out / METADATA
+    lines = []
+    for row in _captioned(manifest):
+        name = Path(os.path.relpath(folder / row["source"], out)).as_posix()
+        caption = (out / row["file"]).read_text(encoding="utf-8").strip()
+        lines.append(json.dumps({"file_name": name, "text": caption}, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+    return path
+
+
+def write_beside(folder: Path, out: Path, manifest: Path) -> list[Path]:
+    """Write each caption beside its picture, `a.txt` for `a.png`, where there is no such file yet."""
+    written = []
+    for row in _captioned(manifest):
+        path = (folder / row["source"]).with_suffix(".txt")
+        if path.exists():
+            log.warning("%s is there already and stays as it is", path)
+            continue
+        write_text(path, (out / row["file"]).read_text(encoding="utf-8"))
+        written.append(path)
+    return written
+
+
+def _captioned(manifest: Path) -> list[dict[str, Any]]:
+    """The rows of a manifest whose caption was written; without those of names that are no UTF-8, which JSON cannot hold."""
+    rows = [json.loads(line) for line in read_lines(manifest) if line]
+    return [row for row in rows if "error" not in row and (manifest.parent / row["file"]).is_file()]
 
 
 def _generators(group: Sequence[Item]) -> list[torch.Generator]:

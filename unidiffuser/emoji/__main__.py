@@ -1,9 +1,10 @@
-"""`python -m unidiffuser.emoji`: data, training stages, assembly and evaluation of the bundled model."""
+"""`python -m unidiffuser.emoji`: data, training and evaluation of the bundled model."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -16,38 +17,36 @@ app = typer.Typer(help="How the bundled model is made.", no_args_is_help=True, p
 @command("prepare", app)
 def prepare_pictures(
     out: Annotated[Path, typer.Argument(help="Folder to make: pictures, captions and the split.")] = Path("data/emoji"),
-    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.", min=16)] = 128,
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.", min=16)] = 256,
     workers: Annotated[int, typer.Option(help="Rendering processes.", min=1)] = 2,
 ) -> None:
     """Make the demonstration data: fetch the emoji sets with npm, render, caption and split them."""
     from .prepare import prepare
 
-    records = prepare(out, size, workers=workers)
-    typer.echo(f"{len(records)} pictures in {out}")
+    typer.echo(f"{prepare(out, size, workers=workers)} pictures in {out}")
 
 
 @command("train", app)
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file of one run; see unidiffuser/emoji/configs.")],
-    steps: Annotated[Optional[int], typer.Option(help="Replaces the config's number of steps.", min=1)] = None,  # noqa: UP045
-    out: Annotated[Optional[str], typer.Option(help="Replaces the config's folder.")] = None,  # noqa: UP045
+    recipe: Annotated[Path, typer.Argument(help="YAML file; unidiffuser/emoji/recipe.yaml is that for a data-centre GPU.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the sections; the finished model is OUT/model.safetensors.")],
+    quiet: Quiet = False,
 ) -> None:
-    """Train one stage, or resume an interrupted run."""
-    from ..cli.train import run_stage
-    from .stages import STAGES
+    """Make the model of a recipe. Started again, it skips finished sections and resumes the interrupted one.
 
-    run_stage(config, steps, out, STAGES)
+    On a machine with a GPU, both commands one after the other make a model and its table:
 
+    python -m unidiffuser.emoji train unidiffuser/emoji/recipe.yaml OUT
 
-@command("assemble", app)
-def assemble(
-    runs: Annotated[Path, typer.Argument(help="Folder of the runs autoencoder, encoders and captioner.")],
-    out: Annotated[Path, typer.Argument(help="The .safetensors file to write; the uvit stage starts from it.")],
-) -> None:
-    """Combine trained encoders into one checkpoint, ready for training the network."""
-    from .assemble import assemble as run
+    python -m unidiffuser.emoji evaluate unidiffuser/emoji/evaluation.yaml --model OUT/model.safetensors --out OUT/evaluation
+    """
+    from .recipe import Recipe
 
-    typer.echo(f"wrote {run(runs, out)}")
+    settings = Recipe.from_file(recipe)  # a mistake shows before torch is imported
+    from .sections import train_recipe
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    typer.echo(f"wrote {train_recipe(settings, out, progress=not quiet)}")
 
 
 @command("evaluate", app)

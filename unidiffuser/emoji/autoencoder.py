@@ -1,4 +1,4 @@
-"""Stage `autoencoder`: a small KL autoencoder behind a pixel-unshuffle stem.
+"""Training of the autoencoder: a small KL autoencoder behind a pixel-unshuffle stem.
 
 The stem folds p x p squares of pixels into channels, so nearly all work is done at 1/p of the resolution: several times faster
 to train and to decode on a CPU than the same layout on pixels, at equal quality of small pictures.
@@ -6,8 +6,9 @@ to train and to decode on a CPU than the same layout on pixels, at equal quality
 
 from __future__ import annotations
 
-import logging
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,19 @@ from ..checkpoints.config import VAEConfig
 from ..distributed import own_device
 from ..encoders.autoencoder import autoencoder_kl
 from ..evaluation.metrics import psnr
+from ..media.files import write_text
 from ..media.images import from_levels, to_images
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, generator_on, seeded_init
-from .image_folder import ImageFolder, training_set
-
-log = logging.getLogger(__name__)
+from .colours import fitted_palette
+from .image_folder import training_set, unseen_set
+from .options import Autoencoder
 
 LATENT = 4  # channels of the latents
 SCALE = 0.18215  # latents times this have unit variance (Stable Diffusion's convention)
 LEAST_LOGVAR = -30.0  # diffusers clamps there too
-PLAIN = 3  # channels that are the reduced picture itself under the option `plain`
-SIGNAL = 0.2  # fraction of a channel's variance that comes from the picture, below which the channel is only noise
+PLAIN = 3  # channels that are the reduced picture itself
+CLEAN = 0.25  # fraction of a batch without noise on the latents
 KL_WEIGHT, EDGE_WEIGHT = 1e-6, 0.5
 
 
@@ -102,15 +104,6 @@ class PatchedAutoencoder(nn.Module):
         post.bias += (post.weight[:, :, 0, 0] * shift).sum(1)
         post.weight /= scale.view(1, -1, 1, 1)
 
-    @torch.no_grad()
-    def silence(self, channel: int) -> None:
-        """Make a channel of the latents exactly 0, and the decoder ignore it."""
-        quant, post = self.kl.quant_conv, self.kl.post_quant_conv
-        for row in (channel, channel + LATENT):
-            quant.weight[row] = 0
-        quant.bias[channel], quant.bias[channel + LATENT] = 0, LEAST_LOGVAR
-        post.weight[:, channel] = 0
-
 
 def reduced(pixels: Tensor, factor: int) -> Tensor:
     """Pictures (B, 3, H, W) at 1 / factor of their sides, averaged over squares."""
@@ -148,47 +141,34 @@ def principal_colours(pixels: Tensor) -> tuple[Tensor, Tensor]:
 class AutoencoderStage(TrainingStage):
     """Trains an autoencoder on an image folder.
 
-    Options:
-        data, where, image_size: image folder, record filter, side in pixels.
-        patch_size, channels, layers: see `vae_config`.
-        mse_weight: weight of the squared error beside the L1 error; 1 when absent.
-        plain: weight of a term that makes the first three latent channels the picture itself, reduced to their resolution, in
-            its principal colours, and keeps the fourth at mean 0 and variance 1. Flat areas stay flat in such latents, so a
-            network has less to learn; the fourth channel keeps detail for the decoder. 0 when absent.
-        noise: largest standard deviation of noise on the latents (of unit variance); a batch has all levels, and a quarter of
-            it none. Needs `plain`, or the latents would grow until the noise is negligible.
-        test: record filter of the samples and of `psnr.txt`; validation pairs and held-out concepts when absent.
-        start_of: folder of a finished run of the same sizes to go on from.
+    A term of the loss makes the first three latent channels the picture itself, reduced to their resolution, in its principal
+    colours, and keeps the fourth at mean 0 and variance 1. Flat areas stay flat in such latents, so a network has less to
+    learn; the fourth channel keeps detail for the decoder. Without it, noise on the latents would make them grow.
+
+    Args:
+        config: settings of the run.
+        options: those of the section `autoencoder`.
+        data: the image folder.
     """
 
     model: PatchedAutoencoder
 
-    def __init__(self, config: TrainConfig):
-        options = config.options
-        sizes = vae_config(options["image_size"], options["patch_size"], options["channels"], options["layers"])
+    def __init__(self, config: TrainConfig, options: Autoencoder, data: Path):
+        self.out, self.options, self.seed = Path(config.out), options, config.seed
+        self.sizes = vae_config(options.image_size, options.patch_size, options.channels, options.layers)
+        self.downscale = self.sizes.downscale
         with seeded_init(config.seed):
-            self.model = PatchedAutoencoder(sizes)
+            self.model = PatchedAutoencoder(self.sizes)
         if own_device().type == "cuda":  # bf16 convolutions are faster with their channels last there
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-        self.downscale = sizes.downscale
-        if "start_of" in options:
-            state = torch.load(Path(options["start_of"]) / "autoencoder.pt", map_location="cpu", weights_only=True)
-            self.model.load_state_dict(state)
-        self.train_set = training_set(options)
-        try:
-            unseen = {"split": ["validation", "heldout_concept"]}
-            self.test_set = ImageFolder(options["data"], options["image_size"], options.get("test", unseen))
-        except ValueError:  # a folder without splits is measured on its training pictures
-            self.test_set = self.train_set
+        self.train_set = training_set(data, options.image_size, options.where)
+        self.test_set = unseen_set(data, options.image_size, options.palette.styles) or self.train_set
         self.size = len(self.train_set)
-        self.mse_weight = options.get("mse_weight", 1.0)
-        self.plain, self.noise = float(options.get("plain", 0.0)), float(options.get("noise", 0.0))
-        if self.noise and not self.plain:
-            raise ValueError("noise needs plain: latents without a fixed variance would grow until the noise is negligible")
-        if self.plain:
-            some = torch.randperm(self.size, generator=torch.Generator().manual_seed(0))[:1024]
-            self.colours = principal_colours(reduced(self.train_set.pixels(some), self.downscale))
-        self.out = Path(config.out)
+        self.colours = principal_colours(reduced(self.train_set.pixels(self._some(1024)), self.downscale))
+
+    def _some(self, count: int) -> Tensor:
+        """Indices of this many random pictures, always the same."""
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(0))[:count]
 
     def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
         return {"levels": self.train_set.levels(indices)}
@@ -201,20 +181,17 @@ class AutoencoderStage(TrainingStage):
         return F.mse_loss(scaled[:, :PLAIN], wanted) + ((others.var(1) - 1).square() + others.mean(1).square()).sum()
 
     def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Reconstruction error, a small KL term that bounds the latents, and the term of `plain`."""
+        """Reconstruction error, a small KL term that bounds the latents, and the term of the plain channels."""
         pixels = from_levels(batch["levels"])
         generator = generator_on(pixels.device, generator)
         shape = (len(pixels), LATENT, *(side // self.downscale for side in pixels.shape[2:]))
         noise = torch.randn(shape, generator=generator, device=generator.device)
-        spread = noise_levels(len(pixels), self.noise, 0.25, generator) if self.noise else None
+        spread = noise_levels(len(pixels), self.options.noise, CLEAN, generator)
         mean, logvar, decoded = model(pixels, noise, spread)
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).sum((1, 2, 3)).mean()
-        terms = reconstruction_loss(decoded.float(), pixels, self.mse_weight)
-        terms = terms | {"loss": terms["loss"] + KL_WEIGHT * kl, "kl": kl}
-        if self.plain:
-            terms["plain"] = self._plain_loss(SCALE * mean.float(), pixels)
-            terms["loss"] = terms["loss"] + self.plain * terms["plain"]
-        return terms
+        terms = reconstruction_loss(decoded.float(), pixels, self.options.mse_weight)
+        plain = self._plain_loss(SCALE * mean.float(), pixels)
+        return terms | {"loss": terms["loss"] + KL_WEIGHT * kl + plain, "kl": kl, "plain": plain}
 
     def sample(self, model: Any) -> Any:
         """Test pictures and their reconstructions; their mean PSNR is appended to `psnr.txt`."""
@@ -234,10 +211,9 @@ class AutoencoderStage(TrainingStage):
 
     @torch.no_grad()
     def export(self, model: Any) -> None:
-        """Write `autoencoder.pt`, its latents normalised to SD's convention (unit variance after x 0.18215).
+        """Write `autoencoder.pt` (weights, with a fitted palette) and `autoencoder.json` (sizes).
 
-        The KL term can make the encoder give up a channel. Such a channel would be pure noise, which no network can predict;
-        it is set to 0 instead.
+        The latents are normalised to SD's convention: unit variance after x 0.18215.
         """
         means = []
         for chunk in torch.arange(min(self.size, 4096)).split(64):
@@ -246,8 +222,25 @@ class AutoencoderStage(TrainingStage):
         stacked = torch.cat(means, dim=2)
         shift, signal, noise = stacked[0].mean(1), stacked[0].var(1), stacked[1].square().mean(1)
         model.rescale(1 / ((signal + noise).sqrt() * SCALE), shift)
-        for channel in (signal / (signal + noise) < SIGNAL).nonzero().flatten().tolist():
-            log.info("latent channel %d carries nothing of the picture and is set to 0", channel)
-            model.silence(channel)
-        state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-        torch.save(state, self.out / "autoencoder.pt")
+        palette = fitted_palette(self.train_set, self.options.palette.styles, self.options.palette.colours, self.seed)
+        config = replace(
+            self.sizes,
+            palette={"manners": list(self.options.palette.styles), "colours": self.options.palette.colours},
+            preview_rgb=self._preview(model),
+        )
+        weights = model.kl.state_dict() | {f"palette.{name}": value for name, value in palette.state_dict().items()}
+        torch.save({name: value.cpu().contiguous() for name, value in weights.items()}, self.out / "autoencoder.pt")
+        sizes = {"vae": asdict(config), "image_size": self.options.image_size}
+        write_text(self.out / "autoencoder.json", json.dumps(sizes))
+
+    def _preview(self, model: Any) -> dict[str, Any]:
+        """The linear map from scaled latents to reduced pictures that fits best, for previews: "factors" and "bias"."""
+        latents, colours = [], []
+        for chunk in self._some(256).split(64):
+            pixels = self.train_set.pixels(chunk).to(model.kl.quant_conv.weight.device)
+            latents.append(SCALE * model.moments(pixels)[0].movedim(1, 3).flatten(0, 2))
+            colours.append(reduced(pixels, self.downscale).movedim(1, 3).flatten(0, 2))
+        rows = torch.cat(latents).cpu()
+        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1).double()
+        (*factors, bias) = torch.linalg.lstsq(rows, torch.cat(colours).cpu().double()).solution.tolist()
+        return {"factors": [[round(x, 4) for x in row] for row in factors], "bias": [round(x, 4) for x in bias]}

@@ -1,4 +1,4 @@
-"""Stage `captioner`: the caption decoder, trained to reconstruct captions with CLIP frozen (paper, section 5.1).
+"""Training of the caption decoder: it reconstructs captions, with CLIP frozen (paper, section 5.1).
 
 It also defines the text latent, Linear(CLIP width -> hidden_dim). Two things make that latent a good diffusion target for a
 small model: it is normalised to zero mean and unit variance per dimension, and noise is added before decoding, so the Linear
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from ..checkpoints.config import CaptionConfig
 from ..checkpoints.tokenizers import STOP, BytePairTokenizer
 from ..encoders.captions import CaptionDecoder
+from ..media.files import write_text
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, seeded_init
 from .image_folder import training_set
-from .towers import load_clip
+from .options import Captioner
+from .text_encoder import load_text_encoder
 from .vocabulary import gpt2_vocabulary
 
 
@@ -44,42 +46,35 @@ class NoisyCaptioner(nn.Module):
 class CaptionerStage(TrainingStage):
     """Trains a caption decoder on the captions of an image folder.
 
-    Options:
-        data, where, image_size: image folder, record filter, side in pixels.
-        encoders: folder of a finished run of the stage `encoders`.
-        vocabulary_size: of the byte-pair vocabulary that is trained on the captions.
-        hidden_dim: size of a text latent's vectors.
-        width, layers: of the GPT-2 decoder.
-        max_new_tokens: of a caption, the stop token included.
-        noise: largest standard deviation of noise on the normalised text latents.
+    Args:
+        config: settings of the run.
+        options: those of the section `captioner`.
+        data: the image folder.
+        text_encoder: folder of the finished run of `TextEncoderStage`.
     """
 
-    def __init__(self, config: TrainConfig):
-        options = config.options
-        self.out = Path(config.out)
-        clip, clip_tokenizer, sizes = load_clip(Path(options["encoders"]))
-        length, prefix_dim = sizes["clip_text"]["max_position_embeddings"], sizes["clip_text"]["hidden_size"]
-        images = training_set(options)
-        self.texts = sorted({text for record in images.records for text in record["text"]})
+    def __init__(self, config: TrainConfig, options: Captioner, data: Path, text_encoder: Path):
+        self.out, self.noise = Path(config.out), options.noise
+        clip, clip_tokenizer, clip_sizes = load_text_encoder(text_encoder)
+        length = clip_sizes["max_position_embeddings"]
+        records = training_set(data, 1, options.where).records
+        self.texts = sorted({text for record in records for text in record["text"]})
         self.size = len(self.texts)
-        spec = gpt2_vocabulary(self.texts, options["vocabulary_size"])
-        self.tokenizer = BytePairTokenizer.from_spec(spec)
+        self.tokenizer = BytePairTokenizer.from_spec(spec := gpt2_vocabulary(self.texts, options.vocabulary_size))
         stop = spec["vocab"][STOP]
         with torch.no_grad():
             ids = clip_tokenizer(self.texts, length)
-            self.hidden = torch.cat([clip.text_model(input_ids=chunk).last_hidden_state for chunk in ids.split(256)])
-        rows = [[*self.tokenizer.encode(text)[: options["max_new_tokens"] - 1], stop] for text in self.texts]
+            self.hidden = torch.cat([clip(input_ids=chunk).last_hidden_state for chunk in ids.split(256)])
+        rows = [[*self.tokenizer.encode(text)[: options.max_new_tokens - 1], stop] for text in self.texts]
         width = max(map(len, rows))
         self.tokens = torch.tensor([row + [-100] * (width - len(row)) for row in rows])  # -100: no loss
-        self.stop = stop
-        self.noise = options.get("noise", 0.8)
         self.config = CaptionConfig(
             gpt2={
                 "vocab_size": len(self.tokenizer),
-                "n_positions": length + options["max_new_tokens"],
-                "n_embd": options["width"],
-                "n_layer": options["layers"],
-                "n_head": max(1, options["width"] // 64),
+                "n_positions": length + options.max_new_tokens,
+                "n_embd": options.width,
+                "n_layer": options.layers,
+                "n_head": max(1, options.width // 64),
                 "activation_function": "gelu_new",
                 "layer_norm_epsilon": 1e-5,
                 "attn_pdrop": 0.0,
@@ -87,10 +82,10 @@ class CaptionerStage(TrainingStage):
                 "resid_pdrop": 0.0,
             },
             prefix_length=length,
-            prefix_dim=prefix_dim,
-            hidden_dim=options["hidden_dim"],
+            prefix_dim=clip_sizes["hidden_size"],
+            hidden_dim=options.hidden_dim,
             stop_token_id=stop,
-            max_new_tokens=options["max_new_tokens"],
+            max_new_tokens=options.max_new_tokens,
         )
         with seeded_init(config.seed):
             self.model = NoisyCaptioner(CaptionDecoder(self.config, self.tokenizer))
@@ -111,14 +106,14 @@ class CaptionerStage(TrainingStage):
     @torch.no_grad()
     def export(self, model: Any) -> None:
         """Write `caption.pt`, with the normalisation folded into `encode_prefix`, `caption.json` and `result.json`."""
-        model = model.decoder
-        latents = model.encode_prefix(self.hidden)
+        decoder = model.decoder
+        hidden = self.hidden.to(decoder.encode_prefix.weight.device)
+        latents = decoder.encode_prefix(hidden)
         mean, std = latents.mean((0, 1)), latents.std((0, 1))
-        model.encode_prefix.weight /= std[:, None]
-        model.encode_prefix.bias.sub_(mean).div_(std)
-        torch.save(model.state_dict(), self.out / "caption.pt")
-        sizes = {**vars(self.config), "tokenizer": self.tokenizer.spec}
-        (self.out / "caption.json").write_text(json.dumps(sizes), encoding="utf-8")
-        decoded = model.decode(model.encode_prefix(self.hidden[:512]), beams=3)
+        decoder.encode_prefix.weight /= std[:, None]
+        decoder.encode_prefix.bias.sub_(mean).div_(std)
+        torch.save({name: value.cpu() for name, value in decoder.state_dict().items()}, self.out / "caption.pt")
+        write_text(self.out / "caption.json", json.dumps({**vars(self.config), "tokenizer": self.tokenizer.spec}))
+        decoded = decoder.decode(decoder.encode_prefix(hidden[:512]), beams=3)
         exact = sum(c[0].text == t for c, t in zip(decoded, self.texts[:512], strict=True)) / min(512, self.size)
-        (self.out / "result.json").write_text(json.dumps({"exact": exact, "texts": self.size}), encoding="utf-8")
+        write_text(self.out / "result.json", json.dumps({"exact": exact, "texts": self.size}))

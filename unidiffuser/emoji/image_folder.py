@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..data.captioned import INDEX, Pair, matches, read_listed
 from ..media.images import fit, from_levels
+
+CONCEPT, STYLE = "label", "style"  # fields of the records
 
 
 class ImageFolder:
@@ -66,7 +68,25 @@ class ImageFolder:
         return np.asarray(image if image.size == (self.size,) * 2 else fit(image, self.size, self.size))
 
 
-def training_set(options: dict[str, Any]) -> ImageFolder:
-    """The pictures that a stage trains on: options "data", "image_size" and "where", with the split "train" or without one."""
-    where = {**options.get("where", {}), "split": ["train", None]}
-    return ImageFolder(options["data"], options["image_size"], where)
+def training_set(folder: str | Path, size: int, where: Mapping[str, Any]) -> ImageFolder:
+    """The pictures that a stage trains on: those of the split `train`, or without one, that match the filter."""
+    return ImageFolder(folder, size, {**where, "split": ["train", None]})
+
+
+def unseen_set(folder: str | Path, size: int, styles: Sequence[str]) -> ImageFolder | None:
+    """Pictures of concepts that no part is trained on, in these styles; None if the folder has none."""
+    try:
+        return ImageFolder(folder, size, {"split": "heldout_concept", STYLE: styles})
+    except ValueError:
+        return None
+
+
+def field_of(images: ImageFolder, name: str) -> list[str]:
+    """A field of all records.
+
+    Raises:
+        ValueError: records without it.
+    """
+    if missing := sum(name not in record for record in images.records):
+        raise ValueError(f"{missing} records of {images.folder} have no {name!r}, which the recipe needs; add it to {INDEX}")
+    return [record[name] for record in images.records]

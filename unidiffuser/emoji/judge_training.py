@@ -103,7 +103,7 @@ def _train_concepts(judge: Judge, pairs: Sequence[Pair], batch: int, seed: int, 
         return augment(as_float(images, chosen), generator), targets[chosen]
 
     def logits(pictures: Tensor) -> Tensor:
-        with restyle.during([(slice(None), RESTYLED)], generator):
+        with restyle.during(RESTYLED, generator):
             return judge.concept_logits(pictures)
 
     hook = judge.stem.register_forward_hook(restyle)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,8 +14,11 @@ from ..encoders.autoencoder import Autoencoder
 from ..encoders.clip import ImageTokenEncoder, TextEncoder
 from ..media.images import to_images, to_levels
 from ..streams import Streams
-from ..training.augment import augmented
+from .colours import style_numbers
 from .image_folder import ImageFolder
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""Augmentation of pictures (B, 3, H, W) in [-1, 1], with a generator on the CPU."""
 
 
 class Latents:
@@ -25,20 +28,18 @@ class Latents:
         checkpoint: its autoencoder and encoders.
         images: N pictures with captions.
         versions: V, latents of each picture: as it is, and V - 1 augmented ones.
-        strength: arguments of `augmented` ("place", "colour" ...).
+        augment: makes these.
         seed: of the augmentation.
         batch_size: pictures encoded at once.
         device: of the encoders and of the latents.
-        style_field: field of the records that names the style, for an autoencoder with a palette. The latents then carry the
-            code of that style instead of the one that the palette recognises in the picture.
 
     Attributes:
         mean, std: (N V, C, H/8, W/8) of the autoencoder's posterior, scaled. Image latents are sampled from it at every draw.
+            With a palette they carry the code of the record's style instead of the one recognised in the picture.
         clip_img: (N V, 1, D) CLIP image tokens. Rows i V ... of these three are the versions of picture i.
         text: (T, L, text_dim), one text latent for each distinct caption.
         captions: (N, forms) rows of `text` with the captions of each picture; a picture with fewer repeats its last.
-        styles: (N, M), one-hot styles of the palette, 0 where a record names none of them; None without a palette or a
-            `style_field`.
+        styles: (N, M), one-hot styles of the palette, 0 where a record names none of them; None without a palette.
         records: the N records of the image folder.
     """
 
@@ -48,11 +49,10 @@ class Latents:
         images: ImageFolder,
         *,
         versions: int = 1,
-        strength: Mapping[str, Any] | None = None,
+        augment: Augment = lambda pixels, _: pixels,
         seed: int = 0,
         batch_size: int = 32,
         device: torch.device | str = "cpu",
-        style_field: str | None = None,
     ):
         self.versions, self.records = versions, images.records
         generator = torch.Generator().manual_seed(seed)
@@ -63,7 +63,7 @@ class Latents:
         with torch.no_grad():
             for chunk in tqdm(torch.arange(len(images)).split(batch_size), desc="encode", leave=False):
                 originals = images.pixels(chunk).to(device)
-                changed = [augmented(originals, generator, **(strength or {})) for _ in range(versions - 1)]
+                changed = [augment(originals, generator) for _ in range(versions - 1)]
                 pixels = torch.stack([originals, *changed], dim=1).flatten(0, 1)
                 mean, std = self.autoencoder.posterior(pixels)
                 means.append(mean)
@@ -82,20 +82,16 @@ class Latents:
         self.captions = torch.tensor(
             [[numbers[r["text"][min(k, len(r["text"]) - 1)]] for k in range(forms)] for r in images.records], device=device
         )
-        self.styles = self._styles(checkpoint, style_field)
-        if self.styles is not None:
+        self.styles: Tensor | None = None
+        if checkpoint.config.vae.palette is not None:
+            names = checkpoint.config.vae.palette["manners"]
+            numbers_of_styles = style_numbers(images, names).to(device)
+            self.styles = F.one_hot(numbers_of_styles, len(names) + 1)[:, :-1].to(self.mean.dtype)
             every = torch.arange(len(self.mean), device=device)
             self.mean = self.with_style_code(self.mean, every // versions)
 
-    def _styles(self, checkpoint: Checkpoint, field: str | None) -> Tensor | None:
-        palette = checkpoint.config.vae.palette
-        if palette is None or field is None:
-            return None
-        named = [[record.get(field) == style for style in palette["manners"]] for record in self.records]
-        return torch.tensor(named, dtype=self.mean.dtype, device=self.mean.device)
-
     def with_style_code(self, img: Tensor, index: Tensor | None) -> Tensor:
-        """Latents (B, C, H, W) with the style codes of the pictures `index` (B,), or with none; unchanged without styles."""
+        """Latents (B, C, H, W) with the style codes of the pictures `index` (B,), or with none; unchanged without a palette."""
         if self.styles is None or self.autoencoder.palette is None:
             return img
         palette = self.autoencoder.palette

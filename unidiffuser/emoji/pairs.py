@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..schedule import NUM_LABELS, half_logsnr
+from ..schedule import half_logsnr
 from ..streams import MODALITY_OF, Streams
 from .groups import GroupSampler
+from .image_folder import CONCEPT, STYLE
 from .latents import Latents
+from .network_options import Drawing
 
 
 def where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -20,42 +21,41 @@ def where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(condition.view(-1, *[1] * (yes.ndim - 1)), yes, no)
 
 
-def form_weights(given: list[float] | None, forms: int, name: str) -> Tensor:
-    """Relative probability (forms,) of each caption form; equal when None.
+def form_weights(with_style: float, forms: int) -> Tensor:
+    """Relative probability (forms,) of captions with the style, the first form, and of those without it.
 
     Raises:
-        ValueError: not one number for each form; the text has the option's name.
+        ValueError: the pictures have more than two captions, or one where both are needed.
     """
-    weights = torch.tensor([1.0] * forms if given is None else [float(weight) for weight in given])
-    if len(weights) != forms:
-        raise ValueError(f"{name} has {len(weights)} entries, but the pictures have {forms} captions each")
-    return weights
+    if forms == 1 and with_style == 1:
+        return torch.ones(1)
+    if forms != 2:
+        raise ValueError(
+            f"the pictures have up to {forms} captions each; `with_style` {with_style:g} needs two, with and without the style"
+        )
+    return torch.tensor([with_style, 1 - with_style])
 
 
 class CaptioningPairs:
-    """Pairs for the part of a batch with clean pictures, from which the network learns captions.
+    """Pairs for the part of a batch with clean pictures, from which the network learns captions with the style.
 
     Args:
         latents: of the pictures.
-        options: "swap", "swap_within" and "caption_shares" of the stage's option "captioning", see `UViTStage`.
-        forms: relative probability of each caption form where "caption_shares" is absent.
+        other_latent: see `recipe.Captioning`.
     """
 
-    OPTIONS = frozenset({"swap", "swap_within", "caption_shares"})
-
-    def __init__(self, latents: Latents, options: Mapping[str, Any], forms: Tensor):
-        self.latents = latents
-        self.forms = form_weights(options.get("caption_shares", forms.tolist()), len(forms), "caption_shares of captioning")
-        self.swap = float(options.get("swap", 0.0))
-        self.groups = GroupSampler([record.get(options.get("swap_within", "style")) for record in latents.records])
+    def __init__(self, latents: Latents, other_latent: float):
+        self.latents, self.other_latent = latents, other_latent
+        self.forms = form_weights(1.0, latents.captions.shape[1])
+        self.groups = GroupSampler([record.get(STYLE) for record in latents.records])
 
     def draw(self, count: int, generator: torch.Generator) -> Streams:
-        """Random pairs; a fraction `swap` of them has the image latent of another picture of the same group."""
+        """Random pairs; a fraction `other_latent` of them has the image latent of another picture in the same style."""
         index = self.latents.draw_index(count, generator)
         pairs = self.latents.draw(index, self.forms, generator)
-        if not self.swap:
+        if not self.other_latent:
             return pairs
-        swapped = torch.rand(count, generator=generator, device=generator.device) < self.swap
+        swapped = torch.rand(count, generator=generator, device=generator.device) < self.other_latent
         others = self.latents.draw(self.groups.to(generator.device).draw(index, generator), self.forms, generator)
         return pairs.replace(img=where(swapped, others.need("img"), pairs.need("img")))
 
@@ -68,95 +68,79 @@ class Drawn:
         pairs: B pairs.
         index: (B,) their pictures.
         used: (B,), True for items of the stage's batch that these pairs replace.
-        changed: (B,), True where the picture may be augmented.
-        repainted: (B,), True where the noisy picture is to be that of another one.
+        changed: (B,), True where the picture may be mirrored and shifted.
+        other_start: (B,), True where the noisy picture is to be that of another one.
     """
 
     pairs: Streams
     index: Tensor
     used: Tensor
     changed: Tensor
-    repainted: Tensor
+    other_start: Tensor
 
 
 class DrawingPairs:
     """Pairs for the part of a batch with clean captions, from which the network learns to draw.
 
     Args:
-        latents: of the pictures.
-        options: those of the stage's option "drawing" (`OPTIONS`), see `UViTStage`.
-        forms: relative probability of each caption form where "caption_shares" is absent.
-        seed: chooses the pictures that are set aside for "borrow".
+        latents: of the pictures, each as it is and mirrored.
+        options: those of the section `network.drawing`.
+        seed: chooses the pictures whose captions are shown with another one.
     """
 
-    OPTIONS = frozenset(
-        {"share", "share_below", "changed_below", "shift", "repaint", "repaint_within", "repaint_from"}
-        | {"borrow", "caption_shares", "mixed_shares"}
-    )
-
-    def __init__(self, latents: Latents, options: Mapping[str, Any], forms: Tensor, seed: int):
-        self.latents = latents
-        self.fraction = float(options.get("share", 1.0))
-        self.fraction_below = float(options.get("share_below", self.fraction))
-        self.changed_below = int(options.get("changed_below", NUM_LABELS + 1))
-        self.shift = int(options.get("shift", 0))
-        self.repaint, self.repaint_from = float(options.get("repaint", 0.0)), int(options.get("repaint_from", 1))
-        self.forms = form_weights(options.get("caption_shares", forms.tolist()), len(forms), "caption_shares of drawing")
-        self.mixed_forms = form_weights(options.get("mixed_shares", self.forms.tolist()), len(forms), "mixed_shares of drawing")
-        self.groups = GroupSampler([record.get(options.get("repaint_within", "label")) for record in latents.records])
-        self.aside: Tensor | None = None
-        if borrow := float(options.get("borrow", 0.0)):
-            by_chance = torch.rand(len(latents.records), generator=torch.Generator().manual_seed(seed)) < borrow
-            self.aside = by_chance & (self.groups.counts[self.groups.groups] > 1)
+    def __init__(self, latents: Latents, options: Drawing, seed: int):
+        self.latents, self.options = latents, options
+        self.forms = form_weights(options.with_style, latents.captions.shape[1])
+        self.with_style = form_weights(1.0, latents.captions.shape[1])
+        self.groups = GroupSampler([record.get(CONCEPT) for record in latents.records])
+        by_chance = torch.rand(len(latents.records), generator=torch.Generator().manual_seed(seed)) < options.other_picture
+        self.lent = by_chance & (self.groups.counts[self.groups.groups] > 1)  # captions shown with another picture
 
     def draw(self, labels: Mapping[str, Tensor], generator: torch.Generator) -> Drawn:
         """Pairs for a batch with these labels, "img" and "text", (B,) each."""
-        count, device = len(labels["img"]), generator.device
+        count, device, given = len(labels["img"]), generator.device, self.options
         self._to(device)
         index = self.latents.draw_index(count, generator)
-        below = labels["img"] < self.changed_below
+        below = labels["img"] < given.changed_below
         chance = torch.rand(count, generator=generator, device=device)
-        used = (labels["text"] == 0) & (chance < torch.where(below, self.fraction_below, self.fraction))
-        repainted = torch.zeros_like(used)
-        if self.repaint:
-            chance = torch.rand(count, generator=generator, device=device)
-            repainted = (chance < self.repaint) & used & (labels["img"] >= self.repaint_from)
-        changed = below & ~repainted
-        mixed = repainted if self.aside is None else repainted | self.aside[index]
-        pairs = self.latents.draw(index, torch.where(mixed[:, None], self.mixed_forms, self.forms), generator, changed)
-        if self.aside is not None:
-            pairs = self._borrowed(pairs, index, self.aside[index], changed, generator)
-        if self.shift:
+        used = (labels["text"] == 0) & (chance < torch.where(below, given.fraction_below, given.fraction))
+        chance = torch.rand(count, generator=generator, device=device)
+        other_start = (chance < given.other_start) & used & (labels["img"] >= given.other_start_from)
+        changed, lent = below & ~other_start, self.lent[index]
+        forms = torch.where((other_start | lent)[:, None], self.with_style, self.forms)
+        pairs = self._lent(self.latents.draw(index, forms, generator, changed), index, lent, changed, generator)
+        if given.shift:
             # Shifted without the code: a repeated border would spoil it.
             bare = self.latents.with_style_code(pairs.need("img"), None)
-            moved = self.latents.with_style_code(shifted(bare, self.shift, generator), index)
+            moved = self.latents.with_style_code(shifted(bare, given.shift, generator), index)
             pairs = pairs.replace(img=where(changed, moved, pairs.need("img")))
-        return Drawn(pairs, index, used, changed, repainted)
+        return Drawn(pairs, index, used, changed, other_start)
 
-    def _borrowed(self, pairs: Streams, index: Tensor, aside: Tensor, changed: Tensor, generator: torch.Generator) -> Streams:
-        """The pairs, but those set aside with another picture of their group, in the style code of their own."""
+    def _lent(self, pairs: Streams, index: Tensor, lent: Tensor, changed: Tensor, generator: torch.Generator) -> Streams:
+        """The pairs, where `lent` with another picture of the same concept in the style code of their own."""
+        if not self.options.other_picture:
+            return pairs
         others = self.latents.draw(self.groups.draw_other(index, generator), self.forms, generator, changed)
         img = self.latents.with_style_code(others.need("img"), index)
         return pairs.replace(
-            img=where(aside, img, pairs.need("img")),
-            clip_img=where(aside, others.need("clip_img"), pairs.need("clip_img")),
+            img=where(lent, img, pairs.need("img")),
+            clip_img=where(lent, others.need("clip_img"), pairs.need("clip_img")),
         )
 
-    def repainted_noise(
+    def noise(
         self, drawn: Drawn, clean: Streams, noise: Streams, labels: Mapping[str, Tensor], generator: torch.Generator
     ) -> Streams:
-        """The noise, where repainted such that the noisy picture is that of another picture of the same group."""
-        if not self.repaint:
+        """The noise, at `other_start` such that the noisy picture is that of another picture of the same concept."""
+        if not self.options.other_start:
             return noise
-        begun = self.latents.draw(self.groups.draw(drawn.index, generator), self.forms, generator, drawn.changed)
-        towards = noise_of_another(clean, begun, noise, labels)
+        start = self.latents.draw(self.groups.draw(drawn.index, generator), self.forms, generator, drawn.changed)
+        towards = noise_of_another(clean, start, noise, labels)
         names = ("img", "clip_img")
-        return noise.replace(**{name: where(drawn.repainted, towards.need(name), noise.need(name)) for name in names})
+        return noise.replace(**{name: where(drawn.other_start, towards.need(name), noise.need(name)) for name in names})
 
     def _to(self, device: torch.device) -> None:
         self.groups.to(device)
-        self.forms, self.mixed_forms = self.forms.to(device), self.mixed_forms.to(device)
-        self.aside = None if self.aside is None else self.aside.to(device)
+        self.forms, self.with_style, self.lent = (x.to(device) for x in (self.forms, self.with_style, self.lent))
 
 
 def shifted(x: Tensor, cells: int, generator: torch.Generator) -> Tensor:

@@ -22,8 +22,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..data.captioned import INDEX
+from ..media.files import write_text
 from ..media.images import open_image
-from .packages import MORE_PACKAGES, PACKAGES, STYLES, download, icon_names, icon_svgs, read_labels, render
+from .packages import LABELS_PACKAGE, MORE_PACKAGES, PACKAGES, STYLES, download, icon_names, icon_svgs, read_labels, render
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ SPLIT_SEED = 20230312  # never change it: the published split depends on it
 HELDOUT_FRACTION, VALIDATION_FRACTION, HELDOUT_CONCEPTS = 0.10, 0.05, 60
 COPY_DISTANCE = 0.06  # mean difference of thumbnails, in [0, 1], below which a picture is a copy
 CONCEPTS_FILE = Path(__file__).with_name("concepts.txt")
+SIZE = 256  # pixels, the bundled model's own size
+RECORD = "prepared.json"  # how the folder was made; complete as soon as the index is there
 SPLIT_FILE = Path(__file__).with_name("split.csv")  # every pair that is not for training
 
 
@@ -125,8 +129,8 @@ def split_rows(splits: dict[tuple[str, str], str]) -> list[str]:
     return [f"{base},{style},{split}" for (base, style), split in sorted(splits.items()) if split != "train"]
 
 
-def prepare(out: Path, size: int = 128, packages: Path | None = None, workers: int = 2) -> list[Record]:
-    """Download, render and caption everything; write `metadata.jsonl` and `images/`.
+def prepare(out: Path, size: int = SIZE, packages: Path | None = None, workers: int = 2) -> int:
+    """Download, render and caption everything; write `metadata.jsonl` and `images/`. A finished folder is left as it is.
 
     Args:
         out: the image folder to make.
@@ -134,9 +138,19 @@ def prepare(out: Path, size: int = 128, packages: Path | None = None, workers: i
         packages: folder of the npm packages; `out/packages` when absent.
         workers: rendering processes.
 
+    Returns:
+        the number of pictures.
+
     Raises:
-        ValueError: the packages give another split than the published one.
+        ValueError: the folder has other pictures; or the packages give another split than the published one.
     """
+    settings = {"size": size, "packages": [*PACKAGES.values(), *MORE_PACKAGES.values(), LABELS_PACKAGE]}
+    if (out / INDEX).is_file():
+        found = json.loads((out / RECORD).read_text(encoding="utf-8")) if (out / RECORD).is_file() else {}
+        if {name: found.get(name) for name in settings} != settings:
+            how = f"pictures of {found['size']} px" if "size" in found else "pictures made otherwise"
+            raise ValueError(f"{out} has {how}, not {size} px of these packages; remove it, or name another folder")
+        return int(found["pictures"])
     packages = packages or out / "packages"
     download(packages)
     labels = read_labels(packages)
@@ -176,10 +190,6 @@ def prepare(out: Path, size: int = 128, packages: Path | None = None, workers: i
                 **labels[code],
             )
         )
-    partial = out / "metadata.jsonl.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-    partial.replace(out / "metadata.jsonl")
-    log.info("%d pictures in %s", len(records), out)
-    return records
+    write_text(out / RECORD, json.dumps(settings | {"pictures": len(records)}))
+    write_text(out / INDEX, "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records))
+    return len(records)

@@ -1,4 +1,4 @@
-"""MixStyle: feature statistics are exchanged between pictures, so that a classifier of things ignores style."""
+"""MixStyle: feature statistics exchanged between pictures, so that a classifier of concepts ignores style."""
 
 from __future__ import annotations
 
@@ -14,31 +14,28 @@ from torch import Tensor, nn
 class Restyle:
     """MixStyle (Zhou et al., arXiv 2104.02008) as a forward hook of an early layer with outputs (B, C, H, W).
 
-    The mean and deviation of early features carry the style of a picture, their layout the thing. An encoder trained on a thing
-    with the statistics of every style recognises it in a style where it has never been trained on it. The hook does nothing
-    outside `during`.
+    The mean and deviation of early features carry the style of a picture, their layout the concept. An encoder trained on a
+    concept with the statistics of every style recognises it in a style where it has never been trained on it. The hook does
+    nothing outside `during`.
     """
 
     def __init__(self) -> None:
-        self.parts: list[tuple[slice, float]] = []
+        self.fraction = 0.0
         self.generator: torch.Generator | None = None
 
     @contextmanager
-    def during(self, parts: list[tuple[slice, float]], generator: torch.Generator) -> Iterator[None]:
-        """While this is open, statistics are exchanged within each part of a batch, for a fraction of its pictures."""
-        self.parts, self.generator = [(part, fraction) for part, fraction in parts if fraction > 0], generator
+    def during(self, fraction: float, generator: torch.Generator) -> Iterator[None]:
+        """While this is open, statistics are exchanged for a fraction of the pictures of each batch."""
+        self.fraction, self.generator = fraction, generator
         try:
             yield
         finally:
-            self.parts, self.generator = [], None
+            self.generator = None
 
     def __call__(self, module: nn.Module, inputs: Any, x: Tensor) -> Tensor:
-        if self.generator is None or not self.parts:
+        if self.generator is None or not self.fraction:
             return x
-        x = x.clone()
-        for part, fraction in self.parts:
-            x[part] = exchanged(x[part].float(), fraction, self.generator).to(x.dtype)
-        return x
+        return exchanged(x.float(), self.fraction, self.generator).to(x.dtype)
 
 
 def exchanged(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..checkpoints.vocabulary import Vocabulary
@@ -24,6 +25,15 @@ def emoji_vocabulary() -> Vocabulary:
             found.setdefault(word.strip(), []).append(label)
     concepts = tuple(characters.values())
     return Vocabulary(concepts, STYLES, synonyms={word: tuple(labels) for word, labels in found.items()})
+
+
+def vocabulary_of(concepts: Iterable[str], styles: Iterable[str]) -> Vocabulary:
+    """A vocabulary of other concepts and styles, with the suggestions of `emoji_vocabulary` that lead to these concepts."""
+    names, synonyms = set(concepts), {}
+    for word, labels in emoji_vocabulary().synonyms.items():
+        if word not in names and (known := tuple(label for label in labels if label in names)):
+            synonyms[word] = known
+    return Vocabulary(tuple(sorted(names)), tuple(sorted(set(styles))), synonyms=synonyms)
 
 
 def _lines(path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from ..engine import Engine
 from ..options import Options, number, resolve
 from ..path import CLEAN, LEAST, MARGINAL, NoisePath
-from ..streams import MODALITIES, Streams, start_streams
+from ..streams import MODALITIES, MODALITY_OF, Streams, start_streams
 from .inputs import (
     Generators,
     Pictures,
@@ -93,16 +93,13 @@ class Editing(Engine):
         out = self._follow(path, streams, chosen, generators, mask=mask, negative=away_from, levels=levels)
         if chosen["output"] == "latent":
             return out
-        ends = {m for m in MODALITIES if path.labels(m)[0] != path.labels(m)[-1] <= LEAST}
-        return self._decoded(out, chosen, ends)
+        return self.decode(finished(path, out), **options)
 
     def decode(self, streams: Streams, **options: Unpack[Options]) -> Decoded:
         """Pictures and captions of latents, of the streams that are there."""
-        return self._decoded(streams, resolve(options, self.config), {name for name, _ in streams.items()})
-
-    def _decoded(self, streams: Streams, options: Options, names: set[str]) -> Decoded:
-        images = self.decode_images(streams, options) if "img" in names else None
-        return Decoded(images, self.decode_texts(streams, options) if "text" in names else None)
+        chosen = resolve(options, self.config)
+        images = None if streams.img is None else self.decode_images(streams, chosen)
+        return Decoded(images, None if streams.text is None else self.decode_texts(streams, chosen))
 
     def img2img(
         self,
@@ -251,6 +248,12 @@ class Editing(Engine):
         start = start_streams(path, streams, mask, generators, shapes, levels or {})
         mask = Streams(**{name: rows for name, rows in mask.items() if start[name] is not None})
         return self.run(path, start.to(self.device), options, generators, negative, mask=mask)
+
+
+def finished(path: NoisePath, streams: Streams) -> Streams:
+    """The streams that a path moves to their clean end."""
+    ends = {m for m in MODALITIES if path.labels(m)[0] != path.labels(m)[-1] <= LEAST}
+    return Streams(**{name: value for name, value in streams.items() if MODALITY_OF[name] in ends})
 
 
 def strength_of(strength: float) -> float:

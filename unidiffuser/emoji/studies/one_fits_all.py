@@ -17,7 +17,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ...checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from ...data.captioned import Pair
@@ -29,7 +29,8 @@ from ...training.config import TrainConfig
 from ...training.loop import train
 from ..baselines import parse_caption
 from ..judge import Judge, load_judge
-from ..stages import make_stage
+from ..network import NetworkStage
+from ..network_options import Captioning, Mix, Network, Sizes, Suggested
 from .report import write_sheet
 
 MARKERS = ("<!-- one fits all -->", "<!-- /one fits all -->")
@@ -45,44 +46,28 @@ SHEET = 16  # pictures on a sheet
 SPLITS = {"trained": ("train", 192), "held out": ("heldout", None)}
 
 
-def settings(
-    name: str, data: Path, encoders: Path, out: Path, pairs: int, labels: Sequence[str], optimizer: str = "muon"
-) -> TrainConfig:
-    """The config of one network's run; the three differ in the mix only."""
-    options: dict[str, Any] = {
-        "data": str(data),
-        "where": {"tone": [0], "demo": [True], "label": list(labels)},
-        "image_size": 128,
-        "checkpoint": str(encoders),
-        "uvit": vars(load_checkpoint("emoji").config.uvit),
-        "caption_shares": [0.8, 0.2],
-        "mix": MIXES[name],
-        "lean": 0.3,
-        "captioning": {
-            "where": {"tone": [0], "known": [True], "label": list(labels)},
-            "versions": 2,
-            "place": 0.6,
-            "colour": 0.0,
-            "swap": 0.7,
-        },
-        "defaults": {"steps": 20, "guidance": 3.0},
-    }
-    steps = pairs // BATCH
-    return TrainConfig(
-        stage="uvit",
-        out=str(out),
+def network(name: str, pairs: int, labels: Sequence[str], optimizer: Literal["muon", "adamw"] = "muon") -> Network:
+    """The settings of one network; the three differ in the mix only."""
+    steps, sizes = pairs // BATCH, vars(load_checkpoint("emoji").config.uvit)
+    chosen = {**sizes, "detail_cond": sizes["detail_told"]}
+    return Network(
         steps=steps,
         batch_size=BATCH,
         optimizer=optimizer,
         learning_rate=1e-3,
-        warmup_steps=50,
         decay=0.5,
-        betas=(0.9, 0.99),
         weight_decay=0.01,
         ema_decay=max(0.9, 1 - 10 / steps),  # over a tenth of the run: a longer average would remember the beginning
         save_every=100,
-        sample_every=10**9,
-        options=options,
+        where={"tone": (0,), "demo": (True,), "label": tuple(labels)},
+        with_style=0.8,
+        sizes=Sizes(**{name: chosen[name] for name in Sizes.__dataclass_fields__}),
+        mix=Mix(**MIXES[name]),
+        lean=0.3,
+        captioning=Captioning(
+            where={"tone": (0,), "known": (True,), "label": tuple(labels)}, versions=2, place=0.6, other_latent=0.7
+        ),
+        suggested=Suggested(steps=20, guidance=3.0),
     )
 
 
@@ -152,13 +137,15 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in [args.only] if args.only else MIXES:
         run = args.out / name.replace(" ", "_")
-        config = settings(name, args.data, encoders, run, args.pairs, labels, args.optimizer)
+        options = network(name, args.pairs, labels, args.optimizer)
+        config = options.config("network", run, seed=0, precision="auto")
+        config.options["labels"] = labels
         if (run / "model.safetensors").is_file():
             kept = TrainConfig.from_file(run / "config.json")
-            if (kept.steps, kept.options["where"]) != (config.steps, config.options["where"]):
+            if (kept.steps, kept.options["labels"]) != (config.steps, labels):
                 parser.error(f"{run} was trained with other --pairs or --concepts; give these, or another --out")
         else:
-            train(make_stage(config), config)
+            train(NetworkStage(config, options, args.data, encoders), config)
         path = run / "answers.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         model = load(run / "model.safetensors")

@@ -65,9 +65,9 @@ class HostCaptionDecoder:
         linear = self.decoder.encode_prefix
         return linear(text.to(linear.weight.dtype)).float()
 
-    def preview(self, latents: Tensor) -> str:
-        """The first words of one text latent (1, L, hidden_dim), decoded greedily on the device where the decoder is now."""
+    def drafts(self, latents: Tensor) -> list[str]:
+        """First words of text latents (B, L, hidden_dim), decoded greedily on the device where the decoder is now."""
         weight = self.decoder.decode_prefix.weight
         with torch.inference_mode():
             latents = latents.to(weight.device, torch.float32)
-            return self.decoder.decode(latents, beams=1, max_new_tokens=PREVIEW_TOKENS)[0][0].text
+            return [found[0].text for found in self.decoder.decode(latents, beams=1, max_new_tokens=PREVIEW_TOKENS)]

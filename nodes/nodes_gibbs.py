@@ -9,16 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
 from ..unidiffuser.streams import MODALITIES
+from .nodes_pairs import shown_pairs
 from .prompt_notes import show_prompt_warning
+from .saved_pairs import paired, save_pairs
 from .shared_inputs import MAX_SEED, sampling_inputs, steps_input
 from .stream_inputs import INPUT_OF
 from .types import CATEGORY, CaptionDecoderType, show_text
 
 SAMPLED = {"image": "img", "text to image": "img", "image to text": "text"}  # the modality that each task replaces
+ShownType = io.Custom("UNIDIFFUSER_SHOWN")  # previews of a chain so far: a list of {"filename", "subfolder", "type"}
+PREVIEW_PREFIX = "UniDiffuser_round"
 SEED_STRIDE = 1000  # between the steps of a chain, so that no two steps share a seed within a batch
 
 
@@ -160,9 +164,9 @@ class GibbsChain(io.ComfyNode):
                 **shown,
                 **({} if text is None else {"model": model, "text": text}),
             )
-            shown = {"pictures_before": pair.out(0), "captions_before": pair.out(1)}
+            shown = {"pictures_before": pair.out(0), "captions_before": pair.out(1), "shown_before": pair.out(2)}
         last = [state[name] for name in INPUT_OF.values()]
-        return io.NodeOutput(*shown.values(), *last, expand=graph.finalize())
+        return io.NodeOutput(shown["pictures_before"], shown["captions_before"], *last, expand=graph.finalize())
 
 
 class GibbsRound(io.ComfyNode):
@@ -186,11 +190,14 @@ class GibbsRound(io.ComfyNode):
                 io.String.Input("show_in", default="", tooltip="Id of the chain node that shows the captions."),
                 io.Model.Input("model", optional=True, tooltip="The model of the chain."),
                 io.Conditioning.Input("text", optional=True, tooltip="The text that the chain starts from."),
+                ShownType.Input("shown_before", optional=True, tooltip="The previews of earlier rounds."),
             ],
             outputs=[
                 io.Image.Output(display_name="pictures", tooltip="All images so far."),
                 io.String.Output(display_name="captions", tooltip="All captions so far, one per line."),
+                ShownType.Output(display_name="shown", tooltip="The previews of all rounds so far."),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -203,13 +210,16 @@ class GibbsRound(io.ComfyNode):
         captions_before: list[str] | None = None,
         model: list[Any] | None = None,
         text: list[Any] | None = None,
+        shown_before: list[Any] | None = None,
     ) -> io.NodeOutput:
         if model and text:
             show_prompt_warning(model[0], text[0])
-        lines = "\n".join([*(captions_before or []), *captions])
+        new = paired(pictures, captions)
+        images = [*(shown_before or [[]])[0], *save_pairs(new, PREVIEW_PREFIX, cls.hidden, keep=False)]
+        lines = "\n".join([*(captions_before or []), *(caption for _, caption in new)])
         show_text(lines, show_in[0])
-        shown = ui.PreviewImage(pictures[0], cls=cls).as_dict() | ui.PreviewText("\n".join(captions)).as_dict()
-        return io.NodeOutput(torch.cat([*(pictures_before or []), pictures[0]]), lines, ui=shown)
+        shown = shown_pairs(images, lines.split("\n"))
+        return io.NodeOutput(torch.cat([*(pictures_before or []), *pictures]), lines, images, ui=shown)
 
 
 NODES = [GibbsChain, GibbsRound]

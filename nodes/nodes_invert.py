@@ -57,7 +57,7 @@ class Invert(io.ComfyNode):
         given, mask = given_streams(model, latent_image, clip_vision_output, text)
         show_prompt_warning(model, text)
         path = NoisePath.image(steps) if text is None else NoisePath.text_to_image(steps)
-        watch = watcher(model, steps, None)
+        watch = watcher(model, steps)
         noise = sample_streams(model, path.reversed(), given, Streams(), seed, method=INVERSE, callback=watch)
         outputs = host_outputs(model, noise, path.reversed(), latent_image, given, mask)
         return io.NodeOutput(outputs[0], outputs[1])
@@ -109,7 +109,7 @@ class Interpolate(io.ComfyNode):
 
         pictures = torch.cat([centre_square(model, image) for image in (image_a[:1], image_b[:1])])
         clean, _ = given_streams(model, {"samples": vae.encode(pictures)}, clip_vision.encode_image(pictures), None)
-        watch = watcher(model, 3 * steps, None)
+        watch = watcher(model, 3 * steps)
 
         def run(number: int, path: NoisePath, streams: Streams, method: str, **settings: Any) -> Streams:
             return sample_streams(

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..unidiffuser.path import NoisePath
 from ..unidiffuser.streams import Streams
+from .caption_drafts import CaptionDrafts
 from .host_captions import HostCaptionDecoder
 from .picture_inputs import BATCH, FITS, Frame, encode
 from .prompt_notes import show_prompt_warning
-from .run_on_host import caption_preview, sample_streams, shifted, watcher
+from .run_on_host import sample_streams, shifted, watcher
 from .shared_inputs import guidance_input, seed_input, steps_input
 from .stream_inputs import given_streams, text_latent
 from .stream_outputs import host_outputs
@@ -163,7 +164,7 @@ def captioned(
     """Text latents (B, L, text_dim) of clean image streams, `BATCH` at once, with progress and previews in the node."""
     path = NoisePath.image_to_text(steps)
     starts = range(0, images.batch, BATCH)
-    watch = watcher(model, steps * len(starts), caption_preview(decoder, node_id))
+    watch = watcher(model, steps * len(starts), CaptionDrafts(decoder, path, node_id).show)
     texts = []
     for number, start in enumerate(starts):
         part = images.map(lambda stream, start=start: stream[start : start + BATCH])

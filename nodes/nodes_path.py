@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..unidiffuser.path import SPACINGS, NoisePath
+from ..unidiffuser.path import SPACINGS
 from ..unidiffuser.schedule import NUM_LABELS, sigma_of_label
+from .path_inputs import CORNERS, DRAWN, HAS_CURVES, make_path
 from .shared_inputs import steps_input
 from .types import CATEGORY, NoisePathType
 
-CORNERS = "through a corner"
+SHOWN = "unidiffuser_path"  # what the node shows: its points (image noise, caption noise), for the editor in web/js
 WORDS = {"image": "image", "text": "caption"}  # in input ids, and in texts
 
 
@@ -52,7 +52,10 @@ def _corner_of(what: str) -> io.Float.Input:
 
 
 def _end_of(what: str) -> io.Float.Input:
-    tooltip = f"Noise level of the {WORDS[what]} at the end of the path. 0 finishes it; more leaves it for a second sampler."
+    tooltip = (
+        f"Noise level of the {WORDS[what]} at the end of the path. 0 finishes it; more leaves it for a second sampler. At "
+        "least one of the two ends at 0."
+    )
     return _level(f"{what}_end", 0, tooltip)
 
 
@@ -68,6 +71,25 @@ def _speed_of(what: str) -> io.Float.Input:
     )
 
 
+def _drawn() -> list[io.Input]:
+    points = io.String.Input(
+        "points",
+        default="1000,1000 400,300 0,0",
+        tooltip="The points of the path, each as image noise,caption noise from 0 (clean) to 1000 (noise). No level rises, and "
+        "the last point has a 0. Drag them in the square, or type them.",
+    )
+    if not HAS_CURVES:
+        return [points]
+    curve = io.Custom("CURVE").Input(
+        "curve",
+        optional=True,
+        tooltip="A curve used instead of the points: caption noise (y axis) over image noise (x axis), sampled from right to "
+        "left. From Curve Editor.",
+        extra_dict={"forceInput": True},
+    )
+    return [points, curve]
+
+
 class NoisePathNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -78,13 +100,14 @@ class NoisePathNode(io.ComfyNode):
             display_name="UniDiffuser Noise Path",
             category=CATEGORY,
             description="Chooses the task: text to image, image to text, both together, or anything in between. A task is a "
-            "path through two noise levels, the image's (x axis) and the caption's (y axis). The node draws it.",
+            "path through two noise levels, the image's (x axis) and the caption's (y axis). Drag it in "
+            "the square.",
             search_aliases=["schedule", "timesteps", "noise schedule", "joint", "img2txt", "txt2img", "task"],
             inputs=[
                 io.DynamicCombo.Input(
                     "task",
-                    tooltip="What is generated. joint generates an image and its caption together; through a corner is a path "
-                    "of your own.",
+                    tooltip="What is generated. joint generates an image and its caption together; through a corner and drawn "
+                    "are paths of your own.",
                     options=[
                         option("text to image", [_start(), _hold()]),
                         option("image to text", [_start(), _hold()]),
@@ -92,6 +115,7 @@ class NoisePathNode(io.ComfyNode):
                         option("image", [_start()]),
                         option("text", [_start()]),
                         option(CORNERS, [*map(_start_of, both), *map(_corner_of, both), *map(_end_of, both)]),
+                        option(DRAWN, _drawn()),
                     ],
                 ),
                 steps_input("Sampling steps along the path. 20 is usual; more is slower and slightly finer."),
@@ -114,32 +138,9 @@ class NoisePathNode(io.ComfyNode):
     @classmethod
     def execute(cls, task: dict[str, Any], steps: int, spacing: str) -> io.NodeOutput:
         path = make_path(task, steps, spacing)
-        picture = torch.from_numpy(np.asarray(path.picture(), dtype=np.float32) / 255)[None]
         sigmas = sigma_of_label(torch.tensor(path.t_img, dtype=torch.float64)).float()
-        return io.NodeOutput(path, sigmas, ui=ui.PreviewImage(picture, cls=cls))
-
-
-def make_path(task: dict[str, Any], steps: int, spacing: str) -> NoisePath:
-    """The path of the node's inputs; `task` maps "task" to the chosen preset and holds the noise levels of its inputs."""
-    levels = dict(task)
-    preset = levels.pop("task")
-    if preset == CORNERS:
-        corners = [(levels[f"image_{end}"], levels[f"text_{end}"]) for end in ("start", "corner", "end")]
-        return NoisePath.through(*dict.fromkeys(corners), steps=steps, spacing=spacing)
-    if preset == "joint":
-        return NoisePath.joint(
-            steps,
-            start=(levels["image_start"], levels["text_start"]),
-            speeds=(levels["speed_image"], levels["speed_text"]),
-            spacing=spacing,
-        )
-    presets = {
-        "text to image": NoisePath.text_to_image,
-        "image to text": NoisePath.image_to_text,
-        "image": NoisePath.image,
-        "text": NoisePath.text,
-    }
-    return presets[preset](steps, spacing=spacing, **levels)
+        # NOTE: no picture, because the host would show it as the result of the run.
+        return io.NodeOutput(path, sigmas, ui={SHOWN: list(zip(path.t_img, path.t_text, strict=True))})
 
 
 NODES = [NoisePathNode]

@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..unidiffuser.path import NoisePath
+from .caption_drafts import CaptionDrafts
 from .prompt_notes import show_prompt_warning
-from .run_on_host import caption_preview, sample_streams, watcher
+from .run_on_host import sample_streams, watcher
 from .shared_inputs import sampling_inputs
 from .stream_inputs import given_levels, given_streams
 from .stream_outputs import host_outputs
@@ -70,7 +71,7 @@ class UniDiffuserSampler(io.ComfyNode):
                     tooltip="What the image should avoid, at image_guidance above 1. It may stay unconnected.",
                 ),
                 CaptionDecoderType.Input(
-                    "caption_decoder", optional=True, tooltip="Connect it to preview the caption while sampling."
+                    "caption_decoder", optional=True, tooltip="Connect it to see the captions while sampling."
                 ),
             ],
             outputs=[
@@ -101,7 +102,8 @@ class UniDiffuserSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         given, mask = given_streams(model, latent_image, clip_vision_output, text)
         show_prompt_warning(model, text, negative)
-        watch = watcher(model, path.steps, caption_preview(caption_decoder, cls.hidden.unique_id))
+        drafts = CaptionDrafts(caption_decoder, path, cls.hidden.unique_id)
+        watch = watcher(model, path.steps, drafts.show)
         out = sample_streams(
             model,
             path,
@@ -117,6 +119,7 @@ class UniDiffuserSampler(io.ComfyNode):
             negative=negative,
             batch_index=None if latent_image is None else latent_image.get("batch_index"),
         )
+        drafts.finish(out.text)
         return host_outputs(model, out, path, latent_image, given, mask)
 
 

@@ -22,10 +22,8 @@ from .host_guidance import HostGuidance, HostNet
 from .memory_errors import say_what_to_do
 from .side_streams import SIDE, Companion
 from .stream_inputs import INPUT_OF, require_model, text_latent
-from .types import show_text
 
 SIGMA_MAX = 14.6  # of Stable Diffusion's schedule, for the sigmas that the host requires
-CAPTION_PREVIEWS = 5  # in one run
 Watch = Callable[[int, int, Streams, Streams], None]
 Conditioning = Sequence[Any]
 
@@ -144,17 +142,19 @@ def sample_streams(
     return out.to(comfy.model_management.intermediate_device())
 
 
-def watcher(patcher: comfy.model_patcher.ModelPatcher, steps: int, preview_text: Callable[[Tensor], None] | None) -> Watch:
+def watcher(
+    patcher: comfy.model_patcher.ModelPatcher, steps: int, show_text: Callable[[int, int, Tensor | None], None] | None = None
+) -> Watch:
     """A callback for the library's sampler: progress bar, previews, and the host's interrupt.
 
-    `preview_text` is called a few times in a run with the text latent (1, L, text_dim) of the first item.
+    `show_text` is called after each step with (step, total, predicted text latents (B, L, text_dim)).
     """
     show = latent_preview.prepare_callback(patcher, steps)
     bar = comfy.utils.ProgressBar(steps)
 
     def watch(step: int, total: int, x0: Streams, x: Streams) -> None:
-        if preview_text is not None and x0.text is not None and step % max(1, total // CAPTION_PREVIEWS) == 0:
-            preview_text(x0.text[:1])
+        if show_text is not None:
+            show_text(step, total, x0.text)
         if x0.img is None:
             bar.update_absolute(step + 1, total)
         else:
@@ -166,10 +166,3 @@ def watcher(patcher: comfy.model_patcher.ModelPatcher, steps: int, preview_text:
 def shifted(watch: Watch, done: int, total: int) -> Watch:
     """`watch` for one part of a longer run, after `done` of its `total` steps."""
     return lambda step, _, x0, x: watch(done + step, total, x0, x)
-
-
-def caption_preview(caption_decoder: Any, node_id: str) -> Any:
-    """A function that shows the first words of a text latent in the node; None without a decoder."""
-    if caption_decoder is None:
-        return None
-    return lambda text: show_text(caption_decoder.preview(text), node_id)

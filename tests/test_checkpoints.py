@@ -517,7 +517,7 @@ def test_other_network_of_a_diffusers_folder_is_refused(tmp_path: Path) -> None:
     unet = tmp_path / "unet"
     unet.mkdir()
     save_file({"conv_in.weight": torch.zeros(1)}, unet / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(ValueError, match="is not the 'uvit' of a UniDiffuser"):
+    with pytest.raises(ValueError, match="is not the diffusion network of a UniDiffuser"):
         load_checkpoint(tmp_path)
 
 

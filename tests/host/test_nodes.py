@@ -120,7 +120,9 @@ def test_image_to_text_shows_its_path_and_feeds_core_nodes(server: HostServer) -
     again = graph.add("CLIPTextEncode", clip=graph.clip, text=words(0))()
     preview = graph.show(graph.ksampler(again, graph.text(""), graph.empty())())
     shown = server.run(graph.prompt)
-    assert pictures(server, shown[path()[0]])[0].size == (256, 256)
+    points = shown[path()[0]]["unidiffuser_path"]
+    assert [points[0], points[-1], len(points)] == [[0, 1000], [0, 0], 4]
+    assert "images" not in shown[path()[0]]  # the host would show it as the result of the run
     assert len(shown[text]["text"]) == 3
     assert preview in shown
 
@@ -229,7 +231,7 @@ def gibbs(rounds: int, steps: int = 2, guidance: float = 2.0, **options: float) 
 def test_a_longer_gibbs_chain_keeps_its_finished_rounds(server: HostServer) -> None:
     def files(rounds: int) -> list[str]:
         shown = server.run(gibbs(rounds).prompt)
-        return [shown[key]["images"][0]["filename"] for key in sorted(shown) if ".round " in key]
+        return [shown[key]["images"][-1]["filename"] for key in sorted(shown) if ".round " in key]
 
     two, three = files(2), files(3)
     assert len(three) == 3
@@ -239,7 +241,7 @@ def test_a_longer_gibbs_chain_keeps_its_finished_rounds(server: HostServer) -> N
 def test_a_chain_equals_samplers_wired_by_hand(server: HostServer) -> None:
     def by_chain(**options: float) -> np.ndarray:
         outputs = server.run(gibbs(2, guidance=30.0, **options).prompt).values()
-        (shown,) = (output for output in outputs if len(output.get("images", [])) == 2)
+        (shown,) = (o for o in outputs if len(o.get("images", [])) == 2 and "unidiffuser_captions" not in o)
         return np.stack([np.asarray(image, dtype=int) for image in pictures(server, shown)])
 
     def by_hand(hold: float) -> np.ndarray:

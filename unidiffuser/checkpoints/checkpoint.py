@@ -21,7 +21,7 @@ from .keys import PARTS, Recipes, apply
 from .layout_diffusers import read_diffusers
 from .layout_original import read_original
 from .layout_own import FORMAT, TOKENIZERS, read_own, target_dtype, write_own
-from .parts import CheckpointContents, InMemoryTensors, ModelPart, make_part
+from .parts import TITLES, CheckpointContents, InMemoryTensors, ModelPart, make_part
 from .skeleton import assign_weights
 from .tokenizers import BytePairTokenizer, Spec, clip_spec, gpt2_spec
 from .weights import WeightFiles
@@ -39,13 +39,6 @@ _WHAT_TO_GET = {
     "caption": f"caption_decoder.pth {_PUBLISHED}",
     "clip_text": "a folder with config.json and model.safetensors of huggingface.co/openai/clip-vit-large-patch14",
     "clip_image": "a folder with config.json and model.safetensors of huggingface.co/openai/clip-vit-base-patch32",
-}
-_TITLES = {
-    "uvit": "diffusion network",
-    "vae": "autoencoder",
-    "caption": "caption decoder",
-    "clip_text": "CLIP text encoder",
-    "clip_image": "CLIP image encoder",
 }
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -136,7 +129,7 @@ class Checkpoint:
         tensors = self.state_dict(part, prefix, device, dtype)
         if rename is not None:
             tensors = apply(rename(tensors), tensors)
-        where = f"the {_TITLES[part]} in {self._part(part).source.name}"
+        where = f"the {TITLES[part]} in {self._part(part).source.name}"
         assign_weights(module, tensors, where, f"If this is the wrong file, get {_WHAT_TO_GET[part]}.")
         module.to(device=device)  # moves tables of positions and masks, which no checkpoint holds
         return module.eval()
@@ -160,7 +153,7 @@ class Checkpoint:
             skipped = "".join(f" Skipped: {reason}" for reason in self._skipped)
             place = "beside it" if self.path.is_file() else "into it"
             raise FileNotFoundError(
-                f"{self.path} has no {_TITLES[name]}, which this needs. Put {place}: {_WHAT_TO_GET[name]}.{skipped}"
+                f"{self.path} has no {TITLES[name]}, which this needs. Put {place}: {_WHAT_TO_GET[name]}.{skipped}"
             )
         return self._parts[name]
 
@@ -267,7 +260,7 @@ def convert(src: str | os.PathLike[str], dst: str | os.PathLike[str], dtype: tor
     if dst.suffix != ".safetensors":
         raise ValueError(f"the result is one safetensors file, so {dst} should end in .safetensors; rename it.")
     checkpoint = load_checkpoint(src)
-    absent = [_TITLES[name] for name in PARTS if name not in checkpoint.parts()]
+    absent = [TITLES[name] for name in PARTS if name not in checkpoint.parts()]
     if absent:
         logger.warning("%s has no %s, so %s will not have it either.", checkpoint.path, " and no ".join(absent), dst)
     tokenizers = checkpoint.tokenizer_specs()

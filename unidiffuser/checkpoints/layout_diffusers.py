@@ -12,7 +12,7 @@ from typing import Any
 
 from . import sizes
 from .config import ModelConfig
-from .parts import IDENTIFYING_KEYS, CheckpointContents, ModelPart, hf_fields, infer, make_part
+from .parts import IDENTIFYING_KEYS, TITLES, CheckpointContents, ModelPart, hf_fields, infer, make_part
 from .tokenizers import read_spec
 from .weights import find_weights, read_json
 
@@ -44,7 +44,7 @@ def read_diffusers(folder: Path) -> CheckpointContents:
         parts[name] = part = make_part(name, files)
         if IDENTIFYING_KEYS[name] not in part.shapes:
             raise ValueError(
-                f"{files.name} is not the {name!r} of a UniDiffuser: it has no tensor for {IDENTIFYING_KEYS[name]}."
+                f"{files.name} is not the {TITLES[name]} of a UniDiffuser: it has no tensor for {IDENTIFYING_KEYS[name]}."
             )
         settings = read_json(folder / sub / "config.json") if (folder / sub / "config.json").is_file() else None
         if settings is None:

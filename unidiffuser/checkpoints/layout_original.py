@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import sizes
 from .config import ModelConfig
-from .parts import IDENTIFYING_KEYS, CheckpointContents, ModelPart, hf_fields, infer, make_part
+from .parts import IDENTIFYING_KEYS, TITLES, CheckpointContents, ModelPart, hf_fields, infer, make_part
 from .weights import WeightFiles
 
 _SUFFIXES = (".pth", ".safetensors", ".pt", ".bin", ".ckpt")
@@ -91,6 +91,7 @@ def _checked_part(name: str, path: Path) -> ModelPart:
     if IDENTIFYING_KEYS[name] not in part.shapes:
         keys = ", ".join(list(part.source.shapes)[:3]) or "none"
         raise ValueError(
-            f"{path} does not hold the weights of {name!r}: {IDENTIFYING_KEYS[name]} is missing (its keys: {keys}, ...)."
+            f"{path} does not hold the weights of the {TITLES[name]}: {IDENTIFYING_KEYS[name]} is missing (its keys: {keys}, "
+            f"...)."
         )
     return part

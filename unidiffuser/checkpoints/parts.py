@@ -23,6 +23,13 @@ IDENTIFYING_KEYS = {  # a tensor by which a part is recognised
     "clip_image": "vision_model.embeddings.patch_embedding.weight",
     "caption": "encode_prefix.weight",
 }
+TITLES = {
+    "uvit": "diffusion network",
+    "vae": "autoencoder",
+    "caption": "caption decoder",
+    "clip_text": "CLIP text encoder",
+    "clip_image": "CLIP image encoder",
+}
 
 
 class InMemoryTensors:

@@ -1,0 +1,187 @@
+"""Nodes of this pack in the host's front end, driven by mouse, touch and keyboard as a person does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from front_end import FrontEnd
+from playwright.sync_api import Locator
+
+Point = tuple[float, float]
+PATIENCE = 20_000  # milliseconds
+OURS = ("/extensions/UniDiffuser/", "unidiffuser")
+ADD = """([type, at]) => {
+    const node = LiteGraph.createNode(type);
+    node.pos = at;
+    app.graph.add(node);
+    app.canvas.setDirty(true, true);
+    return node.id;
+}"""
+SET = """([id, name, value]) => {
+    const node = app.graph.getNodeById(id), widget = node.widgets.find((w) => w.name === name);
+    widget.value = value;
+    widget.callback?.(value);
+}"""
+VALUES = """(id) => Object.fromEntries(app.graph.getNodeById(id).widgets.filter((w) => w.name !== 'path')
+    .map((w) => [w.name.replace('task.', ''), w.value]))"""
+CLEAR = """() => {
+    for (const node of [...app.graph._nodes]) app.graph.remove(node);
+    Object.assign(app.canvas.ds, {scale: 1, offset: [0, 0]});
+}"""
+WIRE = """([source, output, target, name]) => {
+    const [from, to] = [source, target].map((id) => app.graph.getNodeById(id));
+    from.connect(output, to, to.inputs.findIndex((input) => input.name === name));
+}"""
+MARK = """(id) => {
+    app.graph.getNodeById(id).widgets.find((w) => w.name === 'path').element.dataset.test = id;
+}"""
+BARE = """([vue, palette]) => {
+    const { setting } = app.extensionManager;
+    return (async () => {
+        await setting.set('Comfy.VueNodes.Enabled', vue);
+        await setting.set('Comfy.ColorPalette', palette);
+        await setting.set('Comfy.Graph.CanvasMenu', false);
+        await setting.set('Comfy.Minimap.Visible', false);
+    })();
+}"""
+PLACE_OF_WIDGET = """([id, name]) => {
+    const node = app.graph.getNodeById(id), widget = node.widgets.find((w) => w.name === name);
+    const {scale, offset} = app.canvas.ds, place = app.canvas.canvas.getBoundingClientRect();
+    return [place.x + (node.pos[0] + node.size[0] * 0.6 + offset[0]) * scale,
+        place.y + (node.pos[1] + widget.last_y + 10 + offset[1]) * scale];
+}"""
+
+
+class NodePage:
+    """An empty workflow in one renderer: "classic" (canvas) or "vue"."""
+
+    def __init__(self, front_end: FrontEnd, renderer: str):
+        self.front_end, self.page, self.renderer = front_end, front_end.page, renderer
+        self.page.set_default_timeout(PATIENCE)
+        self.look(renderer)
+
+    def look(self, renderer: str, palette: str = "dark") -> None:
+        self.renderer = renderer
+        self.page.evaluate(BARE, [renderer == "vue", palette])
+        self.page.wait_for_timeout(500)
+
+    def clear(self) -> None:
+        self.page.evaluate(CLEAR)
+        self.front_end.take_messages()
+
+    def zoom(self, scale: float, offset: Point = (0, 0)) -> None:
+        self.page.evaluate(
+            "([scale, offset]) => { Object.assign(app.canvas.ds, {scale, offset}); app.canvas.setDirty(true, true); }",
+            [scale, list(offset)],
+        )
+        self.page.wait_for_timeout(700)
+
+    def add(self, kind: str = "UniDiffuserNoisePath", at: Point = (150, 120)) -> NoisePathNode:
+        node = self.page.evaluate(ADD, [kind, list(at)])
+        self.page.wait_for_timeout(700)
+        return NoisePathNode(self, node)
+
+    def known(self, node: Any) -> NoisePathNode:
+        """A node that is already there."""
+        return NoisePathNode(self, node)
+
+    def wire(self, source: Any, output: int, target: Any, name: str) -> None:
+        """Connect an output to the input of that name."""
+        self.page.evaluate(WIRE, [source, output, target, name])
+
+    def messages(self) -> list[str]:
+        """The console's errors that come from this pack."""
+        return [message for message in self.front_end.take_messages() if any(word in message.lower() for word in OURS)]
+
+    def prompt(self) -> dict[str, Any]:
+        return self.front_end.prompt()
+
+    def press(self, keys: str) -> None:
+        self.page.keyboard.press(keys)
+        self.page.wait_for_timeout(400)
+
+
+class NoisePathNode:
+    """A Noise Path node and its square; points are (image noise, caption noise)."""
+
+    def __init__(self, page: NodePage, node: Any):
+        self.owner, self.page, self.id = page, page.page, node
+
+    @property
+    def square(self) -> Locator:
+        """The editor of this node."""
+        self.page.evaluate(MARK, self.id)
+        return self.page.locator(f".ud-path[data-test='{self.id}']")
+
+    def values(self) -> dict[str, Any]:
+        return self.page.evaluate(VALUES, self.id)
+
+    def set(self, name: str, value: Any) -> None:
+        self.page.evaluate(SET, [self.id, name, value])
+        self.page.wait_for_timeout(300)
+
+    def sent(self) -> dict[str, Any]:
+        """The values in the prompt that the front end would queue."""
+        inputs = self.owner.prompt()[str(self.id)]["inputs"]
+        return {name.removeprefix("task."): value for name, value in inputs.items()}
+
+    def place(self, point: Point) -> Point:
+        """Where a point is on the page."""
+        box = self.square.locator(".ud-box").bounding_box()
+        return box["x"] + box["width"] * point[0] / 1000, box["y"] + box["height"] * (1 - point[1] / 1000)
+
+    def drag(self, start: Point, *ways: Point, release: bool = True) -> None:
+        """Drag with the mouse from a point over others."""
+        self.page.mouse.move(*self.place(start))
+        self.page.mouse.down()
+        for way in ways:
+            self.page.mouse.move(*self.place(way), steps=4)
+        if release:
+            self.page.mouse.up()
+        self.page.wait_for_timeout(250)
+
+    def touch(self, start: Point, *ways: Point) -> None:
+        """Drag with a finger."""
+        session = self.page.context.new_cdp_session(self.page)
+        for kind, point in [("touchStart", start), *(("touchMove", way) for way in ways), ("touchEnd", None)]:
+            points = [] if point is None else [dict(zip("xy", self.place(point), strict=True))]
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        session.detach()
+        self.page.wait_for_timeout(250)
+
+    def drawn(self) -> list[Point]:
+        """The points of the curve as it is drawn, to whole levels."""
+        box, scale = (32, 14), 1000 / 252  # of the view box, in square.js
+        points = self.square.locator(".ud-line").get_attribute("points") or ""
+        pairs = [tuple(map(float, pair.split(","))) for pair in points.split()]
+        return [(round((x - box[0]) * scale), round(1000 - (y - box[1]) * scale)) for x, y in pairs]
+
+    def status(self) -> str:
+        return self.square.locator(".ud-path-status").inner_text()
+
+    def handle(self, number: int) -> Locator:
+        return self.square.locator(".ud-handle").nth(number)
+
+    def preset(self, name: str) -> None:
+        self.square.locator(f"[data-preset='{name}']").click()
+        self.page.wait_for_timeout(400)
+
+    def type(self, widget: str, value: str) -> None:
+        """Type a value into a widget of the node."""
+        if self.owner.renderer == "vue":
+            label = widget.removeprefix("task.")
+            row = self.page.locator(f"[data-node-id='{self.id}']").locator(".lg-node-widget").filter(has_text=label).first
+            field = row.locator("input").first
+            box = field.bounding_box()
+            self.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            self.page.wait_for_timeout(200)
+            self.page.keyboard.press("Control+a")
+            self.page.keyboard.type(value)
+            self.page.keyboard.press("Enter")
+            self.page.keyboard.press("Tab")
+        else:
+            self.page.mouse.dblclick(*self.page.evaluate(PLACE_OF_WIDGET, [self.id, widget]))
+            field = self.page.locator(".graphdialog input")
+            field.fill(value)
+            field.press("Enter")
+        self.page.wait_for_timeout(400)

@@ -1,0 +1,109 @@
+"""Runs from the front end: the marker on the path, the same pixels through the API, drafts of captions, and pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from node_page import NodePage
+from prompts import Graph
+
+STEPS = 6
+WATCH = """() => {
+    window.seen = {marker: [], texts: {}};
+    const look = () => {
+        const marker = document.querySelector('.ud-marker');
+        if (marker) seen.marker.push([+marker.getAttribute('cx'), +marker.getAttribute('cy')]);
+    };
+    const watched = {subtree: true, childList: true, attributes: true, attributeFilter: ['cx']};
+    new MutationObserver(look).observe(document.body, watched);
+    window.comfyAPI.api.api.addEventListener('progress_text', ({detail}) => {
+        (seen.texts[detail.nodeId] ??= []).push(detail.text);
+    });
+}"""
+
+SAME_PIXELS = """async (lists) => {
+    const pixels = async ({filename, subfolder, type}) => {
+        const picture = await createImageBitmap(
+            await (await fetch('/view?' + new URLSearchParams({filename, subfolder, type}))).blob(),
+        );
+        const pen = new OffscreenCanvas(picture.width, picture.height).getContext('2d');
+        pen.drawImage(picture, 0, 0);
+        return [...pen.getImageData(0, 0, picture.width, picture.height).data].join();
+    };
+    const [one, other] = await Promise.all(lists.map((list) => Promise.all(list.map(pixels))));
+    return one.length === other.length && one.every((text, k) => text === other[k]);
+}"""
+
+
+def add(page: NodePage, kind: str, at: tuple[float, float], **values: Any) -> Any:
+    node = page.add(kind, at)
+    for name, value in values.items():
+        node.set(name, value)
+    return node.id
+
+
+def build(page: NodePage, points: str) -> dict[str, Any]:
+    """Loader, a drawn path, sampler, decoders and Show Pairs; returns the ids of the nodes."""
+    ids = {
+        "loader": add(page, "UniDiffuserLoader", (20, 700), model_name="tiny.safetensors"),
+        "latent": add(page, "EmptyLatentImage", (20, 860), width=128, height=128, batch_size=2),
+    }
+    path = page.add(at=(20, 90))
+    path.preset("drawn")
+    path.set("task.points", points)
+    path.set("steps", STEPS)
+    ids["path"] = path.id
+    ids["sampler"] = add(page, "UniDiffuserSampler", (400, 90), seed=7, image_guidance=2.0, text_guidance=2.0)
+    ids["image"] = add(page, "VAEDecode", (400, 600))
+    ids["caption"] = add(page, "UniDiffuserDecodeCaption", (400, 680))
+    ids["pairs"] = add(page, "UniDiffuserShowPairs", (760, 90), save=False)
+    for source, output, target, name in (
+        ("loader", 0, "sampler", "model"),
+        ("path", 0, "sampler", "path"),
+        ("latent", 0, "sampler", "latent_image"),
+        ("loader", 4, "sampler", "caption_decoder"),
+        ("sampler", 0, "image", "samples"),
+        ("loader", 2, "image", "vae"),
+        ("loader", 4, "caption", "caption_decoder"),
+        ("sampler", 2, "caption", "text"),
+        ("image", 0, "pairs", "images"),
+        ("caption", 0, "pairs", "captions"),
+    ):
+        page.wire(ids[source], output, ids[target], name)
+    return ids
+
+
+def test_a_drawn_path_runs_as_the_same_points_through_the_api(page: NodePage) -> None:
+    server = page.front_end.server
+    ids = build(page, "1000,1000 0,0")
+    path = page.known(ids["path"])
+    path.drag((500, 500), (700, 200))
+    points = path.values()["points"]
+    assert len(points.split()) == 3
+    page.page.evaluate(WATCH)
+    before = set(server.get("/history"))
+    assert page.front_end.run() == "success"
+    new = [entry for name, entry in server.get("/history").items() if name not in before]
+    ran = next(entry for entry in new if str(ids["pairs"]) in entry["outputs"])
+
+    seen = page.page.evaluate("() => seen")
+    assert len(set(map(tuple, seen["marker"]))) >= 2
+    assert page.page.locator(".ud-marker").count() == 0  # gone after the run
+
+    graph = Graph()
+    again = graph.add("UniDiffuserNoisePath", task="drawn", steps=STEPS, spacing="uniform", **{"task.points": points})()
+    out = graph.sampler(again, seed=7, latent_image=graph.empty(batch_size=2))
+    preview = graph.show(out(0))
+    by_api = server.run(graph.prompt)[preview]["images"]
+    shown = ran["outputs"][str(ids["pairs"])]
+    assert len(by_api) == 2
+    assert page.page.evaluate(SAME_PIXELS, [shown["images"], by_api])
+
+    captions = shown["unidiffuser_captions"]
+    drafts = next(texts for node, texts in seen["texts"].items() if str(node) == str(ids["sampler"]))
+    assert drafts[-1].splitlines() == captions
+    assert all(len(draft.split("\n")) == 2 for draft in drafts)
+
+    gallery = page.page.locator(".ud-pairs")
+    assert gallery.locator("figcaption").all_inner_texts() == captions
+    assert gallery.locator("img").evaluate_all("(all) => all.every((image) => image.complete && image.naturalWidth === 128)")

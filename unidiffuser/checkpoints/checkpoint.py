@@ -22,6 +22,7 @@ from .layout_diffusers import read_diffusers
 from .layout_original import read_original
 from .layout_own import FORMAT, TOKENIZERS, read_own, target_dtype, write_own
 from .parts import TITLES, CheckpointContents, InMemoryTensors, ModelPart, make_part
+from .published import HOW_TO_GET, LICENCE
 from .skeleton import assign_weights
 from .tokenizers import BytePairTokenizer, Spec, clip_spec, gpt2_spec
 from .weights import WeightFiles
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = ("emoji",)
-_PUBLISHED = "from huggingface.co/thu-ml/unidiffuser-v1 (published under AGPL-3.0, whose terms then apply)"
+_PUBLISHED = f"from huggingface.co/thu-ml/unidiffuser-v1 (published under {LICENCE}, whose terms then apply)"
 _WHAT_TO_GET = {
     "uvit": f"uvit_v1.pth {_PUBLISHED}",
     "vae": f"autoencoder_kl.pth {_PUBLISHED}",
@@ -186,7 +187,7 @@ def load_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
     else:
         raise FileNotFoundError(
             f"there is no model {str(path_or_name)!r}: neither a bundled one ({', '.join(BUNDLED)}) nor a file or folder. "
-            f"For the published 1 B model get uvit_v1.pth, autoencoder_kl.pth and caption_decoder.pth {_PUBLISHED}."
+            f"{HOW_TO_GET}"
         )
     config = _completed(contents.config, path.with_suffix(".json")) if bundled else contents.config
     return Checkpoint(path, config, contents.parts, contents.tokenizers, contents.skipped)
@@ -210,7 +211,7 @@ def _read_folder(path: Path) -> CheckpointContents:
     if not contents.parts:
         raise FileNotFoundError(
             f"{path} holds no model: it has neither model_index.json (a diffusers folder) nor uvit_v0.pth or uvit_v1.pth. "
-            f"Get {_WHAT_TO_GET['uvit']}, and autoencoder_kl.pth and caption_decoder.pth from the same place."
+            f"{HOW_TO_GET}"
         )
     return contents
 

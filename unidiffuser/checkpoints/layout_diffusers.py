@@ -16,7 +16,7 @@ from .parts import IDENTIFYING_KEYS, TITLES, CheckpointContents, ModelPart, hf_f
 from .tokenizers import read_spec
 from .weights import find_weights, read_json
 
-_FOLDERS = {
+FOLDERS = {
     "uvit": ("unet", "diffusion_pytorch_model"),
     "vae": ("vae", "diffusion_pytorch_model"),
     "clip_text": ("text_encoder", "model"),
@@ -37,7 +37,7 @@ def read_diffusers(folder: Path) -> CheckpointContents:
         ValueError: a file is damaged, or no part of a UniDiffuser.
     """
     config, parts = ModelConfig(), {}
-    for name, (sub, stem) in _FOLDERS.items():
+    for name, (sub, stem) in FOLDERS.items():
         files = find_weights(folder / sub, stem) or find_weights(folder / sub, "pytorch_model")
         if files is None:
             continue

@@ -52,5 +52,5 @@ def model_path(name: str) -> str:
             return str(Path(path).parent) if PurePath(path).name == "model_index.json" else path
     raise FileNotFoundError(
         f"The checkpoint {name!r} is not in models/{FOLDER} or models/checkpoints. Put it there and press R, or choose "
-        f"another. The 1 B model is at {LINK} (weights under AGPL-3.0)."
+        f"another. The 1 B model is at {LINK} (weights under AGPL-3.0); the help page of this node has the command for it."
     )

@@ -30,7 +30,7 @@ class ExamplePicture(io.ComfyNode):
                     tooltip="Emoji from Google's Noto, licensed under Apache-2.0.",
                 )
             ],
-            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The image, 128 x 128 pixels.")],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The image, 256 x 256 pixels.")],
         )
 
     @classmethod

@@ -30,12 +30,12 @@ def test_size_and_geometry(model):
     assert FILE.stat().st_size <= 25e6
     assert model.checkpoint.parts() == ("uvit", "vae", "clip_text", "clip_image", "caption")
     config = model.config
-    assert (config.image_size, config.vae.downscale, config.vae.embed_dim, config.vae.scale_factor) == (128, 4, 4, 0.18215)
+    assert (config.image_size, config.vae.downscale, config.vae.embed_dim, config.vae.scale_factor) == (256, 8, 4, 0.18215)
     assert config.uvit.latent_size == (32, 32)
 
 
 def test_latents_have_unit_variance_in_the_convention_of_stable_diffusion(model):
-    pixels = to_tensor([Image.open(EXAMPLE).convert("RGB").resize((128, 128))] * 2)
+    pixels = to_tensor([Image.open(EXAMPLE).convert("RGB").resize((256, 256))] * 2)
     latents = model.autoencoder.encode(pixels, torch.Generator().manual_seed(0))
     assert 0.3 < latents.std() < 2.0
     words = [line.split(" ", 1)[1] for line in CONCEPTS_FILE.read_text("utf-8").splitlines() if not line.startswith("#")]
@@ -47,7 +47,7 @@ def test_latents_have_unit_variance_in_the_convention_of_stable_diffusion(model)
 def test_preview_colours_match_the_picture(model):
     preview = model.config.vae.preview_rgb
     factors, bias = torch.tensor(preview["factors"]), torch.tensor(preview["bias"])
-    pixels = to_tensor([Image.open(EXAMPLE).convert("RGB").resize((128, 128))])
+    pixels = to_tensor([Image.open(EXAMPLE).convert("RGB").resize((256, 256))])
     latent = model.autoencoder.encode(pixels, torch.Generator().manual_seed(0))[0].float()
     guessed = torch.einsum("chw,cr->rhw", latent, factors) + bias[:, None, None]
     seen = torch.nn.functional.avg_pool2d(pixels[0], model.config.vae.downscale)
@@ -79,9 +79,9 @@ def test_captions_name_the_concept(model):
 @pytest.mark.slow
 def test_inversion_is_reversible(model):
     """ddim_inverse, then ddim: the latents of a real picture come back within 10 % at 100 steps, guidance 1."""
-    pixels = to_tensor([Image.open(EXAMPLE).convert("RGB").resize((128, 128))])
+    pixels = to_tensor([Image.open(EXAMPLE).convert("RGB").resize((256, 256))])
     img = model.autoencoder.encode(pixels, torch.Generator().manual_seed(0))
-    clip_img = model.image_token_encoder([Image.open(EXAMPLE).convert("RGB").resize((128, 128))])
+    clip_img = model.image_token_encoder([Image.open(EXAMPLE).convert("RGB").resize((256, 256))])
     path = NoisePath.text_to_image(100)
     given = Streams(img, clip_img)
     text = sample(model.net, NoisePath.image_to_text(20), given, generator=torch.Generator().manual_seed(1)).text

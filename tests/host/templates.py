@@ -49,7 +49,7 @@ class Parts:
 
     def encoded(self, picture: Out) -> tuple[Out, Out]:
         """Image latent and CLIP embedding of an image, scaled to the model's size first: a photograph is far larger."""
-        size = {"upscale_method": "lanczos", "width": 128, "height": 128, "crop": "center"}
+        size = {"upscale_method": "lanczos", "width": 256, "height": 256, "crop": "center"}
         square = self.add("ImageScale", 1, image=picture, **size)[0]
         return (
             self.add("VAEEncode", 1, pixels=square, vae=self.vae)[0],
@@ -69,7 +69,7 @@ class Parts:
         return self.add("CLIPTextEncode", column, mode, clip=clip or self.clip, text=text)[0]
 
     def empty(self, batch: int = 1, column: int = 1) -> Out:
-        return self.add("EmptyLatentImage", column, width=128, height=128, batch_size=batch)[0]
+        return self.add("EmptyLatentImage", column, width=256, height=256, batch_size=batch)[0]
 
     def show(self, latent: Out, column: int = 3, vae: Out | None = None, mode: int = RUN) -> Out:
         image = self.add("VAEDecode", column, mode, samples=latent, vae=vae or self.vae)[0]
@@ -190,8 +190,8 @@ def interpolation(info: Info, title: str) -> Flow:
 def inpainting(info: Info, title: str) -> Flow:
     p = Parts(info, title, "Replaces the right half of an image to fit the text. You can also paint a mask in Load Image.")
     latent, token = p.encoded(p.picture("fox"))
-    left = p.add("SolidMask", 1, value=0.0, width=128, height=128)[0]
-    right = p.add("SolidMask", 1, value=1.0, width=64, height=128)[0]
+    left = p.add("SolidMask", 1, value=0.0, width=256, height=256)[0]
+    right = p.add("SolidMask", 1, value=1.0, width=128, height=256)[0]
     mask = p.add("MaskComposite", 2, destination=left, source=right, x=64, y=0, operation="add")[0]
     masked = p.add("SetLatentNoiseMask", 2, samples=latent, mask=mask)[0]
     path = p.path("text to image", 2, **HOLD)

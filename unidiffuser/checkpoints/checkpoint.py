@@ -6,7 +6,6 @@ folder; each layout has its own module, layout_*.py. `save_checkpoint` and `conv
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -171,8 +170,8 @@ def load_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
         FileNotFoundError: there is no such model, file or folder.
         ValueError: it is damaged, unsafe or no checkpoint of a known layout.
     """
-    path, bundled = Path(path_or_name), str(path_or_name) in BUNDLED
-    if bundled:
+    path = Path(path_or_name)
+    if str(path_or_name) in BUNDLED:
         path = ASSETS / f"{path_or_name}.safetensors"
         if not path.is_file():
             raise FileNotFoundError(
@@ -189,19 +188,7 @@ def load_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
             f"there is no model {str(path_or_name)!r}: neither a bundled one ({', '.join(BUNDLED)}) nor a file or folder. "
             f"{HOW_TO_GET}"
         )
-    config = _completed(contents.config, path.with_suffix(".json")) if bundled else contents.config
-    return Checkpoint(path, config, contents.parts, contents.tokenizers, contents.skipped)
-
-
-def _completed(config: ModelConfig, file: Path) -> ModelConfig:
-    """`config` updated from the JSON file beside a bundled model.
-
-    The file lets settings change without a new copy of the weights in the repository.
-    """
-    if not file.is_file():
-        return config
-    stored, added = config.to_dict(), json.loads(file.read_text(encoding="utf-8"))
-    return ModelConfig.from_dict({**stored, **{name: {**stored.get(name, {}), **fields} for name, fields in added.items()}})
+    return Checkpoint(path, contents.config, contents.parts, contents.tokenizers, contents.skipped)
 
 
 def _read_folder(path: Path) -> CheckpointContents:

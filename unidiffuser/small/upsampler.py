@@ -30,8 +30,8 @@ class ConvexUpsampler(nn.Module):
         self.conv_mid = nn.Conv2d(width + 12, width, 3, padding=1)
         self.conv_last = nn.Conv2d(width, width, 3, padding=1)
         self.conv_out = nn.Conv2d(width, 4 * FACTOR**2 * NEIGHBOURS, 1)
-        start = _bilinear_logits().repeat(4, 1).T.flatten()
-        self.conv_out.load_state_dict({"weight": torch.zeros_like(self.conv_out.weight), "bias": start})
+        nn.init.zeros_(self.conv_out.weight)
+        self.conv_out.bias = nn.Parameter(_bilinear_logits().repeat(4, 1).T.flatten())
 
     def forward(self, pixels: Tensor, features: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) and features (B, C, H/4, W/4) -> pictures (B, 3, 2H, 2W)."""

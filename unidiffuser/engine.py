@@ -23,6 +23,7 @@ from typing_extensions import Self
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.skeleton import skeleton
 from .checkpoints.vocabulary import Vocabulary
+from .encoders.candidate import Caption
 from .encoders.prompts import PromptCheck, check_prompt, warning_about
 from .media.images import PIXEL_FORMS, ImageSource, fit, open_image, to_tensor
 from .options import Options
@@ -47,7 +48,7 @@ from .uvit import UViT
 
 if TYPE_CHECKING:
     from .encoders.autoencoder import Autoencoder
-    from .encoders.captions import Caption, CaptionDecoder
+    from .encoders.captions import CaptionDecoder
     from .encoders.clip import ImageTokenEncoder, TextEncoder
 
 log = logging.getLogger(__name__)

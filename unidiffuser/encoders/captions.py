@@ -8,7 +8,6 @@ defines the space of text latents.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,21 +19,7 @@ from ..checkpoints.config import CaptionConfig
 from ..checkpoints.skeleton import skeleton
 from ..streams import generators_for
 from .beam_search import beam_search, nucleus_sampling
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One candidate caption.
-
-    Attributes:
-        text: the caption.
-        score: mean log-probability of its tokens, at most 0; comparable between candidates and methods.
-        tokens: generated token ids; the last one is the stop token unless the length limit was reached.
-    """
-
-    text: str
-    score: float
-    tokens: tuple[int, ...]
+from .candidate import Caption as Caption
 
 
 class CaptionDecoder(nn.Module):

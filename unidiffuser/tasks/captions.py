@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from typing_extensions import Unpack
 
+from ..encoders.candidate import Caption
 from ..options import Options, number, resolve, whole_number
 from ..path import CLEAN, MARGINAL, NoisePath
 from ..scoring import CaptionScore, caption_scores, denoising_errors
@@ -15,9 +15,6 @@ from ..streams import Streams, item_generators
 from .editing import Editing, strength_of
 from .inputs import Pictures, Prompts, common_number, generators_of, read_pictures, read_prompts, repeated
 from .words import Words, token_mask
-
-if TYPE_CHECKING:
-    from ..encoders.captions import Caption
 
 BEAMS = 5  # of the authors' beam search
 SHUFFLED = 8  # captions that a score is compared with

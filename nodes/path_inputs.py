@@ -6,13 +6,17 @@ import itertools
 from typing import Any
 
 import numpy as np
-from comfy_api.latest import io
 
 from ..unidiffuser.path import CLEAN, LEAST, MARGINAL, NoisePath
 
+try:
+    from comfy_api.input import CurveInput
+except ImportError:  # older hosts have no curves that a node could give
+    CurveInput = None
+
 CORNERS, DRAWN = "through a corner", "drawn"
 ENDS = ("start", "corner", "end")
-HAS_CURVES = hasattr(io, "Curve")  # newer hosts have a curve editor
+HAS_CURVES = CurveInput is not None
 CURVE_LINES = 256  # straight lines that stand for a curve of the host
 TOLERANCE = 1e-9  # of a curve's rounding
 
@@ -89,8 +93,6 @@ def curve_points(curve: Any) -> list[tuple[float, float]]:
     Raises:
         ValueError: the curve falls somewhere, or leaves [0, 1].
     """
-    from comfy_api.input import CurveInput
-
     x = np.linspace(1, 0, CURVE_LINES + 1)
     y = np.asarray(CurveInput.from_raw(curve).interp_array(x), dtype=np.float64)
     if not ((y > -TOLERANCE) & (y < 1 + TOLERANCE)).all():

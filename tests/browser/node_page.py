@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from front_end import FrontEnd
+from front_end import READY, SETTLE, START, FrontEnd
 from playwright.sync_api import Locator
 
 Point = tuple[float, float]
@@ -68,6 +68,12 @@ class NodePage:
     def clear(self) -> None:
         self.page.evaluate(CLEAR)
         self.front_end.take_messages()
+
+    def reload(self) -> None:
+        self.page.reload(timeout=START)
+        self.page.wait_for_function(READY, timeout=START)
+        self.page.wait_for_timeout(2 * SETTLE)
+        self.page.keyboard.press("Escape")
 
     def zoom(self, scale: float, offset: Point = (0, 0)) -> None:
         self.page.evaluate(

@@ -206,3 +206,18 @@ def test_copies_and_reloads_keep_the_path(page: NodePage) -> None:
     again = type(node)(page, page.page.evaluate("() => app.graph._nodes[0].id"))
     assert again.values()["points"] == "1000,1000 300,600 0,0"
     assert (300, 600) in again.drawn()
+
+
+def test_a_reloaded_page_has_the_path_and_its_editor(page: NodePage) -> None:
+    node = page.add()
+    node.preset("drawn")
+    node.set("task.points", "1000,1000 0,0")
+    node.drag((500, 500), (300, 600))
+    values, drawn = node.values(), node.drawn()
+    page.page.wait_for_timeout(1500)  # the front end stores the workflow
+    page.reload()
+    (again,) = page.page.evaluate("() => app.graph._nodes.map((n) => n.id)")
+    assert page.known(again).values() == values
+    assert page.known(again).drawn() == drawn
+    page.known(again).drag((1000, 1000), (800, 900))
+    assert close(page.known(again).drawn()[0], (800, 900))

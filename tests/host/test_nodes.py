@@ -296,6 +296,8 @@ def test_schemas_have_texts_and_locales_match_them(server: HostServer) -> None:
     english, chinese = (
         json.loads((root / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8")) for language in ("en", "zh")
     )
+    if "CurveEditor" not in info:  # a host without curves
+        del english["UniDiffuserNoisePath"]["inputs"]["task_curve"], chinese["UniDiffuserNoisePath"]["inputs"]["task_curve"]
     assert english == english_texts(info)
     assert set(chinese) == set(english)
     for name, texts in english.items():

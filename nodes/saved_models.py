@@ -44,6 +44,10 @@ class Origin:
                 data = json.loads(bytes(file.get_tensor(KEY).tolist()))
         except (SafetensorError, OSError):
             return None  # the library reports damaged files
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: its entry {KEY} is not JSON ({error}). Save the model again.") from error
+        if not (isinstance(data, dict) and isinstance(data.get("name"), str) and isinstance(data.get("config"), dict)):
+            raise ValueError(f"{path} is damaged: its entry {KEY} names no checkpoint. Save the model again.")
         return cls(data["name"], ModelConfig.from_dict(data["config"]))
 
 

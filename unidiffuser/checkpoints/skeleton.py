@@ -65,6 +65,16 @@ def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str,
 
     missing = [name for name, member in members.items() if id(member) not in given]
     unexpected = [name for name in tensors if name not in members]
+    quantised = [
+        name
+        for name, tensor in tensors.items()
+        if name in members and members[name].is_floating_point() and not tensor.is_floating_point()
+    ]
+    if quantised:
+        kind = str(tensors[quantised[0]].dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{where} holds {kind} numbers, as {quantised[0]}; use float32, float16 or bfloat16 weights. {help_text}"
+        )
     misshapen = [
         f"{name} is {tuple(tensors[name].shape)}, should be {tuple(members[name].shape)}"
         for name in tensors

@@ -7,12 +7,15 @@ may drop again.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +152,7 @@ def _open_without_code(path: Path) -> dict[str, Tensor]:
             f"{path} is refused: its pickle asks for {code[1]}, which could run code when loaded. "
             "Use a safetensors file, or one that holds a plain state dict."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged pickles make the unpickler raise almost anything
         raise ValueError(
             f"{path} is damaged, incomplete or no weights file ({_first_line(error)}); download it again."
         ) from error
@@ -191,6 +194,17 @@ def windows(sizes: Mapping[str, int], limit: int = WINDOW_BYTES) -> Iterator[lis
         total += size
     if group:
         yield group
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn the error that the safetensors library raises for a full disk into the OSError that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else _first_line(error)) from error
 
 
 def write_safetensors(

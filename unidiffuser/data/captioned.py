@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..media.files import read_lines
+from ..media.files import read_lines, shown
 from ..media.formats import PICTURE_SUFFIXES
 from ..media.images import open_image
 
@@ -47,6 +47,7 @@ class Pair:
         path: the picture's file, or the shard that contains it.
         place: (first byte, bytes) in the shard, (0, 0) for a sample without a picture; None for a file of its own.
         fields: other values of the source, such as "label", "style" and "split".
+        problem: why the captions could not be read; empty if they were.
     """
 
     key: str
@@ -54,6 +55,7 @@ class Pair:
     path: Path
     place: tuple[int, int] | None = None
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    problem: str = field(default="", compare=False)
 
     @property
     def caption(self) -> str:
@@ -134,9 +136,17 @@ def read_listed(folder: Path) -> Iterator[Pair]:
 def read_beside(folder: Path, recursive: bool = True) -> Iterator[Pair]:
     """Image files of a folder, each with the content of the `.txt` beside it as its only caption, or with no caption."""
     for path in picture_files(folder, recursive):
-        beside = path.with_suffix(".txt")
-        captions = (_decode(beside.read_bytes(), str(beside)),) if beside.is_file() else ()
-        yield Pair(str(path.relative_to(folder)), captions, path)
+        captions, problem = _beside(path.with_suffix(".txt"))
+        yield Pair(str(path.relative_to(folder)), captions, path, problem=problem)
+
+
+def _beside(path: Path) -> tuple[tuple[str, ...], str]:
+    """The caption of a text file, and why it could not be read."""
+    try:
+        return ((_decode(path.read_bytes(), str(path)),) if path.is_file() else ()), ""
+    except OSError as error:
+        log.warning("%s cannot be read (%s)", shown(path), error.strerror or error)
+        return (), "unreadable caption"
 
 
 def read_coco(folder: Path, annotations: Path) -> Iterator[Pair]:

@@ -26,7 +26,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..distributed import World
 from ..encoders.autoencoder import Autoencoder
 from ..encoders.clip import ImageTokenEncoder, TextEncoder
-from ..media.files import write_text
+from ..media.files import shown, write_text
 from ..media.images import fit, to_tensor
 from ..media.resume import check_settings, run_parts
 from .captioned import DamagedShard, Pair
@@ -168,6 +168,8 @@ def _decoded(part: Part, encoding: Encoding, counts: Counter[str]) -> Iterator[l
     """Batches of (key, captions, square); threads decode the next batch while the caller encodes this one."""
 
     def decode(pair: Pair) -> tuple[str, list[str], Image.Image] | str:
+        if pair.problem:
+            return pair.problem
         captions = [" ".join(caption[:LONGEST].split()) for caption in pair.captions]
         captions = [caption for caption in captions if caption]
         if not captions:
@@ -178,11 +180,11 @@ def _decoded(part: Part, encoding: Encoding, counts: Counter[str]) -> Iterator[l
             if pair.place is not None and not pair.path.is_file():
                 raise  # the whole shard, not one picture
             return "no picture"
-        except ValueError:
+        except (ValueError, PermissionError):
             return "unreadable picture"
         if min(image.size) < encoding.min_side:
             return "too small"
-        return pair.key, captions, fit(image, encoding.image_size, encoding.image_size)
+        return shown(pair.key), captions, fit(image, encoding.image_size, encoding.image_size)
 
     pairs = part.read()
     with ThreadPoolExecutor(encoding.readers) as pool:

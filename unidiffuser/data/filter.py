@@ -162,7 +162,7 @@ def _filter_file(file: Path, target: Path, rules: Rules, renamed: dict[str, str]
 
 
 class _Damaged(Exception):
-    """A table with a readable footer and an unreadable page."""
+    """A table with a readable footer and a page or column that cannot be used."""
 
 
 def _batches(table: pq.ParquetFile, rows: int) -> Iterator[pa.RecordBatch]:
@@ -191,6 +191,17 @@ Test = Callable[[Any], Any]
 """Maps a record batch to an array of booleans, true for rows that pass."""
 
 
+def _cast(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
+    """A column as texts or numbers; _Damaged for one of another type, such as a struct or bytes."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        return pc.cast(column, kind)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise _Damaged(f"{name} holds {column.type}, not {kind}: {str(error).splitlines()[0]}") from error
+
+
 def _tests(rules: Rules, columns: dict[str, str], file: Path) -> Iterator[tuple[str, Test]]:
     """Name and test of each active rule, in a fixed order."""
     import pyarrow as pa
@@ -207,10 +218,10 @@ def _tests(rules: Rules, columns: dict[str, str], file: Path) -> Iterator[tuple[
     url, caption = (column(name, "every table") for name in NEEDED)
 
     def text(batch: pa.RecordBatch, name: str) -> pa.Array:
-        return pc.cast(batch.column(name), pa.string())
+        return _cast(batch.column(name), pa.string(), f"{file}, column {name!r}")
 
     def number(batch: pa.RecordBatch, name: str) -> pa.Array:
-        return pc.cast(batch.column(name), pa.float64())
+        return _cast(batch.column(name), pa.float64(), f"{file}, column {name!r}")
 
     def bound(name: str, rule: str, compare: Callable[[Any, Any], Any]) -> Test:
         theirs, limit = column(name, rule), getattr(rules, rule)

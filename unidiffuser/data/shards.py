@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoints.weights import disk_errors
 from ..media.files import replacing
 
 MANIFEST = "manifest.json"
@@ -34,7 +35,7 @@ WINDOW = 16  # shards that are shuffled together; more shuffle better and keep m
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
     """Write one shard atomically; `notes` are JSON values for its header."""
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, disk_errors():
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"notes": json.dumps(notes)})
 
 

@@ -47,7 +47,7 @@ def find_parts(source: Path, captions: Path | None = None, per_part: int = 4096)
     elif (source / INDEX).is_file():
         pairs = list(read_listed(source))
     else:
-        pairs = [pair for pair in read_beside(source) if pair.captions]
+        pairs = [pair for pair in read_beside(source) if pair.captions or pair.problem]
     if not pairs:
         raise FileNotFoundError(
             f"{source} has no .tar shards, no {INDEX} and no picture with a .txt of the same name; for COCO name the "

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..media.yaml_settings import parse, read_mapping, typed
+
 Config = TypeVar("Config", bound="EvaluationConfig")
 TASKS = ("autoencode", "text_to_image", "image_to_text", "joint", "image")
 
@@ -123,18 +125,10 @@ class EvaluationConfig:
             FileNotFoundError: no such file.
             ValueError: unknown, missing or invalid settings.
         """
-        import yaml
-
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no evaluation config at {path}")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-            given = {name: yaml.safe_load(text) for name, _, text in (entry.partition("=") for entry in overrides)}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} or an override is not YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} is not a YAML mapping of evaluation settings")
+        values = read_mapping(path, "evaluation")
+        parts = (entry.partition("=") for entry in overrides)
+        given = {name: parse(text, f"--set {name}={text}") for name, _, text in parts}
         given |= {name: text for name, text in (("model", model), ("out", out)) if text is not None}
         return cls.of(values | given, str(path))
 
@@ -156,8 +150,8 @@ class EvaluationConfig:
         ):
             if values.get(key) is not None:
                 _known(kind, values[key], f"{name}, {key}")
-                values[key] = kind(**values[key])
-        config = cls(**values)
+                values[key] = kind(**typed(kind, values[key], f"{name}, {key}"))
+        config = cls(**typed(cls, values, name))
         config._check(name)
         return config
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
+from ..checkpoints.weights import disk_errors
 from ..media.files import replacing
 from ..media.images import open_image
 from ..media.resume import check_settings, run_parts
@@ -103,7 +104,7 @@ def write_part(file: Path, outputs: Outputs) -> None:
         image.save(buffer, format="PNG")
         tensors[f"shown.{k:04d}"] = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
     metadata = {"items": json.dumps(outputs.items, ensure_ascii=False), "seconds": json.dumps(outputs.seconds)}
-    with replacing(file) as temporary:
+    with replacing(file) as temporary, disk_errors():
         save_file(tensors, temporary, metadata)
 
 

@@ -110,6 +110,7 @@ def read_lora(path: str | os.PathLike[str], layers: Mapping[str, Mapping[str, tu
     changes: dict[str, dict[str, Change]] = {}
     for name, (down, up) in pairs.items():
         part, layer = notations[name]
+        _check_matrices(path, name, down, up)
         down, up = down.flatten(1), up.flatten(1)
         rank, shape = down.shape[0], layers[part][layer]
         if up.shape[1] != rank:
@@ -121,10 +122,25 @@ def read_lora(path: str | os.PathLike[str], layers: Mapping[str, Mapping[str, tu
                 f"{given[1]}, but here that layer is {needed[0]} x {needed[1]}. Use it with the model that it was trained on."
             )
         alpha = tensors.get(f"{name}.alpha")
-        scale = 1.0 if alpha is None else float(alpha) / rank
+        scale = 1.0 if alpha is None else _alpha(path, name, alpha) / rank
         changes.setdefault(part, {})[layer] = Change(down.clone(), up.clone(), scale)
     about = source.metadata().get(METADATA)
     return LoRA(str(path), changes, json.loads(about) if about else {})
+
+
+def _check_matrices(path: str | os.PathLike[str], name: str, down: Tensor, up: Tensor) -> None:
+    for matrix in (down, up):
+        if matrix.ndim < 2 or 0 in matrix.shape or not matrix.is_floating_point():
+            raise ValueError(
+                f"{path} is damaged: a matrix of {name} has shape {tuple(matrix.shape)} and type {matrix.dtype}; it must hold "
+                f"floating-point numbers in rows and columns."
+            )
+
+
+def _alpha(path: str | os.PathLike[str], name: str, alpha: Tensor) -> float:
+    if alpha.numel() != 1 or alpha.is_complex() or not math.isfinite(value := float(alpha)):
+        raise ValueError(f"{path} is damaged: the alpha of {name} must be one finite number.")
+    return value
 
 
 def write_lora(path: str | os.PathLike[str], changes: Mapping[str, Mapping[str, Change]], about: Mapping[str, Any]) -> None:

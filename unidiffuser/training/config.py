@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..media.yaml_settings import read_mapping, typed
+
 PRECISIONS = ("auto", "bf16", "no")
 STRATEGIES = ("ddp", "fsdp")
 OPTIMIZERS = ("adamw", "muon")
@@ -87,22 +89,15 @@ class TrainConfig:
             FileNotFoundError: no such file.
             ValueError: an unknown, missing or impossible setting.
         """
-        import yaml
-
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no training config at {path}")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} is not a YAML mapping of training settings")
+        values = read_mapping(path, "training")
         values |= {k: v for k, v in overrides.items() if v is not None}
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"{path}: unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
         if missing := [name for name in ("stage", "out") if name not in values]:
             raise ValueError(f"{path}: missing {' and '.join(missing)}")
-        config = cls(**values)
-        config.betas = (float(config.betas[0]), float(config.betas[1]))
+        config = cls(**typed(cls, values, str(path)))
         for name in ("steps", "batch_size", "save_every", "sample_every", "keep"):
             if getattr(config, name) < 1:
                 raise ValueError(f"{path}: {name} must be at least 1, got {getattr(config, name)}")

@@ -11,6 +11,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,18 +23,21 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from ..distributed import World, joined
-from ..media.files import replacing, write_text
+from ..media.files import locked, replacing, write_text
 from .average import Average
 from .config import TrainConfig
 from .graphs import recorded
 from .optimizers import make_optimizers
 from .record import RunLog
-from .saving import last_good, resume, save, whole_weights
+from .saving import last_good, remove_unfinished, resume, save, whole_weights
 from .sharding import autocast, distribute, is_sharded, synchronised, unwrapped, whole
 from .stage import Batch, TrainingStage
 
 Watch = Callable[[int, dict[str, float], Image.Image | None], None]
 """Callback after a step: steps done, loss terms, and the sample image if one was made."""
+
+
+LOCK = ".lock"  # in the run folder, held while it is trained
 
 
 class Pass(TypedDict):
@@ -65,11 +69,22 @@ def train(
     Raises:
         FloatingPointError: a loss or gradient is not finite. The message names the step and the examples; weights and
             checkpoints are those from before it.
-        ValueError: the run's checkpoint belongs to another config.
+        ValueError: the run's checkpoint belongs to another config, or another process trains in this folder.
         OSError: a checkpoint cannot be written; the last good one is kept.
     """
-    with joined(device) as world:
+    with joined(device) as world, _alone(Path(config.out), world):
         return _train(stage, config, world, progress, watch)
+
+
+@contextmanager
+def _alone(out: Path, world: World) -> Iterator[None]:
+    """Hold the run folder, so that a second run in it is refused, and remove what a killed one left unfinished."""
+    if not world.main:
+        yield
+        return
+    with locked(out / LOCK, f"the run folder {out}"):
+        remove_unfinished(out)
+        yield
 
 
 def _train(stage: TrainingStage, config: TrainConfig, world: World, progress: bool, watch: Watch | None) -> nn.Module:

@@ -76,6 +76,8 @@ def read_pictures(folder: str | Path, size: int, word: str | None = None) -> tup
         raise FileNotFoundError(f"{folder} holds no picture ({', '.join(PICTURE_FORMATS)})")
     captions = []
     for pair in pairs:
+        if pair.problem:
+            raise ValueError(f"the caption of {pair.path} cannot be read; check the permissions of the .txt beside it")
         texts = [text.strip() for text in pair.captions if text.strip()]
         if not texts and not word:
             place = INDEX if listed else pair.path.with_suffix(".txt").name

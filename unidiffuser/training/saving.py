@@ -57,6 +57,12 @@ def last_good(out: Path) -> str:
     return str(max(checkpoints(out), default="none yet"))
 
 
+def remove_unfinished(out: Path) -> None:
+    """Remove the checkpoints that a killed run did not finish."""
+    for partial in (out / "checkpoints").glob(".*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _state(model: nn.Module, optimizers: Sequence[Optimizer], average: Average) -> dict[str, Any]:
     return {
         "model": get_model_state_dict(model, options=TRAINED),

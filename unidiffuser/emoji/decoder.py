@@ -119,6 +119,8 @@ class DecoderStage(TrainingStage):
         names = self.vae.palette["manners"]
         self.no_style = len(names)  # the index that stands for no style
         self.model = Decoder(self.autoencoder).requires_grad_(True)
+        for name in ("colours", "prior", "spread"):  # exact colours are what a style is recognised by, and training blurs them
+            getattr(self.model.palette, name).requires_grad_(False)
         self.train_set = training_set(data, options.image_size, options.where)
         self.test_set = unseen_set(data, options.image_size, names) or self.train_set
         self.size = len(self.train_set)

@@ -38,16 +38,13 @@ def check_tokens(chunks: Chunks, tokenizer: Any, vocabulary: Vocabulary | None, 
 
 def show_prompt_warning(model: Any, *conditionings: Sequence[Any] | None) -> None:
     """Show the notes of CONDITIONINGs in the node that is running."""
-    if warning := _warning(model, (extra for conditioning in conditionings for _, extra in conditioning or ())):
-        show_warning(warning)
+    show_warning(_warning(model, (extra for conditioning in conditionings for _, extra in conditioning or ())))
 
 
 def warn_about_prompts(executor: Any, *arguments: Any, **named: Any) -> Any:
     """OUTER_SAMPLE wrapper that shows the notes of all conditions in the node that is running."""
     guider = executor.class_obj
-    warning = _warning(guider.model_patcher, (cond for conds in guider.conds.values() for cond in conds or ()))
-    if warning:
-        show_warning(warning)
+    show_warning(_warning(guider.model_patcher, (cond for conds in guider.conds.values() for cond in conds or ())))
     return executor(*arguments, **named)
 
 

@@ -26,23 +26,33 @@ CATEGORY = "UniDiffuser"
 
 _shown: ContextVar[tuple[object, tuple[str, ...]]] = ContextVar("unidiffuser_warnings", default=(None, ()))
 """The latest execution of a node that showed a warning, and its warnings."""
+_warned: set[str] = set()
+"""Nodes that show a warning. The front end keeps a text until the next one, so it must be taken away."""
 
 
 def show_text(text: str, node_id: str) -> None:
-    """Show a text in a node until the node runs again, above the warnings of this execution."""
+    """Show a text in a node until the next one, below the warnings of this execution."""
     warnings = (f"\u26a0 {warning}" for warning in _warnings())
-    PromptServer.instance.send_progress_text("\n\n".join(filter(None, (text, *warnings))), node_id)
+    PromptServer.instance.send_progress_text("\n\n".join(filter(None, (*warnings, text))), node_id)
 
 
 def show_warning(message: str) -> None:
-    """Log a warning and show it, with earlier ones, in the running node, or in the one whose expansion that node is part of."""
+    """Log a warning and show it, with earlier ones, in the running node, or in the one whose expansion that node is part of.
+
+    "" shows nothing, and takes the warning of an earlier execution away.
+    """
     running = get_executing_context()
-    if message in _warnings():
+    if message in _warnings() or running is None:
         return
-    logger.warning("%s", message)
-    if running is not None:
+    node_id = running.node_id.split(".")[0]
+    if message:
+        logger.warning("%s", message)
         _shown.set((running, (*_warnings(), message)))
-        show_text("", running.node_id.split(".")[0])
+        _warned.add(node_id)
+        show_text("", node_id)
+    elif node_id in _warned and not _warnings():
+        _warned.discard(node_id)
+        show_text("", node_id)
 
 
 def _warnings() -> tuple[str, ...]:

@@ -62,8 +62,8 @@ def test_samplers_name_the_words_that_the_model_does_not_know(server: HostServer
     )
     with NodeTexts(server.port) as texts:
         server.run(graph.prompt)
-        assert texts.of(bad).split("\n\n")[-1] == UNKNOWN  # below the caption, if there is one
-        cut = texts.of(long).split("\n\n")[-1]
+        assert texts.of(bad).split("\n\n")[0] == UNKNOWN  # above the caption, if there is one
+        cut = texts.of(long).split("\n\n")[0]
         assert cut.startswith("\u26a0 Cut to the text encoder's limit of 10 tokens, which loses \"")
         assert cut.endswith('grapes and watermelon".')
         assert UNKNOWN[0] not in texts.of(good, 0)
@@ -79,7 +79,17 @@ def test_a_checkpoint_without_a_vocabulary_warns_only_of_what_is_cut(server: Hos
         assert texts.of(short, 0) == ""
 
 
-def test_a_chain_keeps_its_warning_below_the_captions(server: HostServer) -> None:
+def test_a_warning_goes_when_the_prompt_is_mended(server: HostServer) -> None:
+    with NodeTexts(server.port) as texts:
+        for text, shown in (("castle in the mountains", UNKNOWN), ("castle", "")):
+            graph = Graph("emoji")
+            node = sampled(graph, "KSampler", graph.text(text))
+            server.run(graph.prompt)
+            assert texts.of(node) == shown
+        assert [text for name, text in texts.history if name == node] == [UNKNOWN, ""]
+
+
+def test_a_chain_keeps_its_warning_above_the_captions(server: HostServer) -> None:
     graph = Graph("emoji")
     chain = graph.add(
         "UniDiffuserGibbsChain",
@@ -97,9 +107,9 @@ def test_a_chain_keeps_its_warning_below_the_captions(server: HostServer) -> Non
     graph.add("PreviewImage", images=chain())
     with NodeTexts(server.port) as texts:
         server.run(graph.prompt)
-        *captions, warning = texts.of(chain()[0]).split("\n\n")
+        warning, captions = texts.of(chain()[0]).split("\n\n")
         assert warning == UNKNOWN
-        assert len(captions[0].splitlines()) == 2
+        assert len(captions.splitlines()) == 2
 
 
 def test_inversion_and_scores_warn_too(server: HostServer) -> None:
@@ -114,7 +124,7 @@ def test_inversion_and_scores_warn_too(server: HostServer) -> None:
     with NodeTexts(server.port) as texts:
         server.run(graph.prompt)
         assert texts.of(inverted[0]) == UNKNOWN
-        assert texts.of(scores).endswith(UNKNOWN)
+        assert texts.of(scores).startswith(UNKNOWN)
 
 
 def test_a_lora_on_the_model_may_know_the_words(server: HostServer) -> None:

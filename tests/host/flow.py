@@ -226,6 +226,11 @@ def is_widget(spec: list[Any]) -> bool:
     return simple and not options_of(spec).get("forceInput")
 
 
+def kind_of(spec: list[Any]) -> str:
+    """Type of an input; older hosts give a combo's choices in its place."""
+    return "COMBO" if isinstance(spec[0], list) else spec[0]
+
+
 def default_of(spec: list[Any]) -> Any:
     kind, options = spec[0], options_of(spec)
     if "default" in options:

@@ -41,7 +41,7 @@ WIRE = """async (picture) => {
     };
     const source = add('UniDiffuserExamplePicture', [-450, 0]);
     source.widgets[0].value = picture;
-    source.connect(0, holder, 0);
+    if (holder.inputs[0].type === 'IMAGE') source.connect(0, holder, 0);
     holder.outputs.forEach((output, slot) => {
         const kind = {IMAGE: 'PreviewImage', STRING: 'PreviewAny'}[output.type];
         if (kind) holder.connect(slot, add(kind, [450, 0]), 0);

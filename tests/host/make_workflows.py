@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from blueprint import blueprint
 from fresh_host import fresh_host
 from locale_texts import english_texts
-from templates import BLUEPRINTS, MODEL, WORKFLOWS, Parts
+from templates import BLUEPRINTS, MODEL, WITHOUT_IMAGE, WORKFLOWS, Parts
 
 __all__ = ["API_FOLDER", "MODEL", "ROOT", "WORKFLOWS"]
 API_FOLDER = Path(__file__).with_name("workflows")
@@ -49,7 +49,9 @@ def main(address: str | None = None) -> None:
         write(API_FOLDER / f"{title}.json", flow.api())
     for title, ready in BLUEPRINTS.items():
         parts = Parts(info, title, "")
-        write(ROOT / "subgraphs" / f"{title}.json", blueprint(parts.flow, partial(ready, parts)))
+        takes_image = title not in WITHOUT_IMAGE
+        build = partial(ready, parts) if takes_image else lambda _, ready=ready, parts=parts: ready(parts)
+        write(ROOT / "subgraphs" / f"{title}.json", blueprint(parts.flow, build, takes_image))
     write(ROOT / "locales/en/nodeDefs.json", english_texts(info), indent=2)
 
 

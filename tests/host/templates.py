@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from blueprint import Ready
 from flow import BYPASSED, MUTED, RUN, Flow, Info, Node, Out
 
 MODEL = "emoji"
@@ -331,17 +332,36 @@ def use_lora(info: Info, title: str) -> Flow:
     return p.flow
 
 
-def describe_a_picture(p: Parts, image: Out) -> dict[str, Out]:
-    latent, token = p.encoded(image)
-    made = p.sampler(p.path("image to text", **HOLD), latent_image=latent, clip_vision_output=token)
-    return {"caption": p.add("UniDiffuserDecodeCaption", 3, caption_decoder=p.decoder, text=made[2])[0]}
+def draw_a_text(p: Parts) -> Ready:
+    prompt, size = p.text("red apple, twemoji"), p.empty(4)
+    nothing = p.add("ConditioningZeroOut", 2, conditioning=prompt)[0]
+    given = {"model": p.model, "positive": prompt, "negative": nothing, "latent_image": size}
+    settings = {"steps": 20, "cfg": GUIDANCE, "sampler_name": "dpmpp_2m", "scheduler": "normal", "seed": 0}
+    made = p.add("KSampler", 3, **given, **settings)
+    widgets = {"prompt": (prompt.node, "text"), **{name: (size.node, name) for name in ("width", "height", "batch_size")}}
+    widgets |= {name: (made, name) for name in ("seed", "steps", "cfg")} | {"model_name": (p.model.node, "model_name")}
+    return Ready({"image": p.add("VAEDecode", 4, samples=made[0], vae=p.vae)[0]}, widgets)
 
 
-def vary_a_picture(p: Parts, image: Out) -> dict[str, Out]:
-    latent, token = p.encoded(image)
-    described = p.sampler(p.path("image to text", **HOLD), latent_image=latent, clip_vision_output=token)
-    made = p.sampler(p.path("text to image", 2, **HOLD), 3, text=described[2], latent_image=latent)
-    return {"image": p.add("VAEDecode", 4, samples=made[0], vae=p.vae)[0], "text": described[2]}
+def described(p: Parts, image: Out) -> Node:
+    given = {"model": p.model, "vae": p.vae, "clip_vision": p.vision, "caption_decoder": p.decoder}
+    return p.add("UniDiffuserCaptionPicture", 1, image=image, text_guidance=GUIDANCE, **given)
+
+
+def describe_a_picture(p: Parts, image: Out) -> Ready:
+    node = described(p, image)
+    widgets = {name: (node, name) for name in ("fit", "candidates", "steps", "text_guidance", "seed")}
+    widgets["model_name"] = (p.model.node, "model_name")
+    return Ready({"caption": node[0], "candidates": node[1]}, widgets)
+
+
+def vary_a_picture(p: Parts, image: Out) -> Ready:
+    words, size, path = described(p, image), p.empty(4), p.path("text to image", 2, **HOLD)
+    made = p.sampler(path, 3, text=words[3], latent_image=size)
+    widgets = {"fit": (words, "fit"), **{name: (size.node, name) for name in ("width", "height", "batch_size")}}
+    widgets |= {name: (made, name) for name in ("seed", "image_guidance")} | {"steps": (path.node, "steps")}
+    widgets["model_name"] = (p.model.node, "model_name")
+    return Ready({"image": p.add("VAEDecode", 4, samples=made[0], vae=p.vae)[0], "caption": words[0]}, widgets)
 
 
 Build = Callable[[Info, str], Flow]
@@ -365,4 +385,9 @@ HELP_FLOWS: dict[str, Build] = {
     "Train a LoRA": train_lora,
     "Use a LoRA": use_lora,  # trained by the workflow before
 }
-BLUEPRINTS = {"UniDiffuser - Describe a picture": describe_a_picture, "UniDiffuser - Vary a picture": vary_a_picture}
+BLUEPRINTS: dict[str, Callable[..., Ready]] = {  # each takes the parts, and the image if it is about one
+    "UniDiffuser - Text to image": draw_a_text,
+    "UniDiffuser - Describe a picture": describe_a_picture,
+    "UniDiffuser - Vary a picture": vary_a_picture,
+}
+WITHOUT_IMAGE = {"UniDiffuser - Text to image"}

@@ -160,7 +160,7 @@ class Flow:
             properties["ver"] = VERSION
         if node.kind in self.models:
             properties["models"] = self.models[node.kind]
-        outputs = enumerate(zip(info["output_name"], info["output"], strict=True))
+        outputs = zip(info["output_name"], info["output"], strict=True)
         result = {
             "id": node.number,
             "type": node.kind,

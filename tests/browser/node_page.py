@@ -66,6 +66,10 @@ class NodePage:
         self.page.wait_for_timeout(500)
 
     def clear(self) -> None:
+        """An empty workflow, with no dialog over it: a new front end offers its templates."""
+        for _ in range(3):
+            if self.front_end.dialog().count():
+                self.press("Escape")
         self.page.evaluate(CLEAR)
         self.front_end.take_messages()
 
@@ -136,8 +140,21 @@ class NoisePathNode:
         box = self.square.locator(".ud-box").bounding_box()
         return box["x"] + box["width"] * point[0] / 1000, box["y"] + box["height"] * (1 - point[1] / 1000)
 
+    def settle(self) -> None:
+        """Wait until the square keeps its place: a busy page moves it late."""
+        box = self.square.locator(".ud-box")
+        before = None
+        for _ in range(100):
+            here = box.bounding_box()
+            if here is not None and here == before:
+                return
+            before = here
+            self.page.wait_for_timeout(200)
+        raise TimeoutError("the square does not come to rest")
+
     def drag(self, start: Point, *ways: Point, release: bool = True) -> None:
         """Drag with the mouse from a point over others."""
+        self.settle()
         self.page.mouse.move(*self.place(start))
         self.page.mouse.down()
         for way in ways:
@@ -148,6 +165,7 @@ class NoisePathNode:
 
     def touch(self, start: Point, *ways: Point) -> None:
         """Drag with a finger."""
+        self.settle()
         session = self.page.context.new_cdp_session(self.page)
         for kind, point in [("touchStart", start), *(("touchMove", way) for way in ways), ("touchEnd", None)]:
             points = [] if point is None else [dict(zip("xy", self.place(point), strict=True))]
@@ -164,6 +182,10 @@ class NoisePathNode:
 
     def status(self) -> str:
         return self.square.locator(".ud-path-status").inner_text()
+
+    def texts(self) -> str:
+        """What the Vue renderer writes in the node."""
+        return self.page.locator(f"[data-node-id='{self.id}']").inner_text()
 
     def handle(self, number: int) -> Locator:
         return self.square.locator(".ud-handle").nth(number)

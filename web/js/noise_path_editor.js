@@ -50,6 +50,7 @@ class EditedNode {
         const widget = this.widget(name);
         if (!widget || widget.value === value) return;
         widget.value = value;
+        showValue(widget, value);
         widget.callback?.(value, app.canvas, this.node);
     }
 
@@ -99,6 +100,18 @@ class EditedNode {
                 return next?.type === "Reroute" && follow(next.outputs?.[0]?.links);
             });
         return !!graph && (outputs ?? []).some((output) => follow(output.links));
+    }
+}
+
+/**
+ * Let the Vue renderer show a value. The dynamic combo of older front ends has a `value` of its own, which the renderer does not
+ * know, so the one of its class is set too.
+ */
+function showValue(widget, value) {
+    if (!Object.getOwnPropertyDescriptor(widget, "value")?.set) return;
+    for (let type = Object.getPrototypeOf(widget); type; type = Object.getPrototypeOf(type)) {
+        const { set } = Object.getOwnPropertyDescriptor(type, "value") ?? {};
+        if (set) return set.call(widget, value);
     }
 }
 

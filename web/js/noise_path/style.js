@@ -10,7 +10,7 @@ const CSS = `
     --ud-field: var(--comfy-input-bg, #222);
     --ud-edge: var(--border-color, #4e4e4e);
     --ud-raise: color-mix(in srgb, var(--ud-text) 12%, transparent);
-    display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; width: 100%; height: 100%; min-height: 300px;
+    display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; width: 100%; height: 100%; min-height: 368px;
     color: var(--ud-text); font: 12px/1.35 Inter, system-ui, sans-serif; user-select: none; -webkit-user-select: none;
 }
 .dark-theme .ud-path { --ud-line: #f06595; --ud-run: #4dabf7; --ud-warn: #ffa94d; }

@@ -42,8 +42,11 @@ const EN = {
     captionStays: "The image settles; the caption keeps noise {caption}.",
     imageStays: "The caption settles; the image keeps noise {image}.",
     together: "Image and caption settle together.",
+    captionAhead: "The caption is ahead on the way, and both end together.",
+    imageAhead: "The image is ahead on the way, and both end together.",
     keepsImage: " Starts from the connected image.",
     keepsText: " Starts from the connected text.",
+    keepsBoth: " Starts from the connected image and text.",
     executed: "As it ran. Values from links are not drawn before a run.",
     // Why a point does not follow the pointer.
     onlyFalls: "Noise can only fall along the path.",
@@ -107,8 +110,11 @@ const ZH = {
     captionStays: "图像确定；描述保留噪声 {caption}。",
     imageStays: "描述确定；图像保留噪声 {image}。",
     together: "图像和描述同时确定。",
+    captionAhead: "途中描述领先，两者同时结束。",
+    imageAhead: "途中图像领先，两者同时结束。",
     keepsImage: "从所接的图像开始。",
     keepsText: "从所接的文字开始。",
+    keepsBoth: "从所接的图像和文字开始。",
     executed: "这是运行时的路径。来自连线的值要运行后才能画出。",
     onlyFalls: "沿路径噪声只能下降。",
     square: "噪声从 0（干净）到 1000。",
@@ -153,18 +159,22 @@ export function happening(words, before, after) {
     return dy > 1.1 * dx ? words.textFaster : words.both;
 }
 
+const LEAD = 60; // levels by which one is ahead on average
+
 /** What a whole path does. */
 export function summary(words, points) {
     const [first, last] = [points[0], points.at(-1)];
     const [image, text] = [0, 1].map((axis) => first[axis] > last[axis]);
-    const starts =
-        (image && first[0] < MAX_LEVEL ? words.keepsImage : "") + (text && first[1] < MAX_LEVEL ? words.keepsText : "");
+    const [keepsImage, keepsText] = [image && first[0] < MAX_LEVEL, text && first[1] < MAX_LEVEL];
+    const starts = keepsImage && keepsText ? words.keepsBoth : keepsImage ? words.keepsImage : keepsText ? words.keepsText : "";
     if (image && !text) return words.image[held(first[1])] + starts;
     if (text && !image) return words.text[held(first[0])] + starts;
     const levels = { image: Math.round(last[0]), caption: Math.round(last[1]) };
     if (last[1] > LEAST) return fill(words.captionStays, levels) + starts;
     if (last[0] > LEAST) return fill(words.imageStays, levels) + starts;
     const [imageDone, textDone] = [0, 1].map((axis) => points.findIndex((p) => p[axis] <= LEAST));
-    const order = textDone < imageDone ? words.captionFirst : imageDone < textDone ? words.imageFirst : words.together;
-    return order + starts;
+    if (textDone !== imageDone) return (textDone < imageDone ? words.captionFirst : words.imageFirst) + starts;
+    const lead = points.reduce((sum, p) => sum + p[0] - p[1], 0) / points.length; // of the caption
+    if (Math.abs(lead) < LEAD) return words.together + starts;
+    return (lead > 0 ? words.captionAhead : words.imageAhead) + starts;
 }

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from layouts import CONFIG
 
 import unidiffuser
-from benchmarks import captions, report
+from benchmarks import captions, memory, published_size, report
 from benchmarks.clock import in_turns, network_flops
+from unidiffuser.checkpoints.checkpoint import load_checkpoint
 from unidiffuser.checkpoints.config import V1
 from unidiffuser.media.files import write_between
+from unidiffuser.uvit import UViT
 
 ROOT = Path(unidiffuser.__file__).parents[1]
 
@@ -64,3 +67,45 @@ def test_the_captions_compared_are_of_equal_models(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(captions, "CaptionConfig", config)
     found = captions.measure(torch.device("cpu"), images=3)
     assert (found["equal"], found["compared"]) == (3, 3)
+
+
+def test_peak_of_live_bytes_counts_what_is_alive_at_once() -> None:
+    x = torch.empty(1000, device="meta")  # float32; inputs do not count
+
+    def chain() -> torch.Tensor:
+        y = x + 1
+        y = y + 1  # two of 4000 bytes for a moment
+        z = (y.double(), y[:500])  # 8000 bytes, and a view
+        return z[0]
+
+    assert memory.peak_bytes(chain) == 12000
+    q = torch.empty(1, 1, 2048, 8, device="meta", dtype=torch.float16)
+    assert memory.peak_bytes(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == q.numel() * 2
+
+
+def test_memory_of_a_model_is_that_of_the_phase_that_needs_most() -> None:
+    weights = {"clip_text": 1, "uvit": 10, "vae": 2, "clip_image": 1, "caption": 3}
+    sizes = memory.Sizes(weights, network=4, encode=5, decode=9, captions=1)
+    assert sizes.text_to_image() == 1 + 10 + 2 + 9
+    assert sizes.text_to_image(offload=True) == 10 + 4
+    assert sizes.image_to_text() == 1 + 2 + 10 + 4
+    found = memory.sizes(CONFIG, 16, torch.float16).with_network_in(8)
+    whole = memory.sizes(CONFIG, 16, torch.float32)
+    assert found.weights["uvit"] * 4 == whole.weights["uvit"] == 4 * sum(p.numel() for p in UViT(CONFIG.uvit).parameters())
+    assert found.weights["caption"] * 2 == pytest.approx(whole.weights["caption"])
+    assert 0 < found.network < whole.network
+    larger = memory.sizes(CONFIG, 32, torch.float32)
+    assert 3.5 < larger.decode / whole.decode < 4.5
+
+
+def test_random_checkpoints_are_equal_in_all_layouts(tmp_path: Path) -> None:
+    own = load_checkpoint(published_size.write_random(tmp_path, "own", CONFIG))
+    assert own.parts() == ("uvit", "vae", "clip_text", "clip_image", "caption")
+    for layout in ("original", "diffusers"):
+        other = load_checkpoint(published_size.write_random(tmp_path, layout, CONFIG))
+        assert other.parts() == own.parts()
+        assert other.config.uvit == own.config.uvit
+        for part in own.parts():
+            mine, theirs = own.state_dict(part), other.state_dict(part)
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(mine[name], theirs[name]) for name in mine), part

@@ -62,8 +62,9 @@ class CompanionToken(Companion):
         """Take the predictions of the evaluation that `at` began."""
         predictions = self.side.predictions("clip_img") if self.side is not None else {}
         self.side = None
-        if predictions and self.known is None:
-            self.points = [*self.points, Point(self.level, self.x, guided(predictions, guider))][-HISTORY:]
+        eps = guided(predictions, guider)
+        if eps is not None and self.known is None:
+            self.points = [*self.points, Point(self.level, self.x, eps)][-HISTORY:]
 
 
 def sample_with_token(
@@ -102,10 +103,8 @@ def sample_with_token(
     if advice:
         options[SIDE].notes.warn(advice)
     try:
-        with say_what_to_do():
-            out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-        options[SIDE].notes.finish()
-        return out
+        with say_what_to_do(), options[SIDE].running(model):
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     finally:
         options.pop(SIDE, None)
 

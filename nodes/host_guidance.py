@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..unidiffuser.guidance import Guidance, Net, NetInput, evaluate, needed_evaluations
-from ..unidiffuser.schedule import sigma_of_label
+from ..unidiffuser.schedule import alpha_sigma, sigma_of_label
 from ..unidiffuser.streams import Streams
 from ..unidiffuser.uvit import HEADS
 from .host_model import ROLE, TEXT, TEXT_LABEL, ExpandedCond, RowValues
@@ -32,6 +32,7 @@ class HostNet:
         self.guider, self.options, self.device = guider, options, device
         self.model = guider.inner_model
         self.config = self.model.diffusion_model.config
+        self.token: Tensor | None = None  # its last predicted x_0
 
     def __call__(
         self,
@@ -103,16 +104,14 @@ class HostGuidance(Guidance):
         needed = needed_evaluations(point, moving, marginal, self, noise)
         first, *regions = host.guider.conds[POSITIVE]
         alone = not regions and not any(key in first for key in LIMITS)
-        rest = {key: needed[key] for key in ("main", "text") if "text" in moving and key in needed}
-        if alone:
-            rest.pop("main", None)  # evaluated with the image
-        heads = HEADS if "text" in moving and alone else HEADS[:2]
-        eps = self._image(host, needed, heads, noise, data_type)
+        eps = self._image(host, needed, HEADS if "text" in moving and alone else HEADS[:2], noise, data_type)
         if "text" not in moving:
             return eps
+        rest = {"text": needed["text"]} if "text" in needed else {}
+        if eps.text is None:  # else it was evaluated with the image
+            rest["main"] = needed["main"]
         outputs = {key: value.need("text") for key, value in evaluate(net, rest, ["text"], data_type).items()} if rest else {}
-        main = outputs.get("main", eps.text)
-        assert main is not None
+        main = outputs["main"] if eps.text is None else eps.text
         if "text" in outputs:
             main = main + self.strength("text", t_text) * (main - outputs["text"])
         return eps.replace(text=main)
@@ -158,9 +157,13 @@ class HostGuidance(Guidance):
             denoised = guider(x, sigma, model_options={**host.options, "sampler_pre_cfg_function": functions}, seed=0)
         finally:
             guider.conds, companion.side = conds, None
-        found = {"img": noise_of(denoised, x, sigma), "clip_img": guided(side.predictions("clip_img"), guider)}
         texts = [value for (role, _), value in side.predictions("text").items() if role == POSITIVE]
-        return Streams(**found, text=texts[0] if texts else None)
+        token, alpha, noise_level = main.x.need("clip_img"), *(float(v) for v in alpha_sigma(torch.tensor(main.t_img)))
+        clip_img = guided(side.predictions("clip_img"), guider)
+        if clip_img is None:  # a cache skipped the evaluation
+            clip_img = (token - alpha * (torch.zeros_like(token) if host.token is None else host.token)) / noise_level
+        host.token = (token - noise_level * clip_img) / alpha
+        return Streams(img=noise_of(denoised, x, sigma), clip_img=clip_img, text=texts[0] if texts else None)
 
 
 def _with(condition: dict[str, Any], model_conds: dict[str, Any]) -> dict[str, Any]:

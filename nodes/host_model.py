@@ -126,6 +126,7 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         self.model_sampling = ModelSampling(model_config)
         self.origin: Origin | None = None
         self.notes = Warnings()
+        self.running: Companion | None = None  # of the run in progress, for calls whose options have lost it
 
     def state_dict_for_saving(self, unet_state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         saved: dict[str, Tensor] = super().state_dict_for_saving(unet_state_dict, *args, **kwargs)
@@ -192,25 +193,31 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         img = padded(x / torch.hypot(sigma, torch.ones_like(sigma)).view(-1, 1, 1, 1), self.diffusion_model.config.patch_size)
         clip_img = side.clip_img.to(x.device)[items.to(x.device)]
         kind = side.kinds(items, x.device)
-        eps = self.predict(img, clip_img, text, label_of_sigma(sigma), t_text, data_type=kind, heads=side.heads)
-
         keys = list(zip(rows(conds.get(ROLE) or [POSITIVE]), conditions, strict=True))
-        for name, value in zip(("clip_img", "text"), eps[1:], strict=True):
-            if value is not None:
-                side.collect(name, value, keys, items)
-        if eps[0] is None:
-            return x
-        return self.model_sampling.calculate_denoised(sigma, eps[0][..., : x.shape[2], : x.shape[3]], x)
+
+        def network(img: Tensor, t_img: Tensor, text: Tensor, transformer_options: dict[str, Any]) -> Tensor | None:
+            """The image's noise; the predictions of the other streams go to `side`."""
+            eps = self.predict(img, clip_img, text, t_img, t_text, data_type=kind, heads=side.heads)
+            for name, value in zip(("clip_img", "text"), eps[1:], strict=True):
+                if value is not None:
+                    side.collect(name, value, keys, items)
+            return eps[0]
+
+        extension = comfy.patcher_extension
+        wrappers = extension.get_all_wrappers(extension.WrappersMP.DIFFUSION_MODEL, options) if "img" in side.heads else []
+        executor = extension.WrapperExecutor.new_class_executor(network, self.diffusion_model, wrappers)
+        eps = executor.execute(img, label_of_sigma(sigma), text, options)
+        return x if eps is None else self.model_sampling.calculate_denoised(sigma, eps[..., : x.shape[2], : x.shape[3]], x)
 
     def side_streams(self, options: dict[str, Any], x: Tensor) -> SideStreams:
         """The streams beside the image; noise where a sampler has dropped them, with a warning."""
-        companion = options.get(SIDE)
+        companion = options.get(SIDE, self.running)
         if isinstance(companion, Companion) and companion.side is not None:
             return companion.side
         notes = companion.notes if isinstance(companion, Companion) else self.notes
         notes.warn(
-            "This sampler drops the wrappers of the MODEL, so the CLIP image token is noise and the picture is less exact. Use "
-            "'KSampler', 'SamplerCustomAdvanced' or 'UniDiffuser Sampler'."
+            "This sampler, or a patch on the MODEL, drops the wrappers of the MODEL, so the CLIP image token is noise and the "
+            "picture is less exact. Use 'KSampler', 'SamplerCustomAdvanced' or 'UniDiffuser Sampler', or remove the patch."
         )
         net = self.diffusion_model.config
         generators = item_generators(0, len(x))

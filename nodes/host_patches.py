@@ -316,11 +316,11 @@ def transform(net: Any, x: Tensor, patches: Patches) -> Tensor:
 
 
 def node_of(patch: Any) -> str:
-    """A patch's node: the class or function that defined it, else its module."""
+    """A patch's node: the class that defined it, else the function and its pack."""
     function = getattr(patch, "func", patch)
     function = function if hasattr(function, "__qualname__") else type(function)
     first = str(function.__qualname__).split(".")[0]
     if first == getattr(function, "__name__", ""):
-        module = re.split(r"[./\\]", str(function.__module__))[-1]
-        return f"{first} of {module}"
+        pack = re.split(r"[/\\]", str(function.__module__))[-1].split(".")[0]
+        return f"{first} of {pack}"
     return first

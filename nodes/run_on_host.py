@@ -19,9 +19,11 @@ from ..unidiffuser.samplers import sample
 from ..unidiffuser.schedule import sigma_of_label
 from ..unidiffuser.streams import Streams, item_generators, start_streams
 from .host_guidance import HostGuidance, HostNet
+from .host_patches import node_of
 from .memory_errors import say_what_to_do
 from .side_streams import SIDE, Companion
 from .stream_inputs import INPUT_OF, require_model, text_latent
+from .types import show_warning
 
 SIGMA_MAX = 14.6  # of Stable Diffusion's schedule, for the sigmas that the host requires
 Watch = Callable[[int, int, Streams, Streams], None]
@@ -81,10 +83,9 @@ def in_host(
     guider.set_conds(positive or nothing, negative or nothing)
     placeholder = torch.zeros(count, *(image or config.item_shapes["img"]))
     sampler = _Borrowed(function)
-    with say_what_to_do():
+    with say_what_to_do(), companion.running(model):
         sigmas = torch.tensor([SIGMA_MAX, 0.0]) if sigmas is None else sigmas
         guider.sample(placeholder, placeholder, sampler, sigmas, disable_pbar=True, seed=seed)
-    companion.notes.finish()
     return sampler.result
 
 
@@ -135,6 +136,11 @@ def sample_streams(
             **settings,
         )
 
+    changing = patcher.model_options.get("denoise_mask_function")
+    if changing is not None and masks.img is not None:
+        show_warning(
+            f"'{node_of(changing)}' changes the mask from step to step, which only KSampler does; here the mask is fixed."
+        )
     image = None if start.img is None else tuple(start.img.shape[1:])
     moving = path.t_img if len(set(path.t_img)) > 1 else path.t_text
     sigmas = sigma_of_label(torch.tensor(moving))

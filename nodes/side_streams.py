@@ -6,7 +6,8 @@ and the data type travel in `transformer_options`; the model reads them for each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,12 +118,25 @@ class Companion:
     def __deepcopy__(self, memo: Any) -> Companion:
         return self
 
+    @contextmanager
+    def running(self, model: Any) -> Iterator[None]:
+        """The time of a run: some patches call the model with options of their own making, which lack the companion."""
+        before, model.running = model.running, self
+        try:
+            yield
+            self.notes.finish()
+        finally:
+            model.running = before
 
-def guided(predictions: dict[Key, Tensor], guider: Any) -> Tensor:
+
+def guided(predictions: dict[Key, Tensor], guider: Any) -> Tensor | None:
     """The predictions of all conditions combined by the guider's own formula, without the patches of its cfg.
 
-    Covers the host's guiders: one scale `cfg`, "Dual CFG Guider" and "Perp-Neg Guider".
+    Covers the host's guiders: one scale `cfg`, "Dual CFG Guider" and "Perp-Neg Guider". None without predictions, as where a
+    cache skips an evaluation.
     """
+    if not predictions:
+        return None
     positive = _mean([value for (role, _), value in predictions.items() if role in (POSITIVE, REGION)])
     others = [predictions[key] for key in sorted(predictions, key=lambda key: key[1]) if key[0] not in (POSITIVE, REGION)]
     if positive is None:

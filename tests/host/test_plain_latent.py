@@ -183,6 +183,15 @@ def test_patches_that_change_nothing_give_the_same_picture(server: HostServer) -
         torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
 
 
+def test_a_cache_that_skips_evaluations_acts(server: HostServer) -> None:
+    for node in ("EasyCache", "LazyCache"):
+        options = {"reuse_threshold": 3.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
+        one, other = both(server, patched(node, **options))
+        assert torch.isfinite(one).all()
+        assert torch.isfinite(other).all()
+        assert (one - both(server, plain)[0]).abs().max() > 1e-3
+
+
 LAYERS = {"double_layers": "1, 2", "single_layers": "", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0}
 PATCHES = {
     "PerturbedAttentionGuidance": {"scale": 3.0},

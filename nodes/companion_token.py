@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..unidiffuser.schedule import label_of_sigma
@@ -100,8 +101,9 @@ def sample_with_token(
         lambda: draw_noise((net.num_text_tokens, net.text_dim), generators, "cpu"),
         from_noise=float(sigmas[0]) > largest or math.isclose(float(sigmas[0]), largest, rel_tol=1e-5),
     )
-    if advice:
-        options[SIDE].notes.warn(advice)
+    for warning in (advice, cache_warning(guider.model_patcher)):
+        if warning:
+            options[SIDE].notes.warn(warning)
     try:
         with say_what_to_do(), options[SIDE].running(model):
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -128,6 +130,16 @@ def predict_with_token(
     out = executor(x, timestep, {**options, "sampler_pre_cfg_function": functions}, seed)
     token.learn(executor.class_obj)
     return out
+
+
+def cache_warning(patcher: Any) -> str | None:
+    """A warning if the MODEL has the node "LazyCache"."""
+    if not patcher.get_wrappers(WrappersMP.PREDICT_NOISE, "lazycache"):
+        return None
+    return (
+        "'LazyCache' adds an earlier step's change to the picture, which leaves noise in models of Stable Diffusion's noise "
+        "schedule. Use 'EasyCache' instead."
+    )
 
 
 def drawn_items(noise: Tensor, seed: int) -> list[int]:

@@ -190,6 +190,7 @@ def test_a_cache_that_skips_evaluations_acts(server: HostServer) -> None:
         assert torch.isfinite(one).all()
         assert torch.isfinite(other).all()
         assert (one - both(server, plain)[0]).abs().max() > 1e-3
+    assert "Use 'EasyCache' instead" in server.log
 
 
 LAYERS = {"double_layers": "1, 2", "single_layers": "", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0}

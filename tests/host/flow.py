@@ -7,14 +7,17 @@ from typing import Any
 
 VERSION = "0.1.0"
 RUN, MUTED, BYPASSED = 0, 2, 4
-WIDTH, GAP, TITLE = 330, 60, 30  # width of a node, gap between columns, height of the title bar
+WIDTH, GAP, TITLE = 330, 40, 30  # width of a node, gap between columns, height of the title bar
 COLUMN = WIDTH + GAP
-GROUP_MARGIN, GROUP_TITLE = 20, 40
+GROUP_MARGIN, GROUP_TITLE = 16, 40
 LINE = 18
+NOTE_LINE, NOTE_LETTERS, NOTE_ROOM = 20, 46, 40  # of the note: height and letters of a line, height around the text
+VIEW = (1600, 920)  # pixels of the canvas of a small window
+LEAST_SCALE = 0.65  # below it the host draws no text that can be read
 ROOM = {  # height below slots and widgets, for what a node shows after a run
     "UniDiffuserLoader": 20,
     "PreviewImage": 260,
-    "SaveImage": 260,
+    "SaveImage": 310,
     "SaveAnimatedWEBP": 260,
     "UniDiffuserNoisePath": 410,
     "UniDiffuserExamplePicture": 250,
@@ -23,6 +26,7 @@ ROOM = {  # height below slots and widgets, for what a node shows after a run
     "UniDiffuserDecodeCaption": 60,
     "UniDiffuserScoreCaptions": 150,
     "UniDiffuserGibbsChain": 300,
+    "UniDiffuserCaptionPicture": 120,
     "UniDiffuserShowPairs": 260,
     "PreviewAny": 70,
     "CLIPTextEncode": 60,
@@ -45,6 +49,7 @@ class Node:
     def __init__(self, number: int, kind: str, at: tuple[int, int], inputs: dict[str, Any], mode: int = RUN, title: str = ""):
         self.number, self.kind, self.at, self.inputs, self.mode, self.title = number, kind, at, inputs, mode, title
         self.lines = 0  # of text to reserve room for
+        self.collapsed = False  # to its title bar
 
     def __getitem__(self, slot: int) -> Out:
         return Out(self, slot)
@@ -55,7 +60,7 @@ class Flow:
 
     Args:
         info: the host's /object_info.
-        title, note: of the note at the left.
+        title, note: of the note at the upper left.
         models: by node kind, the files that the host's missing-model dialog offers.
     """
 
@@ -63,21 +68,39 @@ class Flow:
         self.info, self.title, self.note, self.models = info, title, note, models or {}
         self.nodes: list[Node] = []
         self.groups: list[tuple[str, list[Node]]] = []
-        self.heights: dict[int, int] = {}
-        self.top = 0
+        self.heights: dict[int, int] = {0: self.note_height() + TITLE + GAP // 2}
 
-    def add(self, kind: str, column: int, mode: int = RUN, title: str = "", lines: int = 0, **inputs: Any) -> Node:
-        y = self.heights.get(column, self.top)
+    def add(
+        self, kind: str, column: int, mode: int = RUN, title: str = "", lines: int = 0, collapsed: bool = False, **inputs: Any
+    ) -> Node:
+        y = self.heights.get(column, 0)
         node = Node(len(self.nodes) + 1, kind, (column * COLUMN, y), inputs, mode, title)
-        node.lines = lines
-        self.heights[column] = y + self.size(node)[1] + TITLE + GAP // 2
+        node.lines, node.collapsed = lines, collapsed
+        self.heights[column] = y + (0 if collapsed else self.size(node)[1]) + TITLE + GAP // 2
         self.nodes.append(node)
         return node
 
-    def row(self) -> None:
-        """Start a new row: nodes added later are placed below all nodes so far."""
-        self.top = max(self.heights.values(), default=0)
-        self.heights = {}
+    def space(self, column: int, height: int) -> None:
+        """Leave a gap in a column, such as for the title of a group."""
+        self.heights[column] = self.heights.get(column, 0) + height
+
+    def note_height(self) -> int:
+        lines = [-(-len(line) // NOTE_LETTERS) or 1 for line in self.note.split("\n")]
+        return NOTE_ROOM + NOTE_LINE * sum(lines)
+
+    def bounds(self) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) of everything."""
+        right = max(node.at[0] for node in self.nodes) + WIDTH
+        bottom = max(self.heights.values()) - GAP // 2 - TITLE
+        margin = GROUP_MARGIN if self.groups else 0
+        return 0, -TITLE - (GROUP_TITLE if self.groups else 0), right + margin, bottom + margin
+
+    def view(self) -> dict[str, Any]:
+        """The front end's scale and offset that show everything in a small window."""
+        left, top, right, bottom = self.bounds()
+        scale = min(1, 0.94 * VIEW[0] / (right - left), 0.92 * VIEW[1] / (bottom - top))
+        x, y = VIEW[0] / scale - left - right, VIEW[1] / scale - top - bottom
+        return {"scale": round(scale, 3), "offset": [round(x / 2), round(y / 2) + 60]}
 
     def group(self, title: str, nodes: list[Node]) -> None:
         """A titled frame around nodes."""
@@ -105,8 +128,8 @@ class Flow:
             "id": len(nodes) + 1,
             "type": "MarkdownNote",
             "title": self.title,
-            "pos": [-COLUMN, 0],
-            "size": [WIDTH, 300],
+            "pos": [0, 0],
+            "size": [WIDTH, self.note_height()],
             "flags": {},
             "order": 0,
             "mode": 0,
@@ -126,7 +149,7 @@ class Flow:
             "links": links,
             "groups": [self._group(number + 1, *group) for number, group in enumerate(self.groups)],
             "config": {},
-            "extra": {"ds": {"scale": 0.7, "offset": [460, 80]}},
+            "extra": {"ds": self.view()},
             "version": 0.4,
         }
 
@@ -166,7 +189,7 @@ class Flow:
             "type": node.kind,
             "pos": list(node.at),
             "size": list(self.size(node)),
-            "flags": {},
+            "flags": {"collapsed": True} if node.collapsed else {},
             "order": node.number - 1,
             "mode": node.mode,
             "inputs": inputs,
@@ -252,7 +275,7 @@ def widget_values(name: str, spec: list[Any], node: Node) -> list[Any]:
     if spec[0] == "COMFY_DYNAMICCOMBO_V3":
         chosen = next(option for option in options["options"] if option["key"] == value)
         for group in chosen["inputs"].values():
-            values += [node.inputs.get(f"{name}.{inner}", default_of(inner_spec)) for inner, inner_spec in group.items()]
+            values += [node.inputs.get(f"{name}.{inner}", default_of(one)) for inner, one in group.items() if is_widget(one)]
     if options.get("control_after_generate"):
         values.append("fixed")
     if options.get("image_upload"):

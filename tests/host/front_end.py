@@ -44,7 +44,7 @@ WIRE = """async (picture) => {
     if (holder.inputs[0].type === 'IMAGE') source.connect(0, holder, 0);
     holder.outputs.forEach((output, slot) => {
         const kind = {IMAGE: 'PreviewImage', STRING: 'PreviewAny'}[output.type];
-        if (kind) holder.connect(slot, add(kind, [450, 0]), 0);
+        if (kind) holder.connect(slot, add(kind, [450, 350 * slot]), 0);
     });
 }"""
 
@@ -76,12 +76,12 @@ class FrontEnd:
         self.page.evaluate("async () => { await app.refreshComboInNodes(); }")
         self.settle()
 
-    def open_template(self, title: str) -> None:
-        """Open a template in the Templates dialog."""
+    def open_template(self, name: str, title: str) -> None:
+        """Open a template, by its file name in the Templates dialog; `title` is that of its note."""
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_text("UniDiffuser", exact=True).first.click()
-        dialog.get_by_text(title, exact=True).first.click()
+        dialog.get_by_text(name, exact=True).first.click()
         self._opened(title)
 
     def open_workflow(self, form: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
     python tests/host/make_pictures.py
 
-writes workflows/<title>.jpg. Run it again when the bundled model has changed.
+writes workflows/<name>.jpg. Run it again when the bundled model has changed. The upper left corner stays empty, because the
+dialog draws a badge there.
 """
 
 # ruff: noqa: E402 (the path of the test helpers comes first)
@@ -18,10 +19,13 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 from fresh_host import forget, fresh_host
 from host_server import HostServer
-from make_workflows import API_FOLDER, ROOT, WORKFLOWS
+from make_workflows import API_FOLDER, ROOT, WORKFLOWS, stem
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE, GIVEN, ARROW, FONT, INK = 512, 128, 28, 26, "#202020"
+BADGE = 64  # height of the strip that stays empty for the badge
+DESCRIBED = ("Image to text", "Caption then Stable Diffusion 1.5")
+SAVED = ("SaveImage", "UniDiffuserShowPairs", "PreviewImage")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Shown:
 
 
 def results(server: HostServer, title: str) -> Shown:
-    prompt: dict[str, Any] = json.loads((API_FOLDER / f"{title}.json").read_text(encoding="utf-8"))
+    prompt: dict[str, Any] = json.loads((API_FOLDER / f"{stem(title)}.json").read_text(encoding="utf-8"))
     forget(server)
     shown = server.run(prompt, 900)
 
@@ -45,9 +49,12 @@ def results(server: HostServer, title: str) -> Shown:
         return [[Image.open(io.BytesIO(server.file(item))) for item in output["images"]] for output in outputs(kind)]
 
     given = [picture for group in pictures("UniDiffuserExamplePicture") for picture in group]
-    captions = outputs("PreviewAny") or outputs("UniDiffuserDecodeCaption")
+    made = next((found for found in map(pictures, SAVED) if found), [])
+    captions = outputs("UniDiffuserCaptionPicture") or outputs("UniDiffuserShowPairs") or outputs("UniDiffuserDecodeCaption")
     texts = [line for output in captions for text in output["text"] for line in text.splitlines() if line]
-    return Shown(given, pictures("SaveImage") or pictures("PreviewImage"), texts)
+    if title in DESCRIBED:  # the image that is described is the one that is shown
+        made = []
+    return Shown(given, made, texts)
 
 
 def written(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int, size: int) -> None:
@@ -75,9 +82,9 @@ def sheet(shown: Shown) -> Image.Image:
         draw.polygon([(edge - 18, middle - 10), (edge - 18, middle + 10), (edge - 6, middle)], fill="#a0a0a0")
     rows = rows or [shown.given]
     across = max(map(len, rows))
-    room = SIDE - len(below) * line - 8
+    room = SIDE - BADGE - len(below) * line - 8
     side = min((SIDE - edge) // across, room // len(rows) - caption)
-    upper = (room - len(rows) * (side + caption)) // 2 + 4
+    upper = BADGE + (room - len(rows) * (side + caption)) // 2 + 4
     texts = iter(shown.texts)
     for y, row in enumerate(rows):
         left, top = edge + (SIDE - edge - len(row) * side) // 2, upper + y * (side + caption)
@@ -93,7 +100,7 @@ def sheet(shown: Shown) -> Image.Image:
 def main() -> None:
     with fresh_host() as server:
         for title in WORKFLOWS:
-            sheet(results(server, title)).save(ROOT / "workflows" / f"{title}.jpg", quality=88)
+            sheet(results(server, title)).save(ROOT / "workflows" / f"{stem(title)}.jpg", quality=88)
 
 
 if __name__ == "__main__":

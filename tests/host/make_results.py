@@ -17,21 +17,20 @@ from typing import Any
 from flow import RUN
 from fresh_host import forget, fresh_host, version
 from host_server import HostServer
-from make_workflows import API_FOLDER, ROOT, WORKFLOWS
+from make_workflows import API_FOLDER, ROOT, WORKFLOWS, stem
 from PIL import Image
 from tiny_server import HOW, find_comfyui
 
 HEAD = """# Every template through the real server
 
 `python tests/host/make_results.py`: fresh ComfyUIs without any checkpoint, on the CPU, with the bundled model; caches are
-emptied before each template, so the seconds hold the loading of the model. "Off" are nodes that wait for a checkpoint or for a
-picture of the user's own.
+emptied before each template, so the seconds hold the loading of the model. "Off" are nodes that wait for a checkpoint.
 """
 
 
 def switched_off(title: str) -> str:
     """The muted and bypassed nodes of a template."""
-    nodes = json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))["nodes"]
+    nodes = json.loads((ROOT / "workflows" / f"{stem(title)}.json").read_text(encoding="utf-8"))["nodes"]
     kinds = [node["type"] for node in nodes if node["mode"] != RUN]
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))) or "-"
 
@@ -52,13 +51,14 @@ def files(server: HostServer, shown: dict[str, dict[str, Any]]) -> str:
 
 def captions(prompt: dict[str, Any], shown: dict[str, dict[str, Any]]) -> str:
     kinds = {name: node["class_type"] for name, node in prompt.items() if name in shown}
-    kind = "PreviewAny" if "PreviewAny" in kinds.values() else "UniDiffuserDecodeCaption"
+    saying = ("UniDiffuserCaptionPicture", "UniDiffuserShowPairs", "UniDiffuserDecodeCaption")
+    kind = next((kind for kind in saying if kind in kinds.values()), "")
     texts = [text for name in kinds if kinds[name] == kind for text in shown[name]["text"]]
     return "<br>".join(line for text in texts for line in text.splitlines() if line) or "-"
 
 
 def row(server: HostServer, title: str) -> str:
-    prompt = json.loads((API_FOLDER / f"{title}.json").read_text(encoding="utf-8"))
+    prompt = json.loads((API_FOLDER / f"{stem(title)}.json").read_text(encoding="utf-8"))
     forget(server)
     started = time.monotonic()
     try:

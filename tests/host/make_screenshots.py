@@ -29,7 +29,7 @@ from fresh_host import fresh_host, version
 from front_end import FrontEnd, front_end, overlaps
 from host_server import HostServer
 from make_workflows import ROOT
-from templates import BLUEPRINTS, HELP_FLOWS, NEW_SUBJECT, WORKFLOWS
+from templates import BLUEPRINTS, HELP_FLOWS, NEW_SUBJECT, WORKFLOWS, stem
 
 from unidiffuser.emoji.studies.lora import draw
 
@@ -42,16 +42,27 @@ DOCS = ["Image to text", "Joint pairs", "Interpolation", "Noise path exploration
 HELP: dict[str, dict[str, tuple[str, ...]]] = {  # by workflow and help page: the nodes in its picture
     "Text to image": {"Loader": ("UniDiffuserLoader", "CLIPTextEncode", "KSampler", "VAEDecode", "SaveImage")},
     "Image to text": {
-        "ExamplePicture": ("UniDiffuserExamplePicture", "VAEEncode", "CLIPVisionEncode"),
-        "DecodeCaption": ("UniDiffuserSampler", "UniDiffuserDecodeCaption", "PreviewAny"),
+        "ExamplePicture": ("UniDiffuserExamplePicture", "UniDiffuserCaptionPicture"),
+        "CaptionPicture": ("UniDiffuserCaptionPicture", "UniDiffuserShowPairs"),
     },
-    "Joint pairs": {"Sampler": ("UniDiffuserNoisePath", "UniDiffuserSampler", "SaveImage")},
-    "Noise path exploration": {"NoisePath": ("UniDiffuserNoisePath", "UniDiffuserSampler", "SaveImage")},
+    "Caption step by step": {
+        "EncodePicture": ("UniDiffuserEncodePicture", "UniDiffuserSampler"),
+        "DecodeCaption": ("UniDiffuserSampler", "UniDiffuserDecodeCaption"),
+    },
+    "Prompt helper": {
+        "PromptHelper": ("UniDiffuserPromptHelper", "UniDiffuserTextToPair"),
+        "TextToPair": ("UniDiffuserTextToPair", "UniDiffuserShowPairs"),
+    },
+    "Joint pairs": {
+        "Sampler": ("UniDiffuserNoisePath", "UniDiffuserSampler", "UniDiffuserShowPairs"),
+        "ShowPairs": ("UniDiffuserDecodeCaption", "UniDiffuserShowPairs"),
+    },
+    "Noise path exploration": {"NoisePath": ("UniDiffuserNoisePath", "UniDiffuserSampler", "UniDiffuserShowPairs")},
     "Partial caption rewriting": {
         "RewriteWords": ("UniDiffuserRewriteWords", "UniDiffuserSampler", "UniDiffuserDecodeCaption")
     },
-    "Interpolation": {"Interpolate": ("UniDiffuserExamplePicture", "UniDiffuserInterpolate", "PreviewImage")},
-    "Gibbs chain": {"GibbsChain": ("UniDiffuserGibbsChain", "SaveImage")},
+    "Interpolation": {"Interpolate": ("UniDiffuserExamplePicture", "UniDiffuserInterpolate", "UniDiffuserShowPairs")},
+    "Gibbs chain": {"GibbsChain": ("UniDiffuserGibbsChain", "UniDiffuserShowPairs")},
     "Invert": {"Invert": ("UniDiffuserInvert", "UniDiffuserSampler", "PreviewImage")},
     "Score captions": {"ScoreCaptions": ("UniDiffuserScoreCaptions", "PreviewAny")},
     TRAINING: {"TrainLora": ("UniDiffuserTrainLora", "PreviewImage")},
@@ -117,9 +128,9 @@ def opening(page: FrontEnd, title: str, info: dict[str, Any]) -> Callable[[], No
     if title.endswith(SWITCHED_ON):
         form = WORKFLOWS[title.removesuffix(SWITCHED_ON)](info, title).front_end()
         for node in form["nodes"]:
-            node["mode"] = node["mode"] if node["type"] == "LoadImage" else RUN
+            node["mode"] = RUN
         return partial(page.open_workflow, form)
-    return partial(page.open_template, title)
+    return partial(page.open_template, stem(title), title)
 
 
 def bring(server: HostServer, names: list[str]) -> None:

@@ -21,9 +21,9 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from blueprint import blueprint
 from fresh_host import fresh_host
 from locale_texts import english_texts
-from templates import BLUEPRINTS, MODEL, WITHOUT_IMAGE, WORKFLOWS, Parts
+from templates import BLUEPRINTS, MODEL, WITHOUT_IMAGE, WORKFLOWS, Parts, stem
 
-__all__ = ["API_FOLDER", "MODEL", "ROOT", "WORKFLOWS"]
+__all__ = ["API_FOLDER", "MODEL", "ROOT", "WORKFLOWS", "stem"]
 API_FOLDER = Path(__file__).with_name("workflows")
 
 
@@ -45,10 +45,10 @@ def main(address: str | None = None) -> None:
     API_FOLDER.mkdir(exist_ok=True)
     for title, build in WORKFLOWS.items():
         flow = build(info, title)
-        write(ROOT / "workflows" / f"{title}.json", flow.front_end())
-        write(API_FOLDER / f"{title}.json", flow.api())
+        write(ROOT / "workflows" / f"{stem(title)}.json", flow.front_end())
+        write(API_FOLDER / f"{stem(title)}.json", flow.api())
     for title, ready in BLUEPRINTS.items():
-        parts = Parts(info, title, "")
+        parts = Parts(info, title)
         takes_image = title not in WITHOUT_IMAGE
         build = partial(ready, parts) if takes_image else lambda _, ready=ready, parts=parts: ready(parts)
         write(ROOT / "subgraphs" / f"{title}.json", blueprint(parts.flow, build, takes_image))

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
+import re
 from typing import Any
 
 import pytest
-from host_server import HostServer
-from make_workflows import API_FOLDER, MODEL, ROOT, WORKFLOWS
+from flow import LEAST_SCALE
+from host_server import HostServer, InvalidPrompt
+from make_workflows import API_FOLDER, MODEL, ROOT, WORKFLOWS, stem
+from templates import BLUEPRINTS
 
 BUNDLED = ROOT / "unidiffuser/assets" / f"{MODEL}.safetensors"
 LARGE_ONLY = {"Hand-over to Stable Diffusion 1.5"}  # runs, but only the 1 B model's latents mean anything to SD 1.5
 
 
 def api(title: str) -> dict[str, Any]:
-    return json.loads((API_FOLDER / f"{title}.json").read_text(encoding="utf-8"))
+    return json.loads((API_FOLDER / f"{stem(title)}.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("title", WORKFLOWS)
 def test_template_runs(server: HostServer, title: str) -> None:
     prompt = api(title)
-    shutil.copy(ROOT / "nodes/pictures/sunflower.png", server.base / "input/example.png")
     for node in prompt.values():
         if node["class_type"] == "UniDiffuserLoader" and not BUNDLED.is_file():
             node["inputs"]["model_name"] = "tiny.safetensors"
@@ -38,7 +38,7 @@ def test_template_runs(server: HostServer, title: str) -> None:
 
 @pytest.mark.parametrize("title", WORKFLOWS)
 def test_both_forms_hold_the_same_nodes(title: str) -> None:
-    flow = json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
+    flow = json.loads((ROOT / "workflows" / f"{stem(title)}.json").read_text(encoding="utf-8"))
     running = {str(node["id"]): node["type"] for node in flow["nodes"] if node["mode"] == 0 and node["type"] != "MarkdownNote"}
     assert running == {name: node["class_type"] for name, node in api(title).items()}
     for node in flow["nodes"]:
@@ -49,7 +49,7 @@ def test_both_forms_hold_the_same_nodes(title: str) -> None:
 
 
 def test_the_server_offers_the_templates_texts_and_help(server: HostServer) -> None:
-    assert set(WORKFLOWS) <= set(server.get("/workflow_templates")["UniDiffuser"])
+    assert set(map(stem, WORKFLOWS)) <= set(server.get("/workflow_templates")["UniDiffuser"])
     texts = server.get("/i18n")
     assert {"UniDiffuserSampler"} <= set(texts["en"]["nodeDefs"]) & set(texts["zh"]["nodeDefs"])
     assert b"noise path" in server.request("/extensions/UniDiffuser/docs/UniDiffuserSampler.md")
@@ -57,5 +57,40 @@ def test_the_server_offers_the_templates_texts_and_help(server: HostServer) -> N
 
 
 def test_folders_hold_templates_only() -> None:
-    stems = {path.stem for path in Path(ROOT / "workflows").glob("*.json")}
-    assert stems == set(WORKFLOWS)
+    for folder, suffix in ((ROOT / "workflows", ".json"), (ROOT / "workflows", ".jpg"), (API_FOLDER, ".json")):
+        assert {path.stem for path in folder.glob(f"*{suffix}")} == set(map(stem, WORKFLOWS))
+
+
+@pytest.mark.parametrize("title", WORKFLOWS)
+def test_links_open_a_template_that_can_be_read(title: str) -> None:
+    assert re.fullmatch("[a-zA-Z0-9_.-]+", stem(title))  # what the front end accepts in ?template=
+    flow = json.loads((ROOT / "workflows" / f"{stem(title)}.json").read_text(encoding="utf-8"))
+    assert flow["extra"]["ds"]["scale"] >= LEAST_SCALE  # shows everything in a small window
+    note = next(node for node in flow["nodes"] if node["type"] == "MarkdownNote")
+    assert note["title"] == title
+    assert "**Try next:**" in note["widgets_values"][0]
+
+
+@pytest.mark.parametrize("title", BLUEPRINTS)
+def test_blueprints_show_their_widgets(title: str) -> None:
+    form = json.loads((ROOT / "subgraphs" / f"{title}.json").read_text(encoding="utf-8"))
+    holder, inside = form["nodes"][0], form["definitions"]["subgraphs"][0]
+    assert [socket["name"] for socket in holder["inputs"]] == [socket["name"] for socket in inside["inputs"]]
+    assert all(socket["linkIds"] for socket in inside["inputs"] + inside["outputs"])
+    nodes = {str(node["id"]): node for node in inside["nodes"]}
+    shown = holder["properties"]["proxyWidgets"]
+    assert len(shown) == sum("widget" in socket for socket in holder["inputs"]) >= 3
+    assert all(name in {socket["name"] for socket in nodes[node]["inputs"]} for node, name in shown)
+
+
+def test_an_example_image_may_be_a_file_of_the_input_folder(server: HostServer) -> None:
+    def shown(picture: str) -> bytes:
+        node = {"class_type": "UniDiffuserExamplePicture", "inputs": {"picture": picture}}
+        preview = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+        return server.file(server.run({"1": node, "2": preview})["2"]["images"][0])
+
+    (server.base / "input/own.png").write_bytes((ROOT / "nodes/pictures/lion.png").read_bytes())
+    assert shown("own.png") == shown("lion") != shown("fox")
+    for outside in ("missing.png", "../server.log", str(ROOT / "nodes/pictures/lion.png")):
+        with pytest.raises(InvalidPrompt, match="input folder"):
+            shown(outside)

@@ -13,7 +13,7 @@ from tiny import write_tiny_checkpoint
 from torch import Tensor, nn
 
 import unidiffuser
-from unidiffuser.cli.application import _lora
+from unidiffuser.cli.settings import _lora
 from unidiffuser.runtime.lora import Change, apply_loras, read_lora, write_lora
 
 QKV, SQUARE = "in_blocks.0.attn.qkv", "gpt.transformer.h.0.attn.c_proj"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-SIDE = 32
+SIDE = 64  # pixels; 8 x 8 latents of the bundled model
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
 SHAPES = ("circle", "square")
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(ran) (w) file closefile\nshowpage\n%%EOF\n"

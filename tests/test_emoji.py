@@ -74,7 +74,7 @@ def test_finished_pictures_are_left_and_others_are_refused(tmp_path: Path, monke
 
 MAY_SAY = {  # beside the name of the bundled model in quotes, and the prompt of the examples
     "unidiffuser/evaluation/config.py": ["python -m unidiffuser.emoji evaluate"],  # where an option of the judge belongs
-    "nodes/nodes_examples.py": ["Emoji from Google's Noto"],  # the attribution of the example pictures
+    "nodes/nodes_examples.py": ["emoji from Google's"],  # the attribution of the example pictures
 }
 
 

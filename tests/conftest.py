@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from tiny import write_tiny_checkpoint
-from toy_recipe import toy, write_pictures
+from toy_recipe import one_thread, toy, write_pictures
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +30,7 @@ def toy_run(toy_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from unidiffuser.emoji.sections import train_recipe
     from unidiffuser.emoji.settings import read_settings
 
-    out, threads = tmp_path_factory.mktemp("toy") / "out", torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order, as in the processes that a test kills
-    try:
+    out = tmp_path_factory.mktemp("toy") / "out"
+    with one_thread():
         train_recipe(read_settings(Recipe, toy(toy_pictures), "toy"), out, progress=False)
-    finally:
-        torch.set_num_threads(threads)
     return out

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from PIL import Image, ImageDraw
 
@@ -13,6 +16,17 @@ SIDE = 32
 STYLES = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (240, 200, 30)}
 SHAPES = {"circle": (6, 6, 26, 26), "square": (8, 8, 24, 24), "bar": (4, 13, 28, 19)}
 EVERY: dict[str, Any] = {"style": list(STYLES)}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order: runs that must agree to the last bit have one thread each, here and in processes that a test kills."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def write_pictures(folder: Path) -> Path:

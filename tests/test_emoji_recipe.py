@@ -31,6 +31,15 @@ ROOT = Path(unidiffuser.__file__).parents[1]
 SHIPPED = ROOT / "unidiffuser/emoji/recipe.yaml"
 
 
+@pytest.fixture
+def copied(toy_run: Path, toy_pictures: Path, tmp_path: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """A finished run and its pictures, to be changed, and its recipe."""
+    out, data = tmp_path / "out", tmp_path / "pictures"
+    shutil.copytree(toy_run, out)
+    shutil.copytree(toy_pictures, data)
+    return out, data, toy(data)
+
+
 def recipe(values: dict[str, Any]) -> Recipe:
     return read_settings(Recipe, copy.deepcopy(values), "recipe")
 
@@ -138,16 +147,21 @@ def test_a_recipe_killed_in_several_sections_gives_the_same_file(toy_run: Path, 
     assert (out / "model.safetensors").read_bytes() == (toy_run / "model.safetensors").read_bytes()
 
 
+def test_a_section_killed_after_its_last_step_writes_its_result_again(
+    copied: tuple[Path, Path, dict[str, Any]], toy_run: Path
+) -> None:
+    out, _, values = copied
+    for name in ("finish", "network"):
+        record = json.loads((out / name / RECORD).read_text())
+        (out / name / RECORD).write_text(json.dumps({key: record[key] for key in ("settings", "inputs")}))
+        (out / name / "model.safetensors").write_bytes(b"half of a file")
+        train_recipe(recipe(values), out, progress=False)
+        assert (out / "model.safetensors").read_bytes() == (toy_run / "model.safetensors").read_bytes()
+        assert len((out / name / "losses.jsonl").read_text().splitlines()) == 12
+        shutil.rmtree(out / "finish")
+
+
 # --- changes of what it reads ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def copied(toy_run: Path, toy_pictures: Path, tmp_path: Path) -> tuple[Path, Path, dict[str, Any]]:
-    """A finished run and its pictures, to be changed, and its recipe."""
-    out, data = tmp_path / "out", tmp_path / "pictures"
-    shutil.copytree(toy_run, out)
-    shutil.copytree(toy_pictures, data)
-    return out, data, toy(data)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +250,8 @@ def test_a_removed_section_is_trained_again(copied: tuple[Path, Path, dict[str, 
         ("network.logit_normal", [0.0, 0.0], "logit_normal must be a mean and a std above 0"),
         ("finish.labels", [600, 50], r"finish\.labels must be the lower and the higher label"),
         ("finish.image_size", SIDE, r"finish\.image_size must be 64, from autoencoder\.image_size and finish\.upsampler"),
+        ("finish.crop", 9, r"finish\.crop must be at most 8, the side of a latent, not 9"),
+        ("network.sizes.patch_size", 3, r"autoencoder\.image_size must be a multiple of 12, which is 4 pixels a latent cell"),
         ("finish.denoised", 1.0, r"finish\.denoised must be between 0 and 1"),
         ("encoders.image.stem.channels", [8], r"stem\.channels needs two widths"),
         ("data.prepare", {"size": "big"}, r"data\.prepare\.size must be a whole number, not 'big'"),

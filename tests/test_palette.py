@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import tiny_config, write_tiny_checkpoint
 
 from unidiffuser.checkpoints.checkpoint import ModelConfig, convert, load_checkpoint
-from unidiffuser.emoji.decoder import strange_colours
+from unidiffuser.emoji.colours import randomly_coloured
 from unidiffuser.encoders.autoencoder import Autoencoder
 from unidiffuser.small.palette import Palette
 
@@ -117,10 +117,10 @@ def test_near_colours_become_exact_and_nothing_changes_without_a_style():
     torch.testing.assert_close(palette(drawn, torch.eye(3)[kinds]), drawn, rtol=0, atol=1e-6)
 
 
-def test_used_colours_identify_the_style_and_strange_colours_none():
+def test_used_colours_identify_the_style_and_random_ones_none():
     palette, (levels, kinds) = begun(), pictures()
     pixels = levels.permute(0, 3, 1, 2).float() / 127.5 - 1
-    shown = torch.cat([pixels, strange_colours(pixels, generator(7))])
+    shown = torch.cat([pixels, randomly_coloured(pixels, generator(7))])
     wanted = torch.cat([kinds, torch.full_like(kinds, 3)])
     right = palette.fit_classifier(palette.colour_usage(shown), wanted)
     assert right == pytest.approx((palette.style_logits(shown).argmax(1) == wanted).float().mean().item())
@@ -129,10 +129,10 @@ def test_used_colours_identify_the_style_and_strange_colours_none():
     assert palette.colours.grad is None  # telling styles apart does not move the colours
 
 
-def test_strange_colours_keep_white_and_stay_in_range():
+def test_random_colours_keep_white_and_stay_in_range():
     pixels = torch.rand(6, 3, 4, 4, generator=generator()) * 2 - 1
     pixels[:, :, 0] = 1
-    out = strange_colours(pixels, generator(1))
+    out = randomly_coloured(pixels, generator(1))
     torch.testing.assert_close(out[:, :, 0], torch.ones(6, 3, 4), rtol=0, atol=1e-5)
     assert out.abs().max() <= 1
     assert ((out - pixels).abs().flatten(1).mean(1) > 0.01).all()

@@ -77,7 +77,7 @@ def toy(data: Path, steps: int = 12, save_every: int = 4) -> dict[str, Any]:
         },
         "finish": run | {"image_size": 2 * SIDE, "upsampler": {"features": 4, "width": 8}, "crop": 6, "psnr_weight": 0.05,
                          "batch_size": 8, "noise": 0.3, "clean": 0.3, "denoised": 0.5, "labels": [50, 600],
-                         "other_colours": 0.1, "gate": 4.0},
+                         "random_colours": 0.1, "gate": 4.0},
     }  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def fitted_palette(images: ImageFolder, styles: Sequence[str], colours: int, see
         for chunk, other in zip(chosen.split(16), recoloured.split(16), strict=True):
             pixels = from_levels(images.levels(chunk))
             usage.append(
-                palette.colour_usage(torch.where(other[:, None, None, None], strange_colours(pixels, generator), pixels))
+                palette.colour_usage(torch.where(other[:, None, None, None], randomly_coloured(pixels, generator), pixels))
             )
     with torch.enable_grad():
         palette.fit_classifier(torch.cat(usage), numbers[chosen].masked_fill(recoloured, len(styles)))
@@ -55,7 +55,7 @@ def style_numbers(images: ImageFolder, styles: Sequence[str]) -> Tensor:
     return torch.tensor([number.get(name, len(styles)) for name in field_of(images, STYLE)])
 
 
-def strange_colours(pixels: Tensor, generator: torch.Generator) -> Tensor:
+def randomly_coloured(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures (B, 3, H, W) in [-1, 1] with a random hue and up to half as saturated; white stays white."""
     angle, paler = (torch.rand(len(pixels), generator=generator, device=pixels.device) for _ in range(2))
     turned = torch.einsum("bij,bjhw->bihw", hue_turn(2 * math.pi * angle), pixels - 1)

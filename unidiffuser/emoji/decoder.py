@@ -28,7 +28,7 @@ from ..small.upsampler import ConvexUpsampler
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, generator_on, seeded_init
 from .autoencoder import noise_levels, reconstruction_loss
-from .colours import strange_colours, style_numbers
+from .colours import randomly_coloured, style_numbers
 from .denoised import DenoisedLatents
 from .image_folder import training_set, unseen_set
 from .options import Finish
@@ -163,9 +163,9 @@ class DecoderStage(TrainingStage):
         batch = {name: value[round(self.options.denoised * total) :] for name, value in batch.items()}
         count, at = len(batch["levels"]), generator_on(self.device, generator)
         pixels, styles = from_levels(batch["levels"].to(self.device)), batch["styles"].to(self.device)
-        if self.options.other_colours:
-            turned = torch.rand(count, generator=at, device=self.device) < self.options.other_colours
-            pixels = torch.where(turned[:, None, None, None], strange_colours(pixels, at), pixels)
+        if self.options.random_colours:
+            turned = torch.rand(count, generator=at, device=self.device) < self.options.random_colours
+            pixels = torch.where(turned[:, None, None, None], randomly_coloured(pixels, at), pixels)
             styles = styles.masked_fill(turned, self.no_style)
         spread = noise_levels(count, self.options.noise, self.options.clean, at).view(-1, 1, 1, 1)
         mean, std = self._posterior(pixels)

@@ -191,7 +191,7 @@ class Finish(Training):
             of the loss.
         psnr_weight: weight of the mean logarithm of the pictures' squared errors, in which a good picture counts as much as a
             bad one.
-        other_colours: fraction of the pictures with random colours, so that the classifier learns pictures of no style.
+        random_colours: fraction of the pictures with random colours, so that the classifier learns pictures of no style.
         gate: added to the palette's gates in the file. Training for the least error pulls pixels only part of the way to a
             colour that may be wrong; with 4 all are pulled to it, so a network's pictures have exact colours.
     """
@@ -205,5 +205,5 @@ class Finish(Training):
     upsampler: Upsampler | None = None
     crop: int | None = within(3, default=None)
     psnr_weight: float = within(0, default=0.0)
-    other_colours: float = within(0, 1)
+    random_colours: float = within(0, 1)
     gate: float = within(0)

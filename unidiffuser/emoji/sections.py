@@ -138,19 +138,25 @@ def train_recipe(recipe: Recipe, out: Path, progress: bool = True) -> Path:
         if name in finished:
             log.info("%s: finished before", name)
             continue
-        folder, record = out / name, _record(recipe, name, data, finished)
-        log.info("%s: %s", name, "resumes" if (folder / RECORD).is_file() else "begins")
-        write_text(folder / RECORD, json.dumps(record, indent=1))
-        began = time.monotonic()
-        section.work(run, folder)
-        results = {file: file_digest(folder / file) for file in section.results}
-        seconds = round(time.monotonic() - began, 1)
-        write_text(folder / RECORD, json.dumps(record | {"results": results, "seconds": seconds}, indent=1))
-        finished[name] = settings_digest(results)
-        log.info("%s: finished in %.0f s", name, seconds)
+        log.info("%s: %s", name, "resumes" if (out / name / RECORD).is_file() else "begins")
+        finished[name] = _carried_out(section, run, out / name, _record(recipe, name, data, finished))
+    records = [json.loads((out / name / RECORD).read_text(encoding="utf-8")) for name in SECTIONS]
+    log.info("all sections: %.0f s", sum(record["seconds"] for record in records))
     with replacing(out / MODEL) as temporary:
         shutil.copyfile(out / "finish" / MODEL, temporary)
     return out / MODEL
+
+
+def _carried_out(section: Section, run: Run, folder: Path, record: dict[str, Any]) -> str:
+    """Train a section and record it; a digest of its results."""
+    write_text(folder / RECORD, json.dumps(record, indent=1))
+    began = time.monotonic()
+    section.work(run, folder)
+    results = {file: file_digest(folder / file) for file in section.results}
+    seconds = round(time.monotonic() - began, 1)
+    write_text(folder / RECORD, json.dumps(record | {"results": results, "seconds": seconds}, indent=1))
+    log.info("%s: finished in %.0f s", folder.name, seconds)
+    return settings_digest(results)
 
 
 def _record(recipe: Recipe, name: str, data: str, finished: Mapping[str, str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from unidiffuser.emoji.__main__ import app
 from unidiffuser.emoji.recipe import Recipe
 from unidiffuser.emoji.sections import RECORD, SECTIONS, train_recipe
 from unidiffuser.emoji.settings import read_settings
+from unidiffuser.media.files import locked
 from unidiffuser.training.saving import checkpoints
 
 ROOT = Path(unidiffuser.__file__).parents[1]
@@ -237,7 +238,7 @@ def test_a_removed_section_is_trained_again(copied: tuple[Path, Path, dict[str, 
         ("captioner.steps", True, r"captioner\.steps must be a whole number, not True"),
         ("captioner.steps", 0, r"captioner\.steps must be at least 1, not 0"),
         ("captioner.compile", 1, r"captioner\.compile must be true or false, not 1"),
-        ("network.learning_rate", "1e-3", r"learning_rate must be a number, not '1e-3'; write 1\.0e-3"),
+        ("network.learning_rate", "fast", r"network\.learning_rate must be a number, not 'fast'"),
         ("network.learning_rate", float("nan"), r"network\.learning_rate must be a number, not nan"),
         ("network.optimizer", "sgd", r"network\.optimizer must be one of adamw, muon, not 'sgd'"),
         ("network.betas", [0.9], r"network\.betas must be a list of 2, not \[0\.9\]"),
@@ -271,7 +272,7 @@ def test_mistakes_end_the_command_before_anything_is_written(tmp_path: Path, toy
     assert "network.steps must be a whole number" in result.output
     missing = CliRunner().invoke(app, ["train", str(tmp_path / "none.yaml"), str(tmp_path / "out")])
     assert missing.exit_code == 2
-    assert "no settings at" in missing.output
+    assert "no recipe config at" in missing.output
     path.write_text("[")
     assert "is not YAML" in CliRunner().invoke(app, ["train", str(path), str(tmp_path / "out")]).output
     assert not (tmp_path / "out").exists()
@@ -298,6 +299,16 @@ def test_records_without_a_style_are_noticed(tmp_path: Path) -> None:
     (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(ValueError, match=r"1 records of .* lack 'style'"):
         train_recipe(recipe(toy(data)), tmp_path / "out")
+
+
+def test_a_number_may_be_written_as_yaml_reads_it_for_text(tmp_path: Path) -> None:
+    assert recipe(changed(toy(tmp_path), "network.learning_rate", "2e-3")).network.learning_rate == 2e-3
+
+
+def test_a_folder_in_use_is_refused(toy_pictures: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "out/.lock", "it"), pytest.raises(ValueError, match=r"out is in use by process \d+"):
+        train_recipe(recipe(toy(toy_pictures)), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_several_processes_are_refused(toy_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

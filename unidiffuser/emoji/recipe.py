@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..media.yaml_settings import read_mapping
 from .network_options import Network
 from .options import Autoencoder, Captioner, Encoders, Finish
-from .settings import read_settings, read_yaml, within
+from .settings import read_settings, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Recipe:
             FileNotFoundError: no such file.
             ValueError: a setting is unknown, missing or impossible; the text is one line that names it.
         """
-        recipe = read_settings(cls, read_yaml(path), str(path))
+        recipe = read_settings(cls, read_mapping(path, "recipe"), str(path))
         recipe._check(str(path))
         return recipe
 

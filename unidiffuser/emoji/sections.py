@@ -21,7 +21,7 @@ from typing import Any
 
 from ..data.captioned import INDEX, matches, read_listed
 from ..evaluation.digests import file_digest, settings_digest
-from ..media.files import replacing, write_text
+from ..media.files import locked, replacing, write_text
 from ..training.loop import train
 from .assemble import assemble
 from .autoencoder import AutoencoderStage
@@ -120,8 +120,8 @@ def train_recipe(recipe: Recipe, out: Path, progress: bool = True) -> Path:
 
     Raises:
         FileNotFoundError: the image folder or a picture of it is missing.
-        ValueError: several processes; pictures that do not fit the recipe; a section in `out` that belongs to another recipe,
-            other pictures or other results.
+        ValueError: several processes, or another process that works in `out`; pictures that do not fit the recipe; a section in
+            `out` that belongs to another recipe, other pictures or other results.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("a recipe runs in one process, as its network is small; start it with python, not with torchrun")
@@ -132,7 +132,16 @@ def train_recipe(recipe: Recipe, out: Path, progress: bool = True) -> Path:
         given = recipe.data.prepare
         prepare(run.data, given.size, Path(given.packages) if given.packages else None, given.workers)
     check_pictures(recipe, run.data)
-    data = folder_digest(run.data)
+    with locked(out / ".lock", f"the folder {out}"):
+        _sections(run, folder_digest(run.data))
+        with replacing(out / MODEL) as temporary:
+            shutil.copyfile(out / "finish" / MODEL, temporary)
+    return out / MODEL
+
+
+def _sections(run: Run, data: str) -> None:
+    """Carry out what is left of all sections; `data` is the digest of the image folder."""
+    recipe, out = run.recipe, run.out
     finished = check_sections(recipe, out, data)
     for name, section in SECTIONS.items():
         if name in finished:
@@ -142,9 +151,6 @@ def train_recipe(recipe: Recipe, out: Path, progress: bool = True) -> Path:
         finished[name] = _carried_out(section, run, out / name, _record(recipe, name, data, finished))
     records = [json.loads((out / name / RECORD).read_text(encoding="utf-8")) for name in SECTIONS]
     log.info("all sections: %.0f s", sum(record["seconds"] for record in records))
-    with replacing(out / MODEL) as temporary:
-        shutil.copyfile(out / "finish" / MODEL, temporary)
-    return out / MODEL
 
 
 def _carried_out(section: Section, run: Run, folder: Path, record: dict[str, Any]) -> str:

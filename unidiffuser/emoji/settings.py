@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, field, fields, is_dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -18,26 +18,6 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 def within(least: float | None = None, most: float | None = None, **arguments: Any) -> Any:
     """A dataclass field whose number, or each of its numbers, lies in [least, most]; `arguments` as for `field`."""
     return field(metadata={"limits": (least, most)}, **arguments)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is not YAML, or no mapping.
-    """
-    import yaml
-
-    if not path.is_file():
-        raise FileNotFoundError(f"no settings at {path}; name a YAML file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a YAML mapping of settings")
-    return values
 
 
 def read_settings(kind: type[T], values: Any, name: str) -> T:
@@ -110,23 +90,15 @@ def _one_of(kinds: tuple[Any, ...], value: Any, name: str, limits: Limits) -> An
 
 
 def _scalar(kind: Any, value: Any, name: str, limits: Limits) -> Any:
-    """A number, a text, true, false or null."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and number:
-        value = float(value)
+    """A number, a text, true or false. YAML 1.1 reads 1e-3 as a text; it counts as a number here."""
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        hint = "; write 1.0e-3, since YAML reads 1e-3 as text" if kind is float and _is_number(value) else ""
-        raise ValueError(f"{name} must be {NAMES[kind]}, not {value!r}{hint}")
-    least, most = limits if number else (None, None)
+        raise ValueError(f"{name} must be {NAMES[kind]}, not {value!r}")
+    least, most = limits if kind in (int, float) else (None, None)
     if least is not None and value < least:
         raise ValueError(f"{name} must be at least {least:g}, not {value!r}")
     if most is not None and value > most:
         raise ValueError(f"{name} must be at most {most:g}, not {value!r}")
     return value
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False

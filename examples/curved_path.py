@@ -13,9 +13,7 @@ from pathlib import Path
 import torch
 
 import unidiffuser
-from unidiffuser.options import resolve
-from unidiffuser.path import NoisePath
-from unidiffuser.samplers import Streams, item_generators, sample
+from unidiffuser import NoisePath
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="emoji", help="the bundled model, or a checkpoint file or folder")
@@ -29,13 +27,10 @@ t_img = torch.linspace(1000, 0, args.steps + 1, dtype=torch.float64)
 path = NoisePath(t_img, 1000 * (t_img / 1000) ** args.power)
 
 model = unidiffuser.load(args.model)
-options = resolve({"steps": args.steps}, model.config)
-# All three streams start at label 1000, so they are drawn from the generators: one per pair, seeded 0, 1, 2, ...
-out = sample(model.net, path, Streams(), guidance=3.0, generator=item_generators(0, args.count))
+pictures, captions = model.sample(path, count=args.count, guidance=3.0)  # both start as noise, from the seeds 0, 1, 2, ...
 
 args.out.mkdir(parents=True, exist_ok=True)
 path.picture().save(args.out / "path.png")
-for number, picture in enumerate(model.decode_images(out, options)):
+for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
     picture.save(args.out / f"{number}.png")
-for number, caption in enumerate(model.decode_texts(out, options)):
     print(f"{number}.png: {caption}")

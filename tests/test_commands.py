@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from unidiffuser.cli import app
 from unidiffuser.data.captioned import read_beside, read_listed
+from unidiffuser.pipeline import UniDiffuser
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [info.name for info in app.registered_commands]
@@ -98,6 +99,9 @@ def test_a_path_is_drawn_and_its_levels_printed() -> None:
     assert done.exit_code == 0, done.output
     assert [line.split() for line in done.stdout.splitlines()][-2:] == [["400.00", "0.00"], ["0.00", "0.00"]]
     assert Image.open("out/path.png").size == (128, 128)
+    assert CliRunner().invoke(app, ["path", "1000,0 0,0"]).exit_code == 0
+    assert CliRunner().invoke(app, ["path", "1000,0 0,0"]).exit_code == 0
+    assert names() == ["path-2.png", "path.png"]  # another path replaces nothing
     wrong = CliRunner().invoke(app, ["path", "1000,0 1000,500"])
     assert wrong.exit_code == 2
     assert "rises" in wrong.stderr
@@ -142,6 +146,16 @@ def test_a_name_that_is_not_utf8_does_not_end_a_folder(run: Any) -> None:
     rows = [json.loads(line) for line in Path("captions/manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["source"] for row in rows] == ["1.png", "bad.png", "caf\\udce9.png"]
     assert [("error" in row) for row in rows] == [False, True, False]
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_takes_long_says_so(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UniDiffuser, "step_seconds", lambda *_: 2.0)
+    monkeypatch.setattr(UniDiffuser, "joint", lambda *_, count, **__: [(Image.new("RGB", (8, 8)), "a")] * count)
+    assert "this takes about 13 minutes on cpu" in run("joint -n 20", steps="--steps 20").stderr
+    assert "this takes" not in run("joint -n 20 -q", steps="--steps 20").stderr
+    assert "this takes" not in run("joint -n 1", steps="--steps 20").stderr
+    assert "6.7 hours" in run("joint -n 600", steps="--steps 20").stderr
 
 
 # --- help and mistakes ------------------------------------------------------------------------------------------------

@@ -99,6 +99,12 @@ def test_results_in_other_forms(model: UniDiffuser) -> None:
         model.image(output="np")
 
 
+def test_a_step_is_timed(model: UniDiffuser) -> None:
+    state = torch.get_rng_state()
+    assert 0 < model.step_seconds(resolve({"steps": 5}, model.config)) < 60
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 # --- editing ----------------------------------------------------------------------------------------------------------
 
 

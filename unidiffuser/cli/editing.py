@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -312,18 +313,21 @@ def draw_path(
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
     spacing: Annotated[str, typer.Option(help="uniform, logsnr or karras.")] = "uniform",
     size: Annotated[int, typer.Option(help="Side of the picture in pixels.")] = 512,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("out/path.png"),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The PNG to write; out/path.png if not given.")] = None,
 ) -> None:
     """Draw a noise path, and print the noise levels of its steps: the picture's, then the caption's."""
     check_points(points)
     whole_number("steps", steps, least=1)
     one_of("spacing", spacing, SPACINGS)
-    check_folder(out.parent)
-    from ..media.images import save_png
+    check_folder(Path("out") if out is None else out.parent)
+    from ..media.images import png_texts, save_png
     from ..path import NoisePath
 
     found = NoisePath.from_points(points, steps, spacing)
-    save_png(found.picture(size), out, {"path": points})
+    described = {"path": points, "steps": str(steps), "spacing": spacing, "size": str(size)}
+    names = (Path("out") / f"path{'' if k == 1 else f'-{k}'}.png" for k in itertools.count(1))
+    out = out or next(name for name in names if not name.exists() or png_texts(name) == described)
+    save_png(found.picture(size), out, described)
     typer.echo(f"wrote {out}", err=True)
     print_results([f"{a:8.2f} {b:8.2f}" for a, b in zip(found.t_img, found.t_text, strict=True)], str(out))
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MODEL, SAMPLING_PANEL, SPEED, RESULTS = "Model", "Sampling", "Speed and memory", "Results"
 BUNDLED = ("emoji",)
 COMPILE = ("default", "reduce-overhead", "max-autotune")
+SHORT = 16  # sampling steps in all below which nothing is measured
 LONG = 60  # seconds from which a run is announced with an estimate
 
 
@@ -146,11 +147,11 @@ class Settings:
             items: results that are computed.
             runs: samplings of all steps for each of them.
         """
-        if self.quiet:
-            return
         from ..options import resolve
 
         options = resolve(self.options(), model.config)
+        if self.quiet or self.compile or items * runs * options["steps"] < SHORT:
+            return
         seconds = items * runs * options["steps"] * model.step_seconds(options)
         if seconds > LONG:
             typer.echo(f"this takes about {_duration(seconds)} on {model.device}", err=True)

@@ -1,7 +1,7 @@
 """Inpainting: a rectangle of a picture is generated to fit a prompt, the rest stays.
 
 Usage:
-    python examples/inpainting.py unidiffuser/assets/example.png "fox, noto" --box 64 0 128 128 --out out/inpainted.png
+    python examples/inpainting.py unidiffuser/assets/example.png "fox, noto" --box 128 0 256 256 --out out/inpainted.png
 """
 
 import argparse
@@ -15,7 +15,7 @@ import unidiffuser
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("picture", type=Path)
 parser.add_argument("prompt")
-parser.add_argument("--box", type=int, nargs=4, default=[64, 0, 128, 128], help="left, top, right, bottom in pixels")
+parser.add_argument("--box", type=int, nargs=4, default=[128, 0, 256, 256], help="left, top, right, bottom in pixels")
 parser.add_argument("--model", default="emoji", help="the bundled model, or a checkpoint file or folder")
 parser.add_argument("--steps", type=int, default=20, help="sampling steps")
 parser.add_argument("--out", type=Path, default=Path("out/inpainted.png"))

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
 from unidiffuser.cli import app
-from unidiffuser.data.captioned import DamagedShard, read_beside, read_listed, read_shard
+from unidiffuser.data.captioned import DamagedShard, picture_files, read_beside, read_listed, read_shard
 from unidiffuser.data.columns import find_columns
 from unidiffuser.data.download import img2dataset_command
 from unidiffuser.data.encode import Encoders, Encoding, encode
@@ -479,3 +479,49 @@ def test_shards_that_are_not_as_they_were(tmp_path):
     (tmp_path / "manifest.json").write_text('{"shards": []}')
     with pytest.raises(ValueError, match="no encoded pair"):
         LatentShards(tmp_path)
+
+
+GOOD = '{"file_name": "a.png", "text": "a cat"}'
+BAD = [
+    '{"file_name": "b.png", "text": null}',
+    '{"file_name": 5, "text": "x"}',
+    '{"file_name": "", "text": "x"}',
+    '{"file_name": "b.png", "text": ["x", 5]}',
+    '{"file_name": "b.png", "text": {"en": "x"}}',
+    '{"file_name": "b.png"}',
+    '["b.png", "x"]',
+    "5",
+    "not json",
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("line", BAD, ids=range(len(BAD)))
+def test_a_bad_line_of_a_list_is_left_out_and_counted(tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "metadata.jsonl").write_text("\ufeff" + "\n".join([GOOD, line, line]), encoding="utf-8")
+    assert [pair.key for pair in read_listed(tmp_path)] == ["a.png"]
+    message = "metadata.jsonl:2 is not a record with file_name and text"
+    assert message in caplog.text
+    assert "2 such lines are left out, 1 are read" in caplog.text
+    (part,) = find_parts(tmp_path)
+    assert [(pair.key, pair.problem) for pair in part.read()] == [
+        ("a.png", ""),
+        ("metadata.jsonl:2", "bad line in metadata.jsonl"),
+        ("metadata.jsonl:3", "bad line in metadata.jsonl"),
+    ]
+    (tmp_path / "metadata.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=r"metadata\.jsonl:1 is not a record"):
+        list(read_listed(tmp_path))
+
+
+def test_separators_inside_a_caption_end_no_line(tmp_path: Path) -> None:
+    text = "a\u2028b\u0085c\x0cd\u2029e"
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False), "utf-8")
+    assert [pair.captions for pair in read_listed(tmp_path)] == [(text,)]
+
+
+def test_what_macos_leaves_beside_pictures_is_skipped(tmp_path: Path) -> None:
+    names = ["1.jfif", "2.jpe", "3.AVIF", "4.png", "5.webp"]
+    for name in [*names, "._4.png", ".hidden.jpg", "notes.txt", "4.svg"]:
+        (tmp_path / name).write_bytes(b"x")
+    assert [path.name for path in picture_files(tmp_path)] == names

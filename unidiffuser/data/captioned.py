@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from ..media.files import read_lines, shown
-from ..media.formats import PICTURE_SUFFIXES
+from ..media.formats import PICTURE_SUFFIXES, is_picture_name
 from ..media.images import open_image
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Pair:
         path: the picture's file, or the shard that contains it.
         place: (first byte, bytes) in the shard, (0, 0) for a sample without a picture; None for a file of its own.
         fields: other values of the source, such as "label", "style" and "split".
-        problem: why the captions could not be read; empty if they were.
+        problem: why the captions could not be read; empty if they were. Such a pair has no caption.
     """
 
     key: str
@@ -108,29 +108,52 @@ def matches(fields: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
 
 
 def picture_files(folder: Path, recursive: bool = True) -> list[Path]:
-    """Image files of a folder, and of those below it if `recursive`, sorted by path."""
+    """Image files of a folder, and of those below it if `recursive`, sorted by path, without dot files."""
     files = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(path for path in files if path.suffix.lower() in PICTURE_SUFFIXES)
+    return sorted(path for path in files if is_picture_name(path))
 
 
-def read_listed(folder: Path) -> Iterator[Pair]:
+def read_listed(folder: Path, keep_bad: bool = False) -> Iterator[Pair]:
     """Pictures listed in the folder's `metadata.jsonl`, in its order; a record is the `fields` of its pair.
 
+    Args:
+        folder: the folder.
+        keep_bad: yield a line that is no record as a pair with a `problem`, to be counted by the caller. By default such lines
+            are left out, with one warning that says how many.
+
     Raises:
-        ValueError: a line without "file_name" and "text", or a file that is not UTF-8.
+        ValueError: no line with "file_name" and "text", or a file that is not UTF-8.
     """
     index = folder / INDEX
+    good, bad, first = 0, 0, ""
     for number, line in enumerate(read_lines(index), 1):
         if not line:
             continue
         try:
-            record = json.loads(line)
-            text = record["text"]
-            captions = (text,) if isinstance(text, str) else tuple(map(str, text))
-            pair = Pair(record["file_name"], captions, folder / record["file_name"], fields=record)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{index}:{number} is not a record with file_name and text ({error!r})") from error
+            pair = _record(line, folder)
+        except (ValueError, RecursionError) as error:
+            bad, first = bad + 1, first or f"{index}:{number} is not a record with file_name and text ({error})"
+            if keep_bad:
+                yield Pair(f"{INDEX}:{number}", (), index, problem="bad line in metadata.jsonl")
+            continue
+        good += 1
         yield pair
+    if bad and not good:
+        raise ValueError(first)
+    if bad:
+        log.warning("%s; %d such lines are left out, %d are read", first, bad, good)
+
+
+def _record(line: str, folder: Path) -> Pair:
+    """The pair of a line of `metadata.jsonl`; ValueError with the reason for another line."""
+    record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(name := record.get("file_name"), str) or not name:
+        raise ValueError("file_name must be the name of a picture")
+    text = record.get("text")
+    captions = [text] if isinstance(text, str) else text
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError("text must be a text or a list of texts")
+    return Pair(name, tuple(captions), folder / name, fields=record)
 
 
 def read_beside(folder: Path, recursive: bool = True) -> Iterator[Pair]:
@@ -171,7 +194,7 @@ def read_coco(folder: Path, annotations: Path) -> Iterator[Pair]:
             Pair(image["file_name"], tuple(captions[image["id"]]), folder / image["file_name"], fields={"id": image["id"]})
             for image in content["images"]
         ]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{annotations} is not a COCO captions file (images and annotations with a caption): {error!r}"
         ) from error
@@ -233,7 +256,7 @@ def _samples(members: list[tarfile.TarInfo]) -> list[tuple[str, dict[str, tarfil
 def _fields(data: bytes) -> Mapping[str, Any]:
     try:
         fields = json.loads(data)
-    except ValueError:  # absent, not JSON or not UTF-8
+    except (ValueError, RecursionError):  # absent, not JSON, not UTF-8 or nested too deeply
         return {}
     return fields if isinstance(fields, dict) else {}
 

@@ -45,7 +45,7 @@ def find_parts(source: Path, captions: Path | None = None, per_part: int = 4096)
     if captions is not None:
         pairs = sorted(read_coco(source, captions), key=lambda pair: pair.fields["id"])
     elif (source / INDEX).is_file():
-        pairs = list(read_listed(source))
+        pairs = list(read_listed(source, keep_bad=True))
     else:
         pairs = [pair for pair in read_beside(source) if pair.captions or pair.problem]
     if not pairs:

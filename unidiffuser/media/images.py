@@ -10,17 +10,19 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from .arrays import FORMS, is_array, picture_of
 from .files import atomic_write, shown
 from .formats import PICTURE_FORMATS
+from .large import converted, prepare, strips
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +85,17 @@ def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
         # The warning stops nothing; Pillow raises an error at twice its limit, and that stays.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(file, formats=readable_formats())
-        image.load()
     with image:
-        return _rgb(image, name)
+        try:
+            factor = prepare(image)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+        with _read(name):
+            image.load()
+        orientation = _orientation(image, name)
+    result = _converted(image, name, factor)
+    del image  # its pixels go before the copy that is turned
+    return _upright(result, orientation)
 
 
 @contextmanager
@@ -105,32 +115,58 @@ def _read(name: str) -> Iterator[None]:
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
-    if 0 in image.size:
-        raise ValueError(f"{name} is empty: {image.width} x {image.height} pixels")
+    return _upright(_converted(image, name), _orientation(image, name))
+
+
+_TURNS = {  # EXIF orientation -> what turns the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+def _orientation(image: Image.Image, name: str) -> int:
     try:
-        image = ImageOps.exif_transpose(image)
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception as error:
         log.warning("%s: EXIF data unreadable, orientation ignored (%s)", name, error)
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _converted(image: Image.Image, name: str, factor: int = 1) -> Image.Image:
+    """RGB with the sides divided by `factor`, on white where the picture is transparent."""
+    if 0 in image.size:
+        raise ValueError(f"{name} is empty: {image.width} x {image.height} pixels")
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_gray(image)
+        peak = max(float(_numbers(strip).max()) for _, strip in strips(image))
+        return converted(image, factor, partial(_from_deep_gray, peak=peak))
     try:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(white, image).convert("RGB")
-        return image.convert("RGB")
+        return converted(image, factor, _on_white)
     except Exception as error:
         raise ValueError(f"{name} has colour mode {image.mode}, which cannot be converted; save it as RGB") from error
 
 
-def _from_deep_gray(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit and float grey to 8 bits; Pillow's own conversion clips at 255."""
-    gray = np.nan_to_num(np.asarray(image, dtype=np.float64))
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image, dtype=np.float64))
+
+
+def _from_deep_gray(image: Image.Image, peak: float) -> Image.Image:
+    """Scale 16-bit, 32-bit and float grey to 8 bits; Pillow's own conversion clips at 255. `peak`: of the whole picture."""
     # The mode does not define white: it is 1 for floats, 255 or 65535 for integers, or the largest value if that is more.
-    peak = float(gray.max())
     integer_white = 65535.0 if image.mode.startswith("I;16") or peak > 255 else 255.0
     white = 1.0 if image.mode == "F" and peak <= 1 else max(integer_white, peak if peak > 65535 else 0.0)
-    return Image.fromarray(np.clip(gray * (255.0 / white) + 0.5, 0, 255).astype(np.uint8), "L").convert("RGB")
+    levels = np.clip(_numbers(image) * (255.0 / white) + 0.5, 0, 255).astype(np.uint8)
+    return Image.fromarray(levels, "L").convert("RGB")
 
 
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -435,8 +435,8 @@ def test_other_settings_need_another_folder(tmp_path, encoders):
     write_tar(tmp_path / "in/00000.tar", tar_samples(0, 2))
     parts = find_parts(tmp_path / "in")
     encode(parts, tmp_path / "out", encoders, SMALL, ALONE)
-    with pytest.raises(ValueError, match="image_size 32 there, 64 here"):
-        encode(parts, tmp_path / "out", encoders, Encoding(64), ALONE)
+    with pytest.raises(ValueError, match=f"image_size {SIDE} there, {2 * SIDE} here"):
+        encode(parts, tmp_path / "out", encoders, Encoding(2 * SIDE), ALONE)
 
 
 # --- latent shards ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from unidiffuser.media import large
 from unidiffuser.media.images import open_image
@@ -51,7 +51,7 @@ def test_no_picture_takes_more_than_200_mb(tmp_path: Path) -> None:
 def test_more_pixels_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "huge.png", Image.new("L", (40, 30)))
     monkeypatch.setattr(large, "MOST_BYTES", 1000)
-    monkeypatch.setattr(Image.Image, "load", None)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
     with pytest.raises(ValueError, match=r"huge\.png has 0 million pixels \(L\), too many to be opened safely; shrink"):
         open_image(path)
 

@@ -57,7 +57,7 @@ class LoadUniDiffuser(io.ComfyNode):
         else:  # NOTE: the saved file has no VAE; the original's brings its preview colours.
             config = dataclasses.replace(origin.config, vae=checkpoint.config.vae)
             model = host_parts.load_saved_model(path, dataclasses.replace(origin, config=config))
-        if checkpoint.config.vocabulary is not None:
+        if checkpoint.config.vocabulary is not None and cls.hidden is not None:  # None: called outside a workflow
             show_text(checkpoint.config.vocabulary.summary(SHOWN_CONCEPTS), cls.hidden.unique_id)
         return io.NodeOutput(
             model,

@@ -213,7 +213,7 @@ def no_captions(graph: Graph) -> None:
         (captioning_without_a_picture, ["latent_image", "clip_vision_output"]),
         (captioning_without_the_token, ["clip_vision_output"]),
         (painting_without_a_text, ["'text'"]),
-        (a_path_that_ends_nowhere, ["path must end", "500"]),
+        (a_path_that_ends_nowhere, ["'image_end' is 500", "at least one of them to 0"]),
         (more_candidates_than_beams, ["beams"]),
         (a_word_that_is_not_there, ["blue"]),
         (no_captions, ["captions"]),

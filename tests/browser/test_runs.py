@@ -46,7 +46,7 @@ def build(page: NodePage, points: str) -> dict[str, Any]:
     """Loader, a drawn path, sampler, decoders and Show Pairs; returns the ids of the nodes."""
     ids = {
         "loader": add(page, "UniDiffuserLoader", (20, 700), model_name="tiny.safetensors"),
-        "latent": add(page, "EmptyLatentImage", (20, 860), width=256, height=256, batch_size=2),
+        "latent": add(page, "EmptyLatentImage", (20, 860), width=128, height=128, batch_size=2),
     }
     path = page.add(at=(20, 90))
     path.preset("drawn")

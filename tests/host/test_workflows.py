@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from flow import LEAST_SCALE
 from host_server import HostServer, InvalidPrompt
 from make_workflows import API_FOLDER, MODEL, ROOT, WORKFLOWS, stem
+from PIL import Image
 from templates import BLUEPRINTS
 
 BUNDLED = ROOT / "unidiffuser/assets" / f"{MODEL}.safetensors"
@@ -84,10 +86,11 @@ def test_blueprints_show_their_widgets(title: str) -> None:
 
 
 def test_an_example_image_may_be_a_file_of_the_input_folder(server: HostServer) -> None:
-    def shown(picture: str) -> bytes:
+    def shown(picture: str) -> bytes:  # pixels, as the files contain their prompts too
         node = {"class_type": "UniDiffuserExamplePicture", "inputs": {"picture": picture}}
         preview = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
-        return server.file(server.run({"1": node, "2": preview})["2"]["images"][0])
+        file = server.file(server.run({"1": node, "2": preview})["2"]["images"][0])
+        return Image.open(io.BytesIO(file)).tobytes()
 
     (server.base / "input/own.png").write_bytes((ROOT / "nodes/pictures/lion.png").read_bytes())
     assert shown("own.png") == shown("lion") != shown("fox")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from front_end import READY, SETTLE, START, FrontEnd
@@ -109,6 +111,14 @@ class NodePage:
     def press(self, keys: str) -> None:
         self.page.keyboard.press(keys)
         self.page.wait_for_timeout(400)
+
+    def until(self, holds: Callable[[], bool], seconds: float = 15) -> bool:
+        """Whether a condition comes true; the front end reloads the graph on undo, which takes as long as the machine is busy."""
+        end = time.monotonic() + seconds
+        while not holds() and time.monotonic() < end:
+            self.page.wait_for_timeout(200)
+        self.page.wait_for_timeout(800)
+        return holds()
 
 
 class NoisePathNode:

@@ -129,12 +129,10 @@ def test_undo_and_redo(page: NodePage) -> None:
     after = node.values()
     assert after["start"] != before["start"]
     page.press("Control+z")
-    page.page.wait_for_timeout(800)
-    assert node.values() == before
+    assert page.until(lambda: node.values() == before)
     assert node.drawn()[0] == (1000, 0)
     page.press("Control+y")
-    page.page.wait_for_timeout(800)
-    assert node.values() == after
+    assert page.until(lambda: node.values() == after)
     assert close(node.drawn()[0], (500, 0))
 
 

@@ -7,9 +7,10 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..unidiffuser.streams import item_generators
+from .caption_results import caption_outputs, caption_results
 from .host_captions import HostCaptionDecoder
 from .shared_inputs import seed_input
-from .types import CATEGORY, CaptionDecoderType, show_text
+from .types import CATEGORY, CaptionDecoderType
 
 
 class DecodeCaption(io.ComfyNode):
@@ -76,17 +77,7 @@ class DecodeCaption(io.ComfyNode):
                 seed_input("For nucleus only: random seed. Batch item k uses seed + k, counted from 0."),
             ],
             hidden=[io.Hidden.unique_id],
-            outputs=[
-                io.String.Output(display_name="captions", is_output_list=True, tooltip="The best caption of each batch item."),
-                io.String.Output(
-                    display_name="candidates", is_output_list=True, tooltip="All captions, item by item, best first."
-                ),
-                io.Float.Output(
-                    display_name="scores",
-                    is_output_list=True,
-                    tooltip="How sure the decoder is of each candidate. 0 is certain, more negative is less so.",
-                ),
-            ],
+            outputs=caption_outputs("batch item"),
         )
 
     @classmethod
@@ -111,11 +102,8 @@ class DecodeCaption(io.ComfyNode):
             temperature=temperature,
             generator=item_generators(seed, latents.shape[0]),
         )
-        best = [item[0].text for item in found]
-        every = [caption for item in found for caption in item]
-        shown = "\n".join(f"{c.text}  ({c.score:.2f})" if candidates > 1 else c.text for c in every)
-        show_text(shown, cls.hidden.unique_id)
-        return io.NodeOutput(best, [c.text for c in every], [c.score for c in every], ui=ui.PreviewText(shown))
+        *results, shown = caption_results(found, cls.hidden.unique_id)
+        return io.NodeOutput(*results, ui=ui.PreviewText(shown))
 
 
 NODES = [DecodeCaption]

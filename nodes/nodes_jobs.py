@@ -11,6 +11,7 @@ from torch import Tensor
 from ..unidiffuser.path import NoisePath
 from ..unidiffuser.streams import Streams
 from .caption_drafts import CaptionDrafts
+from .caption_results import caption_outputs, caption_results
 from .host_captions import HostCaptionDecoder
 from .picture_inputs import BATCH, FITS, Frame, encode
 from .prompt_notes import show_prompt_warning
@@ -117,15 +118,7 @@ class CaptionPicture(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
-                io.String.Output(display_name="captions", is_output_list=True, tooltip="The best caption of each image."),
-                io.String.Output(
-                    display_name="candidates", is_output_list=True, tooltip="All captions, image by image, best first."
-                ),
-                io.Float.Output(
-                    display_name="scores",
-                    is_output_list=True,
-                    tooltip="How sure the decoder is of each candidate. 0 is certain, more negative is less so.",
-                ),
+                *caption_outputs("image"),
                 io.Conditioning.Output(
                     display_name="CONDITIONING", tooltip="The captions as the model's own text, to vary the images with."
                 ),
@@ -150,12 +143,8 @@ class CaptionPicture(io.ComfyNode):
         given, _ = given_streams(model, {"samples": samples}, token, None)
         text = captioned(model, given, steps, text_guidance, seed, caption_decoder, cls.hidden.unique_id)
         found = caption_decoder.decode(text, count=candidates, beams=max(BEAMS, candidates))
-        every = [caption for item in found for caption in item]
-        shown = "\n".join(f"{c.text}  ({c.score:.2f})" if candidates > 1 else c.text for c in every)
-        show_text(shown, cls.hidden.unique_id)
-        best = [item[0].text for item in found]
-        outputs = best, [c.text for c in every], [c.score for c in every], [[text, {}]]
-        return io.NodeOutput(*outputs, ui=ui.PreviewText(shown))
+        *results, shown = caption_results(found, cls.hidden.unique_id)
+        return io.NodeOutput(*results, [[text, {}]], ui=ui.PreviewText(shown))
 
 
 def captioned(

@@ -208,8 +208,9 @@ PATCHES = {
 @pytest.mark.parametrize("node", PATCHES)
 def test_a_patch_on_the_model_acts_in_both_samplers_alike(server: HostServer, node: str) -> None:
     one, other = both(server, patched(node, **PATCHES[node]))
-    torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
-    assert (one - both(server, plain)[0]).abs().max() > 1e-4  # repeated runs are equal
+    effect = float((one - both(server, plain)[0]).abs().max())
+    assert effect > 1e-4  # repeated runs are equal
+    torch.testing.assert_close(one, other, rtol=0, atol=min(1e-3, effect / 20))
 
 
 FREE_U = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}

@@ -113,7 +113,7 @@ class NodePage:
         self.page.wait_for_timeout(400)
 
     def until(self, holds: Callable[[], bool], seconds: float = 15) -> bool:
-        """Whether a condition comes true; the front end reloads the graph on undo, which takes as long as the machine is busy."""
+        """Whether a condition comes true in time; undo reloads the graph, which takes long on a busy machine."""
         end = time.monotonic() + seconds
         while not holds() and time.monotonic() < end:
             self.page.wait_for_timeout(200)

@@ -6,6 +6,8 @@ from pathlib import Path, PurePath
 
 import folder_paths
 
+from ..unidiffuser.media.json_files import brief
+
 FOLDER = "unidiffuser"
 BUNDLED = "emoji"
 EXTENSIONS = {".safetensors", ".pth", ".bin", ".json"}
@@ -51,6 +53,6 @@ def model_path(name: str) -> str:
         if path is not None:
             return str(Path(path).parent) if PurePath(path).name == "model_index.json" else path
     raise FileNotFoundError(
-        f"The checkpoint {name!r} is not in models/{FOLDER} or models/checkpoints. Put it there and press R, or choose "
+        f"The checkpoint {brief(name)} is not in models/{FOLDER} or models/checkpoints. Put it there and press R, or choose "
         f"another. The 1 B model is at {LINK} (weights under AGPL-3.0); the help page of this node has the command for it."
     )

@@ -59,7 +59,7 @@ def load_model(checkpoint: Checkpoint, name: str, disable_dynamic: bool = False)
 
 def load_saved_model(path: str, origin: Origin, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """MODEL of a file that the host saved."""
-    patcher = _model(origin, read_network(path), disable_dynamic)
+    patcher = _model(origin, read_network(path, origin.config), disable_dynamic)
     patcher.cached_patcher_init = (load_saved_model, (path, origin))
     return patcher
 

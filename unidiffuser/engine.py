@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .checkpoints.checkpoint import Checkpoint
-from .checkpoints.skeleton import skeleton
 from .checkpoints.vocabulary import Vocabulary
 from .encoders.candidate import Caption
 from .encoders.prompts import PromptCheck, check_prompt, warning_about
@@ -137,7 +136,7 @@ class Engine:
     @cached_property
     def net(self) -> UViT:
         """The U-ViT."""
-        with skeleton():
+        with self.checkpoint.building("uvit"):
             net = build(self.config.uvit)
         self.checkpoint.load_into(net, "uvit", device=self._storage, dtype=self.dtype)
         if depends_on_batch(self.device, self.dtype):

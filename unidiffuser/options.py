@@ -10,6 +10,8 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
+from .media.json_files import brief
+
 Scales = float | tuple[float, float]
 Progress = Callable[[int, int, Any, Any], None]
 """Called with (step, total steps, x_0 prediction: `Streams`, state: `Streams`)."""
@@ -118,7 +120,7 @@ def check(options: Options) -> dict[str, Any]:
         if name in given:
             one_of(name, given[name], choices)
     if "progress" in given and not (isinstance(given["progress"], bool) or callable(given["progress"])):
-        raise ValueError(f"progress must be True, False or a function (step, total, x0, x), got {given['progress']!r}")
+        raise ValueError(f"progress must be True, False or a function (step, total, x0, x), got {brief(given['progress'])}")
     if "on_error" in given and not callable(given["on_error"]):
         one_of("on_error", given["on_error"], ("raise", "skip"))
     return given
@@ -167,7 +169,7 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
         number = None
     if number is None or (least is not None and number < least):
         bound = "" if least is None else f" of at least {least}"
-        raise ValueError(f"{name} must be a whole number{bound}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number{bound}, got {brief(value)}")
     return number
 
 
@@ -178,23 +180,23 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     except (TypeError, ValueError):
         found = math.nan
     if not low <= found <= high:
-        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {brief(value)}")
     return found
 
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     """Check a choice; ValueError that names it otherwise."""
     if value not in tuple(choices):
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {brief(value)}")
 
 
 def _check_guidance(value: Any) -> None:
     scales = value if isinstance(value, (tuple, list)) else (value,)
     if len(scales) not in (1, 2):
-        raise ValueError(f"guidance must be one number or an (image, text) pair, not {value!r}")
+        raise ValueError(f"guidance must be one number or an (image, text) pair, not {brief(value)}")
     for scale in scales:
         if isinstance(scale, (bool, str)) or not _finite(scale):
-            raise ValueError(f"guidance must be a finite number (1 = off) or an (image, text) pair, got {value!r}")
+            raise ValueError(f"guidance must be a finite number (1 = off) or an (image, text) pair, got {brief(value)}")
 
 
 def _finite(value: Any) -> bool:
@@ -208,9 +210,9 @@ def _check_interval(value: Any) -> None:
     try:
         low, high = (float(label) for label in value)
     except (TypeError, ValueError):
-        raise ValueError(f"guidance_interval must be two labels (low, high), got {value!r}") from None
+        raise ValueError(f"guidance_interval must be two labels (low, high), got {brief(value)}") from None
     if not low <= high:
-        raise ValueError(f"guidance_interval must be labels (low, high) with low <= high, got {value!r}")
+        raise ValueError(f"guidance_interval must be labels (low, high) with low <= high, got {brief(value)}")
 
 
 def _pair(name: str, value: Any) -> tuple[float, float]:
@@ -218,7 +220,7 @@ def _pair(name: str, value: Any) -> tuple[float, float]:
     try:
         image, text = (float(number) for number in value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be two numbers, for image and text, got {value!r}") from None
+        raise ValueError(f"{name} must be two numbers, for image and text, got {brief(value)}") from None
     if not all(math.isfinite(number) and number > 0 for number in (image, text)):
-        raise ValueError(f"{name} must be positive, got {value!r}")
+        raise ValueError(f"{name} must be positive, got {brief(value)}")
     return image, text

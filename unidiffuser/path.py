@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -244,7 +245,9 @@ def _pair(point: str | Sequence[float], number: int) -> tuple[float, float]:
     try:
         image, caption = (round(float(part), 6) for part in (point.split(",") if isinstance(point, str) else point))
     except (TypeError, ValueError):
-        raise ValueError(f"Point {number} is {point!r}; write image noise,caption noise, such as 1000,500.") from None
+        raise ValueError(
+            f"Point {number} is {reprlib.repr(point)}; write image noise,caption noise, such as 1000,500."
+        ) from None
     for name, level in (("image", image), ("caption", caption)):
         if not CLEAN <= level <= MARGINAL:  # NaN is outside as well
             raise ValueError(f"The {name} noise of point {number} is {level:g}; it must be 0 (clean) to 1000 (noise).")

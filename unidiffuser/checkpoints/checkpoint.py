@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,8 +23,9 @@ from .layout_original import read_original
 from .layout_own import FORMAT, TOKENIZERS, read_own, target_dtype, write_own
 from .parts import TITLES, CheckpointContents, InMemoryTensors, ModelPart, make_part
 from .published import HOW_TO_GET, LICENCE
-from .skeleton import assign_weights
-from .tokenizers import BytePairTokenizer, Spec, clip_spec, gpt2_spec
+from .sizes import check_parts_fit
+from .skeleton import assign_weights, skeleton
+from .tokenizers import END, START, BytePairTokenizer, Spec, check_spec, clip_spec, gpt2_spec
 from .weights import WeightFiles
 
 __all__ = ["CaptionConfig", "Checkpoint", "ModelConfig", "VAEConfig", "convert", "load_checkpoint", "save_checkpoint"]
@@ -134,13 +136,48 @@ class Checkpoint:
         module.to(device=device)  # moves tables of positions and masks, which no checkpoint holds
         return module.eval()
 
+    @contextmanager
+    def building(self, part: str) -> Iterator[None]:
+        """Context for building a module from a part's config: a `skeleton`, in which a config that describes no network fails
+        with a ValueError of one line. Libraries raise almost anything then.
+        """
+        try:
+            with skeleton():
+                yield
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise ValueError(
+                f"the {TITLES[part]} of {self.path} cannot be built from its configuration ({reason[:200]}); download or "
+                "convert it again."
+            ) from error
+
     def clip_tokenizer(self) -> BytePairTokenizer:
-        """The text encoder's tokenizer; CLIP's published one if the checkpoint has none."""
-        return BytePairTokenizer.from_spec(self._tokenizers.get("clip_tokenizer") or clip_spec())
+        """The text encoder's tokenizer; CLIP's published one if the checkpoint has none.
+
+        Raises:
+            ValueError: the checkpoint's is damaged, or has tokens that the text encoder does not know.
+        """
+        return self._tokenizer("clip_tokenizer", clip_spec, (START, END), self.config.clip_text.get("vocab_size", 49408))
 
     def gpt2_tokenizer(self) -> BytePairTokenizer:
-        """The caption decoder's tokenizer; GPT-2's with a stop token if there is none."""
-        return BytePairTokenizer.from_spec(self._tokenizers.get("gpt2_tokenizer") or gpt2_spec())
+        """The caption decoder's tokenizer; GPT-2's with a stop token if there is none.
+
+        Raises:
+            ValueError: the checkpoint's is damaged.
+        """
+        return self._tokenizer("gpt2_tokenizer", gpt2_spec, (), None)
+
+    def _tokenizer(
+        self, name: str, published: Callable[[], Spec], needed: tuple[str, ...], size: int | None
+    ) -> BytePairTokenizer:
+        spec = self._tokenizers.get(name) or published()
+        try:
+            check_spec(spec, needed, size)
+            return BytePairTokenizer.from_spec(spec)
+        except ValueError as error:
+            raise ValueError(f"the {name} of {self.path} is damaged ({error}); download or convert it again.") from error
 
     def tokenizer_specs(self) -> dict[str, Spec]:
         """Both tokenizers, as `save_checkpoint` takes them."""
@@ -188,6 +225,10 @@ def load_checkpoint(path_or_name: str | os.PathLike[str]) -> Checkpoint:
             f"there is no model {str(path_or_name)!r}: neither a bundled one ({', '.join(BUNDLED)}) nor a file or folder. "
             f"{HOW_TO_GET}"
         )
+    try:
+        check_parts_fit(contents.config, contents.parts)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}.") from None
     return Checkpoint(path, contents.config, contents.parts, contents.tokenizers, contents.skipped)
 
 

@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..media.json_files import brief, read_object
 from . import sizes
 from .config import ModelConfig
-from .parts import IDENTIFYING_KEYS, TITLES, CheckpointContents, ModelPart, hf_fields, infer, make_part
+from .fields import IMAGE_HEADS, TEXT_HEADS, clip_fields, field_of
+from .parts import IDENTIFYING_KEYS, TITLES, CheckpointContents, ModelPart, infer, make_part
 from .tokenizers import read_spec
-from .weights import find_weights, read_json
+from .weights import find_weights
 
 FOLDERS = {
     "uvit": ("unet", "diffusion_pytorch_model"),
@@ -46,7 +48,7 @@ def read_diffusers(folder: Path) -> CheckpointContents:
             raise ValueError(
                 f"{files.name} is not the {TITLES[name]} of a UniDiffuser: it has no tensor for {IDENTIFYING_KEYS[name]}."
             )
-        settings = read_json(folder / sub / "config.json") if (folder / sub / "config.json").is_file() else None
+        settings = read_object(folder / sub / "config.json") if (folder / sub / "config.json").is_file() else None
         if settings is None:
             raise FileNotFoundError(f"{folder / sub / 'config.json'} is missing; download it too.")
         config = _SETTINGS[name](config, part, settings, folder)
@@ -60,29 +62,33 @@ def _uvit_settings(config: ModelConfig, part: ModelPart, settings: dict[str, Any
     for name, wanted in _UNET_SETTINGS.items():
         if settings.get(name, wanted) != wanted:
             raise ValueError(
-                f"{folder / 'unet'} is another network: its {name} is {settings[name]!r}, UniDiffuser's {wanted!r}."
+                f"{folder / 'unet'} is another network: its {name} is {brief(settings[name])}, UniDiffuser's {wanted!r}."
             )
-    uvit = infer(lambda shapes: sizes.infer_uvit(shapes, settings.get("num_text_tokens", 77)), part)
-    return replace(config, uvit=replace(uvit, num_heads=settings["num_attention_heads"]))
+    tokens = field_of(folder / "unet", settings, "num_text_tokens", 1, 77)
+    heads = field_of(folder / "unet", settings, "num_attention_heads", 1)
+    uvit = infer(lambda shapes: sizes.infer_uvit(shapes, tokens), part)
+    return replace(config, uvit=infer(lambda shapes: replace(uvit, num_heads=heads), part))
 
 
 def _vae_settings(config: ModelConfig, part: ModelPart, settings: dict[str, Any], folder: Path) -> ModelConfig:
     if settings.get("norm_num_groups", 32) != 32:
         raise ValueError(f"{folder / 'vae'}: norm_num_groups must be 32, as in latent diffusion's autoencoder.")
     vae = infer(sizes.infer_vae, part)
-    return replace(config, vae=replace(vae, scale_factor=settings.get("scaling_factor", vae.scale_factor)))
+    return replace(
+        config, vae=replace(vae, scale_factor=field_of(folder / "vae", settings, "scaling_factor", 0.5, vae.scale_factor))
+    )
 
 
 def _clip_text_settings(config: ModelConfig, part: ModelPart, settings: dict[str, Any], folder: Path) -> ModelConfig:
-    fields = hf_fields(folder / "text_encoder", "CLIPTextConfig", "text_config")
+    fields = clip_fields(folder / "text_encoder", "text_config", TEXT_HEADS)
     return replace(config, clip_text=infer(sizes.infer_clip_text, part) | fields)
 
 
 def _clip_image_settings(config: ModelConfig, part: ModelPart, settings: dict[str, Any], folder: Path) -> ModelConfig:
-    fields = hf_fields(folder / "image_encoder", "CLIPVisionConfig", "vision_config")
+    fields = clip_fields(folder / "image_encoder", "vision_config", IMAGE_HEADS)
     for processor in sorted(folder.glob("*/preprocessor_config.json")):
-        data = read_json(processor)
-        fields |= {name: data[name] for name in ("image_mean", "image_std") if name in data}
+        data = read_object(processor)
+        fields |= {name: field_of(processor.parent, data, name, [0.5]) for name in ("image_mean", "image_std") if name in data}
     return replace(config, clip_image=infer(sizes.infer_clip_image, part) | fields)
 
 
@@ -90,8 +96,12 @@ def _caption_settings(config: ModelConfig, part: ModelPart, settings: dict[str, 
     caption = infer(sizes.infer_caption, part)
     # NOTE: the activation stays gelu_new, with which the decoder was trained; diffusers' conversion of the published weights
     # names another one.
-    gpt2 = caption.gpt2 | {"n_head": settings["n_head"], "layer_norm_epsilon": settings.get("layer_norm_epsilon", 1e-5)}
-    return replace(config, caption=replace(caption, gpt2=gpt2, prefix_length=settings["prefix_length"]))
+    sub = folder / "text_decoder"
+    gpt2 = caption.gpt2 | {
+        "n_head": field_of(sub, settings, "n_head", 1),
+        "layer_norm_epsilon": field_of(sub, settings, "layer_norm_epsilon", 1e-5, 1e-5),
+    }
+    return replace(config, caption=replace(caption, gpt2=gpt2, prefix_length=field_of(sub, settings, "prefix_length", 1)))
 
 
 _SETTINGS: dict[str, Callable[[ModelConfig, ModelPart, dict[str, Any], Path], ModelConfig]] = {

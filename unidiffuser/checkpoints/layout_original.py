@@ -11,7 +11,8 @@ from pathlib import Path
 
 from . import sizes
 from .config import ModelConfig
-from .parts import IDENTIFYING_KEYS, TITLES, CheckpointContents, ModelPart, hf_fields, infer, make_part
+from .fields import IMAGE_HEADS, TEXT_HEADS, clip_fields
+from .parts import IDENTIFYING_KEYS, TITLES, CheckpointContents, ModelPart, infer, make_part
 from .weights import WeightFiles
 
 _SUFFIXES = (".pth", ".safetensors", ".pt", ".bin", ".ckpt")
@@ -54,11 +55,11 @@ def read_original(path: Path) -> CheckpointContents:
         tower = text.shapes.get(IDENTIFYING_KEYS["clip_text"])
         if "clip_text" not in parts and tower is not None and tower.shape[1] == config.caption.prefix_dim:
             parts["clip_text"] = text
-            fields = hf_fields(candidate.parent, "CLIPTextConfig", "text_config")
+            fields = clip_fields(candidate.parent, "text_config", TEXT_HEADS)
             config = replace(config, clip_text=infer(sizes.infer_clip_text, text) | fields)
         projection = image.shapes.get("visual_projection.weight")
         if "clip_image" not in parts and projection is not None and projection.shape[0] == config.uvit.clip_img_dim:
-            fields = hf_fields(candidate.parent, "CLIPVisionConfig", "vision_config")
+            fields = clip_fields(candidate.parent, "vision_config", IMAGE_HEADS)
             found = infer(sizes.infer_clip_image, image) | fields
             if found["patch_size"] != 16:  # ViT-B/16 projects to 512 as well, but the model was trained with B/32
                 parts["clip_image"] = image

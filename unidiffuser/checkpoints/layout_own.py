@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..media.json_files import parse_object
 from .config import ModelConfig
+from .fields import checked_config
 from .keys import PARTS, Recipe
 from .parts import CheckpointContents, ModelPart
 from .sizes import check_sizes
@@ -44,10 +46,10 @@ def read_own(files: WeightFiles, metadata: dict[str, str]) -> CheckpointContents
         if recipes:
             parts[name] = ModelPart(files, recipes)
     try:
-        config = ModelConfig.from_dict(json.loads(metadata["config"]))
+        config = ModelConfig.from_dict(checked_config(parse_object(metadata["config"], "the config", "")))
         check_sizes(config, {name: part.shapes for name, part in parts.items()})
-        tokenizers = {name: json.loads(metadata[name]) for name in TOKENIZERS if name in metadata}
-    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        tokenizers = {name: parse_object(metadata[name], name, "") for name in TOKENIZERS if name in metadata}
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"the metadata of {files.name} is damaged ({error}); convert it again.") from error
     return CheckpointContents(config, parts, tokenizers)
 

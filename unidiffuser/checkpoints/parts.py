@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from .config import ModelConfig
 from .keys import RECIPES, Recipes, apply
 from .tokenizers import Spec
-from .weights import WeightFiles, read_json, shape_of, windows
+from .weights import WeightFiles, shape_of, windows
 
 _TIED = "gpt.lm_head.weight"
 IDENTIFYING_KEYS = {  # a tensor by which a part is recognised
@@ -123,21 +122,3 @@ def infer(sizes: Callable[..., Any], part: ModelPart) -> Any:
         raise ValueError(f"{part.source.name} is incomplete: {error.args[0]} is missing.") from error
     except ValueError as error:
         raise ValueError(f"{part.source.name}: {error}") from error
-
-
-def hf_fields(folder: Path, kind: str, section: str) -> dict[str, Any]:
-    """Fields of a config.json that shapes do not determine; {} without the file.
-
-    Args:
-        folder: folder of the config.json.
-        kind: class of transformers, "CLIPTextConfig" or "CLIPVisionConfig".
-        section: key of the tower's fields in the config of a whole CLIP model.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    import transformers
-
-    data = read_json(path)
-    config = getattr(transformers, kind)(**data.get(section, data)).to_dict()
-    return {name: config[name] for name in ("num_attention_heads", "hidden_act", "layer_norm_eps")}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from ..media.json_files import brief
 from ..uvit import UViTConfig
 from .config import V1, CaptionConfig, ModelConfig, VAEConfig
 from .keys import numbered
 
 HEAD_DIM = 64  # of every published part; shapes do not show the number of attention heads
 MOST_LAYERS, MOST_POSITIONS = 256, 8192  # quickly built, whatever the file holds
+MOST_PIXELS = 8192  # side of a picture
 
 
 def check_sizes(config: ModelConfig, shapes: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -54,7 +56,53 @@ def check_sizes(config: ModelConfig, shapes: Mapping[str, Mapping[str, Tensor]])
         found = numbered(stored, key) if not is_table else stored[key].shape[0] if key in stored else 0
         if not isinstance(wanted, int) or wanted > max(found, MOST_POSITIONS if is_table else MOST_LAYERS):
             unit = "positions" if is_table else "layers"
-            raise ValueError(f"{field} asks for {wanted} {unit}, but the file has tensors for {found}")
+            raise ValueError(f"{field} asks for {brief(wanted)} {unit}, but the file has tensors for {found}")
+    _check_text_length(uvit, shapes.get("uvit", {}))
+    if not 1 <= config.image_size <= MOST_PIXELS:
+        raise ValueError(f"image_size must be 1 to {MOST_PIXELS} pixels, not {brief(config.image_size)}")
+
+
+def _check_text_length(uvit: UViTConfig, shapes: Mapping[str, Tensor]) -> None:
+    """The text encoder is built for `num_text_tokens`, before the network is found to have others."""
+    most = shapes["pos_embed"].shape[1] if "pos_embed" in shapes and shapes["pos_embed"].ndim == 3 else MOST_POSITIONS
+    if uvit.num_text_tokens > most or math.prod(uvit.grid) > max(most, MOST_POSITIONS):
+        raise ValueError(f"uvit.num_text_tokens and uvit.img_size ask for more positions than pos_embed's {most}")
+
+
+def check_parts_fit(config: ModelConfig, parts: Collection[str]) -> None:
+    """Refuse parts that cannot work together, such as files of two models in one folder.
+
+    Args:
+        config: sizes of all parts.
+        parts: names of those that are there.
+
+    Raises:
+        ValueError: a size of one part is not that of its neighbour; names both.
+    """
+    uvit, vae, caption, text = config.uvit, config.vae, config.caption, config.clip_text
+    features = (vae.upsampler or {}).get("features", 0)
+    pairs = [  # (part, its size, the size, the other part, its size, the size)
+        ("caption", "hidden_dim", caption.hidden_dim, "uvit", "text_dim", uvit.text_dim),
+        ("caption", "prefix_length", caption.prefix_length, "uvit", "num_text_tokens", uvit.num_text_tokens),
+        ("caption", "prefix_dim", caption.prefix_dim, "clip_text", "hidden_size", text.get("hidden_size")),
+        ("clip_image", "projection_dim", config.clip_image.get("projection_dim"), "uvit", "clip_img_dim", uvit.clip_img_dim),
+        ("vae", "embed_dim", vae.embed_dim, "uvit", "in_chans", uvit.in_chans),
+        ("vae", "ddconfig.in_channels", vae.ddconfig["in_channels"], "vae", "patch_size", 3 * vae.patch_size**2),
+        ("vae", "ddconfig.out_ch", vae.ddconfig["out_ch"], "vae", "patch_size", 3 * vae.patch_size**2 + features),
+    ]
+    for one, field, size, other, wanted, needed in pairs:
+        if one in parts and other in parts and size != needed:
+            raise ValueError(
+                f"its parts belong to different models: {one}.{field} is {brief(size)}, but {other}.{wanted} needs "
+                f"{brief(needed)}; get all files from one place"
+            )
+    if {"clip_text", "uvit"} <= set(parts) and uvit.num_text_tokens > text.get("max_position_embeddings", 77):
+        raise ValueError("its text encoder has fewer positions than uvit.num_text_tokens; get all files from one place")
+    for name in ("image_mean", "image_std"):
+        if "clip_image" in parts and len(config.clip_image.get(name, ())) != config.clip_image.get("num_channels", 3):
+            raise ValueError(f"clip_image.{name} must have a number for each channel")
+    if "caption" in parts and caption.stop_token_id >= max(1, caption.gpt2.get("vocab_size", 0)):
+        raise ValueError(f"caption.stop_token_id {brief(caption.stop_token_id)} is outside the vocabulary")
 
 
 def infer_uvit(shapes: Mapping[str, Tensor], num_text_tokens: int = 77) -> UViTConfig:

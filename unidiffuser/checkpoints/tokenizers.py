@@ -21,6 +21,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from torch import Tensor
 
+from ..media.json_files import brief
+
 START, END, STOP = "<|startoftext|>", "<|endoftext|>", "<|EOS|>"
 _WORD_END = "</w>"
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -50,7 +52,9 @@ class BytePairTokenizer:
         try:
             model = BPE(vocab=self.vocab, merges=[_pair(merge) for merge in merges], **options)
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"the tokenizer's vocab and merges contradict each other ({error}); save both again.") from error
+            raise ValueError(
+                f"the tokenizer's vocab and merges contradict each other ({str(error)[:200]}); save both again."
+            ) from error
         self._tokenizer = Tokenizer(model)
         if self._lowercase:
             self._tokenizer.normalizer = normalizers.Sequence(
@@ -115,6 +119,29 @@ class BytePairTokenizer:
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), length)
 
 
+def check_spec(spec: Spec, needed: Sequence[str] = (), size: int | None = None) -> None:
+    """Refuse a tokenizer from a file that is damaged or belongs to another model.
+
+    Args:
+        spec: as read from JSON.
+        needed: tokens that its vocabulary must have.
+        size: of the vocabulary that the model was built for; None for any.
+
+    Raises:
+        ValueError: another type than `Spec`, a missing token, or an id outside the vocabulary.
+    """
+    if not isinstance(spec, dict) or not isinstance(spec.get("vocab"), dict) or not isinstance(spec.get("merges"), list):
+        raise ValueError('a tokenizer must be given as {"vocab": {token: id}, "merges": ["a b", ...]}')
+    for token, number in spec["vocab"].items():
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < (size or 1 << 31):
+            raise ValueError(f"the token {brief(token)} has the id {brief(number)}, which must be 0 to {(size or 1 << 31) - 1}")
+    for merge in spec["merges"]:
+        if not isinstance(merge, str):
+            raise ValueError(f"a merge must be a text such as 'a b', not {brief(merge)}")
+    if missing := [token for token in needed if token not in spec["vocab"]]:
+        raise ValueError(f"the token {missing[0]} is missing")
+
+
 def _pair(merge: str) -> tuple[str, str]:
     first, _, second = merge.partition(" ")
     return first, second
@@ -174,6 +201,7 @@ def read_spec(folder: Path) -> Spec | None:
             merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in data["model"]["merges"]]
         else:
             return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the tokenizer files in {folder} are damaged ({error}); download them again.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = brief(str(error) or type(error).__name__)
+        raise ValueError(f"the tokenizer files in {folder} are damaged ({reason}); download them again.") from error
     return {"vocab": vocab, "merges": merges}

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..media.files import atomic_write
+from ..media.json_files import brief, read_object
 
 # Touched pages of a mapped file stay resident until it is unmapped, so long copies map each window of tensors anew.
 WINDOW_BYTES = 32 << 20
@@ -108,25 +109,17 @@ def find_weights(folder: Path, stem: str) -> WeightFiles | None:
 
 
 def _shard_names(index: Path) -> list[str]:
-    names = read_json(index).get("weight_map")
+    names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index} has no weight_map, so its shards are unknown; download it again.")
+    strange = [name for name in names.values() if not isinstance(name, str) or name != Path(name).name or "\0" in name]
+    if strange:
+        raise ValueError(f"{index} names {brief(strange[0])}, which is no file beside it; download it again.")
     shards = sorted(set(names.values()))
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{index} lists {len(shards)} shards and {missing[0]} is missing; download it too.")
     return shards
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError if it holds none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); download it again.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object; download it again.")
-    return value
 
 
 def _open_without_code(path: Path) -> dict[str, Tensor]:
@@ -137,7 +130,9 @@ def _open_without_code(path: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or incomplete ({error}); download or convert it again.") from error
+            raise ValueError(
+                f"{path} is damaged or incomplete ({_first_line(error)}); download or convert it again."
+            ) from error
     _refuse_text_content(path)
     try:
         # NOTE: files of torch < 1.6 are plain pickles, which cannot be mapped.
@@ -179,7 +174,8 @@ def _refuse_text_content(path: Path) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 def windows(sizes: Mapping[str, int], limit: int = WINDOW_BYTES) -> Iterator[list[str]]:

@@ -25,6 +25,7 @@ from PIL import Image
 from ..media.files import read_lines, shown
 from ..media.formats import PICTURE_SUFFIXES, is_picture_name
 from ..media.images import open_image
+from ..media.json_files import brief, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -186,17 +187,19 @@ def read_coco(folder: Path, annotations: Path) -> Iterator[Pair]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; name the one with the pictures of {annotations.name}")
     try:
-        content = json.loads(annotations.read_text(encoding="utf-8"))
+        content = parse_json(annotations.read_bytes(), "the file", "")
         captions: dict[Any, list[str]] = {image["id"]: [] for image in content["images"]}
+        if len({type(number) for number in captions}) > 1:
+            raise ValueError("its image ids are of several types")
         for annotation in content["annotations"]:
             captions.setdefault(annotation["image_id"], []).append(" ".join(annotation["caption"].split()))
         pairs = [
             Pair(image["file_name"], tuple(captions[image["id"]]), folder / image["file_name"], fields={"id": image["id"]})
             for image in content["images"]
         ]
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{annotations} is not a COCO captions file (images and annotations with a caption): {error!r}"
+            f"{annotations} is not a COCO captions file (images and annotations with a caption): {brief(error)}"
         ) from error
     yield from pairs
 
@@ -217,8 +220,9 @@ def read_shard(path: Path) -> Iterator[Pair]:
                 members = tar.getmembers()
                 file.seek(tar.offset)
                 end = file.read(END_OF_ARCHIVE)
-        except tarfile.TarError as error:
-            raise DamagedShard(f"{path} is not an uncompressed webdataset shard, or is damaged ({error})") from error
+        except Exception as error:  # damaged headers make tarfile raise more than its own errors
+            reason = brief(str(error) or type(error).__name__)
+            raise DamagedShard(f"{path} is not an uncompressed webdataset shard, or is damaged ({reason})") from error
         if len(end) < END_OF_ARCHIVE or any(end):
             raise DamagedShard(f"{path} is truncated or damaged at byte {tar.offset}")
 

@@ -28,8 +28,10 @@ from torch import Tensor
 
 from ..checkpoints.weights import disk_errors
 from ..media.files import replacing
+from ..media.json_files import parse_object
 
 MANIFEST = "manifest.json"
+MOST_PAIRS = 1_000_000  # of a shard; the order of a window of shards is made in memory
 WINDOW = 16  # shards that are shuffled together; more shuffle better and keep more files open
 
 
@@ -47,10 +49,19 @@ def read_notes(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, "pt") as file:
-            notes: dict[str, Any] = json.loads((file.metadata() or {})["notes"])
-            return notes
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a whole latent shard ({error}); remove it and encode again") from error
+            return parse_object((file.metadata() or {})["notes"], "its header", "")
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole latent shard ({str(error)[:200]}); remove it and encode again") from error
+
+
+def _is_entry(shard: Any) -> bool:
+    """Whether an entry of the manifest is one."""
+    if not isinstance(shard, dict) or not isinstance(name := shard.get("name"), str) or Path(name).name != name or "\0" in name:
+        return False
+    for count, most in (("samples", MOST_PAIRS), ("bytes", 1 << 62)):
+        if type(number := shard.get(count)) is not int or not 0 <= number <= most:
+            return False
+    return True
 
 
 class LatentShards:
@@ -76,10 +87,13 @@ class LatentShards:
             raise FileNotFoundError(
                 f"no {MANIFEST} in {self.folder}: run `unidiffuser data encode` until all parts are encoded"
             )
-        text = path.read_text(encoding="utf-8")
-        self.manifest: dict[str, Any] = json.loads(text)
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.shards: list[dict[str, Any]] = [shard for shard in self.manifest["shards"] if shard["samples"]]
+        text = path.read_bytes()
+        self.manifest: dict[str, Any] = parse_object(text, str(path), "encode again")
+        self.fingerprint = hashlib.sha256(text).hexdigest()[:16]
+        listed = self.manifest.get("shards")
+        if not isinstance(listed, list) or not all(map(_is_entry, listed)):
+            raise ValueError(f"{path} is damaged: its shards must have a name, samples and bytes; encode again")
+        self.shards: list[dict[str, Any]] = [shard for shard in listed if shard["samples"]]
         if not self.shards:
             raise ValueError(f"{path} lists no encoded pair; see its counts of dropped ones")
         self.sizes = np.array([shard["samples"] for shard in self.shards])
@@ -124,7 +138,8 @@ class LatentShards:
         """File name of the shard, and key of the pair, for error messages."""
         shard, row = self.locate(index)
         path = self.folder / self.shards[shard]["name"]
-        return f"{path.name}:{read_notes(path)['keys'][row]}" if path.is_file() else f"{path.name}:row {row}"
+        keys = read_notes(path).get("keys") if path.is_file() else None
+        return f"{path.name}:{keys[row]}" if isinstance(keys, list) and row < len(keys) else f"{path.name}:row {row}"
 
     def read(self, indices: Tensor) -> list[dict[str, Tensor]]:
         """Read pairs in float32: each has "mean", "std" (C, h, w), "clip_img" (1, D) and "text" (captions, L, D).
@@ -152,8 +167,18 @@ class LatentShards:
             )
         if path.stat().st_size != shard["bytes"]:
             raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {shard['bytes']}: remove it and encode again")
-        file = safe_open(path, "pt").__enter__()  # closed when the cache drops it
-        return file, file.get_tensor("first")
+        try:
+            file = safe_open(path, "pt").__enter__()  # closed when the cache drops it
+            first = file.get_tensor("first")
+            sizes = {name: list(file.get_slice(name).get_shape()) for name in ("mean", "std", "clip_img", "text")}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is not a whole latent shard ({str(error)[:200]}); remove it and encode again") from error
+        count = shard["samples"]
+        rows = {name: size[0] for name, size in sizes.items() if len(size) == (4 if name in ("mean", "std") else 3)}
+        whole = first.dtype == torch.int64 and first.shape == (count + 1,) and rows.pop("text", -1) == int(first[-1])
+        if not whole or first[0] != 0 or (first.diff() < 0).any() or rows != dict.fromkeys(("mean", "std", "clip_img"), count):
+            raise ValueError(f"{path} does not hold the {count} pairs that {MANIFEST} lists; remove it and encode again")
+        return file, first
 
 
 @functools.lru_cache(maxsize=4)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint, VAEConfig
 from ..checkpoints.keys import vae_to_diffusers
-from ..checkpoints.skeleton import skeleton
 from ..runtime.precision import ROWS, depends_on_batch, in_fixed_batches
 from ..small.palette import Palette
 from ..small.upsampler import FACTOR, ConvexUpsampler
@@ -100,7 +99,7 @@ class Autoencoder:
     ) -> Autoencoder:
         """Load the part "vae"; `device` and `dtype` as for `Checkpoint.load_into`."""
         config = checkpoint.config.vae
-        with skeleton():
+        with checkpoint.building("vae"):
             # the side that diffusers' module sees, before pixel_unshuffle and after the upsampler
             side = checkpoint.config.image_size * 2 ** (len(config.ddconfig["ch_mult"]) - 1) // config.downscale
             vae = autoencoder_kl(config, side)

@@ -16,7 +16,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.config import CaptionConfig
-from ..checkpoints.skeleton import skeleton
 from ..streams import generators_for
 from .beam_search import beam_search, nucleus_sampling
 from .candidate import Caption as Caption
@@ -56,8 +55,9 @@ class CaptionDecoder(nn.Module):
         cls, checkpoint: Checkpoint, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> CaptionDecoder:
         """Load the part "caption" of a checkpoint and its tokenizer."""
-        with skeleton():
-            decoder = cls(checkpoint.config.caption, checkpoint.gpt2_tokenizer())
+        tokenizer = checkpoint.gpt2_tokenizer()
+        with checkpoint.building("caption"):
+            decoder = cls(checkpoint.config.caption, tokenizer)
         return checkpoint.load_into(decoder, "caption", device=device, dtype=dtype)
 
     def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.keys import Recipe, Recipes
-from ..checkpoints.skeleton import skeleton
 from ..checkpoints.tokenizers import BytePairTokenizer
 from ..small.stem import ConvStem, Norm, no_norm
 
@@ -64,7 +63,7 @@ class TextEncoder:
     def from_checkpoint(cls, checkpoint: Checkpoint, device: Device = None, dtype: torch.dtype | None = None) -> TextEncoder:
         """Load the part "clip_text" of a checkpoint and the first layer of its "caption"."""
         config = checkpoint.config
-        with skeleton():
+        with checkpoint.building("clip_text"):
             clip = clip_text_model(config.clip_text)
             linear = nn.Linear(config.caption.prefix_dim, config.caption.hidden_dim)
         prefixed = any(name.startswith("text_model.") for name in clip.state_dict())
@@ -119,7 +118,7 @@ class ImageTokenEncoder:
     ) -> ImageTokenEncoder:
         """Load the part "clip_image" of a checkpoint."""
         config = checkpoint.config.clip_image
-        with skeleton():
+        with checkpoint.building("clip_image"):
             clip = clip_image_model(config)
         checkpoint.load_into(clip, "clip_image", device=device, dtype=dtype)
         return cls(clip, config["image_mean"], config["image_std"])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
+
+from .json_files import brief
+
+DEEPEST = 100  # brackets within brackets
 
 
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
@@ -35,13 +40,16 @@ def parse(text: str, name: str) -> Any:
     """The value of a YAML text; ValueError that names the place of a mistake in one line."""
     import yaml
 
+    depth = itertools.accumulate((c in "[{") - (c in "]}") for c in text)
+    if max(depth, default=0) > DEEPEST:  # PyYAML takes minutes for a hundred thousand brackets
+        raise ValueError(f"{name} is not YAML of settings: it is nested too deeply")
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: an impossible date
+    except Exception as error:  # PyYAML's constructors raise almost anything, as for an impossible date
         mark = getattr(error, "problem_mark", None)
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ValueError(f"{name}{place} is not YAML: {problem}") from None
+        lines = str(getattr(error, "problem", None) or error).splitlines() or [type(error).__name__]
+        raise ValueError(f"{name}{place} is not YAML: {lines[0][:200]}") from None
 
 
 def typed(kind: type, values: dict[str, Any], name: str) -> dict[str, Any]:
@@ -67,7 +75,7 @@ def _value(value: Any, hint: Any, name: str) -> Any:
         return value
     if kind is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(inner):
-            raise ValueError(f"{name} must be {len(inner)} values in brackets, as in [0.9, 0.95], got {value!r}")
+            raise ValueError(f"{name} must be {len(inner)} values in brackets, as in [0.9, 0.95], got {brief(value)}")
         return tuple(float(_value(item, each, name)) for item, each in zip(value, inner, strict=True))
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return value  # as it is written: folders of evaluations are named after their settings
@@ -80,7 +88,7 @@ def _value(value: Any, hint: Any, name: str) -> Any:
         return [_value(item, inner[0], name) for item in value] if inner else list(value)
     elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise ValueError(f"{name} must be {_NAMES[kind]}, got {'null' if value is None else repr(value)}")
+    raise ValueError(f"{name} must be {_NAMES[kind]}, got {'null' if value is None else brief(value)}")
 
 
 def _of_union(value: Any, kinds: tuple[Any, ...], name: str) -> Any:

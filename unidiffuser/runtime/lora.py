@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.weights import WeightFiles, write_safetensors
+from ..media.json_files import parse_object
 
 PREFIXES: Mapping[str, tuple[str, ...]] = {
     "uvit": ("diffusion_model.", "unet.base_model.model.", "base_model.model.", "unet.", ""),
@@ -124,8 +125,12 @@ def read_lora(path: str | os.PathLike[str], layers: Mapping[str, Mapping[str, tu
         alpha = tensors.get(f"{name}.alpha")
         scale = 1.0 if alpha is None else _alpha(path, name, alpha) / rank
         changes.setdefault(part, {})[layer] = Change(down.clone(), up.clone(), scale)
-    about = source.metadata().get(METADATA)
-    return LoRA(str(path), changes, json.loads(about) if about else {})
+    return LoRA(str(path), changes, _about(path, source))
+
+
+def _about(path: str | os.PathLike[str], source: WeightFiles) -> dict[str, Any]:
+    text = source.metadata().get(METADATA)
+    return parse_object(text, f"{path} is damaged: its entry {METADATA}", "train or download it again.") if text else {}
 
 
 def _check_matrices(path: str | os.PathLike[str], name: str, down: Tensor, up: Tensor) -> None:

@@ -76,7 +76,8 @@ def _prompt(value: Any, name: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError(f"{name}, '{shown(value)}', is not valid text: it holds bytes that are not UTF-8") from None
+        start = " ".join(shown(value[:60]).split())
+        raise ValueError(f"{name}, '{start}', is not valid text: it holds bytes that are not UTF-8") from None
     return value
 
 

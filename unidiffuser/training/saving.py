@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint._traverse import set_element
+from torch.distributed.checkpoint._traverse import get_element, set_element
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -40,6 +40,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.optim import Optimizer
 
 from ..distributed import World
+from ..media.json_files import brief, read_object
 from .average import Average
 
 log = logging.getLogger(__name__)
@@ -137,22 +138,27 @@ def resume(
     if not found:
         return 0
     newest = found[-1]
-    saved = json.loads((newest / "run.json").read_text(encoding="utf-8"))
-    differing = [f"{key} {saved.get(key)!r} there, {value!r} here" for key, value in run.items() if saved.get(key) != value]
+    saved = read_object(newest / "run.json", "remove the folder to go on from the one before it")
+    step, there = saved.get("step"), saved.get("shapes")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0 or not isinstance(there, dict):
+        raise ValueError(f"{newest / 'run.json'} has no step and shapes; remove the folder to go on from the one before it")
+    differing = [
+        f"{key} {brief(saved.get(key))} there, {value!r} here" for key, value in run.items() if saved.get(key) != value
+    ]
     shapes = {name: list(shadow.shape) for name, shadow in average.shadow.items()}
-    names = sorted(n for n in shapes.keys() | saved["shapes"].keys() if shapes.get(n) != saved["shapes"].get(n))
+    names = sorted(n for n in shapes.keys() | there.keys() if shapes.get(n) != there.get(n))
     if names:
         name = names[0]
-        here, there = (s.get(name, "absent") for s in (shapes, saved["shapes"]))
-        differing.append(f"{len(names)} weights, as {name}: {there} there, {here} here")
+        here, other = (brief(s.get(name, "absent")) for s in (shapes, there))
+        differing.append(f"{len(names)} weights, as {name[:200]}: {other} there, {here} here")
     if differing:
         raise ValueError(f"{newest} belongs to another config ({'; '.join(differing)}): use that config, or another `out`")
     state = _state(model, optimizers, average)
     _load(state, newest)
     set_model_state_dict(model, state["model"], options=TRAINED)
     set_optimizer_state_dict(model, optimizers, state["optimizer"], options=TRAINED)
-    log.info("resuming %s at step %d", out, saved["step"])
-    return int(saved["step"])
+    log.info("resuming %s at step %d", out, step)
+    return step
 
 
 def load_average(out: Path, model: nn.Module) -> nn.Module:
@@ -185,6 +191,10 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
 
 
+_LIKE: dict[type, tuple[type, ...]] = {float: (float, int), int: (int, float), tuple: (tuple, list), list: (tuple, list)}
+"""Types of a plain value that may replace one of another type."""
+
+
 class _Planner(DefaultLoadPlanner):
     """Loads plain values (learning rates, betas) without running code; torch's own planner unpickles anything."""
 
@@ -196,6 +206,9 @@ class _Planner(DefaultLoadPlanner):
             asked = re.search(r"GLOBAL (\S+)", str(error))
             reason = f"asks for {asked[1]} and could run code" if asked else "is damaged, or no plain value"
             raise ValueError(f"{name} {reason}; resume only runs that you trust") from error
+        now = get_element(self.original_state_dict, self.mappings[name])
+        if now is not None and not isinstance(loaded, _LIKE.get(type(now), type(now))):
+            raise ValueError(f"{name} is {brief(loaded)}, but must be like {brief(now)}; the checkpoint is damaged")
         set_element(self.original_state_dict, self.mappings[name], loaded)
 
 

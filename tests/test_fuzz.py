@@ -1,0 +1,27 @@
+"""Mutants of files and texts from outside load, or end in one line; `python tests/fuzz.py` tries more of them."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from fuzz import run
+from fuzz_kinds import HOST, KINDS
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes and memory are watched through /proc")
+LIBRARY = [name for name in KINDS if name not in HOST]
+CHECKPOINTS = {"checkpoint": 10_000, "diffusers": 5_000, "original": 5_000}
+
+
+@pytest.mark.parametrize("kind", LIBRARY)
+def test_mutants(kind: str) -> None:
+    outcome = run(kind, range(40))
+    assert outcome.counts["loaded"] + outcome.counts["error"] == 40, outcome.bad
+    assert outcome.counts["error"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LIBRARY)
+def test_many_mutants(kind: str) -> None:
+    outcome = run(kind, range(CHECKPOINTS.get(kind, 5_000)))
+    assert not outcome.bad, (outcome.line(kind), outcome.bad)

@@ -189,6 +189,9 @@ def test_numbers_that_yaml_takes_for_texts_are_numbers(tmp_path: Path) -> None:
         ("\tsteps: 1", "is not YAML"),
         ("when: 2026-99-99", "is not YAML|unknown settings"),
         ("stage: !!python/object:os.system x", "is not YAML"),
+        ("steps: !!timestamp x", "is not YAML"),
+        ("steps: " + "[" * 100_000, "nested too deeply"),
+        ("steps: " + "x" * 5000, r"steps must be a whole number, got 'x{20,40}\.\.\.x{20,40}'$"),
     ],
 )
 def test_mistakes_in_a_training_config_are_one_line(tmp_path: Path, text: str, words: str) -> None:
@@ -249,6 +252,15 @@ def test_damaged_loras(tmp_path: Path, down: torch.Tensor, up: torch.Tensor, alp
     torch.save(tensors, tmp_path / "lora.pt")
     with pytest.raises(ValueError, match=rf"lora\.pt is damaged: .*{words}"):
         read_lora(tmp_path / "lora.pt", {"uvit": {LAYER: (4, 8)}})
+
+
+def test_damaged_metadata_of_a_lora_is_named(tmp_path: Path) -> None:
+    shapes = {"A": (1, 8), "B": (4, 1)}
+    tensors = {f"diffusion_model.{LAYER}.lora_{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+    for text in ("{", "[1]", "[" * 100_000):
+        save_file(tensors, tmp_path / "lora.safetensors", metadata={"unidiffuser_lora": text})
+        with pytest.raises(ValueError, match=r"lora\.safetensors is damaged: its entry unidiffuser_lora .*JSON"):
+            read_lora(tmp_path / "lora.safetensors", {"uvit": {LAYER: (4, 8)}})
 
 
 def test_integer_weights_and_damaged_headers(tmp_path: Path, model: UniDiffuser) -> None:

@@ -20,10 +20,13 @@ from hypothesis import strategies as st
 from layouts import CONFIG, V0, metadata, write_diffusers, write_openai_clip, write_original
 from safetensors.torch import load_file, save_file
 
+import unidiffuser
 from unidiffuser.checkpoints.checkpoint import ModelConfig, convert, load_checkpoint, save_checkpoint
 from unidiffuser.checkpoints.config import V1
 from unidiffuser.checkpoints.export import export_original
+from unidiffuser.checkpoints.fields import checked_config
 from unidiffuser.checkpoints.skeleton import assign_weights, skeleton
+from unidiffuser.checkpoints.tokenizers import END, START
 from unidiffuser.checkpoints.vocabulary import Vocabulary
 from unidiffuser.checkpoints.weights import windows
 from unidiffuser.encoders.clip import ImageTokenEncoder, TextEncoder
@@ -450,6 +453,16 @@ def test_truncated_safetensors(keep: int, ours: Path, tmp_path: Path) -> None:
         ({"config": "[]"}, "metadata of .* damaged"),
         ({"config": '{"uvit": {"embed_dim": 7}}'}, "metadata of .* damaged"),
         ({"clip_tokenizer": "{"}, "metadata of .* damaged"),
+        ({"config": "[" * 100_000}, "nested too deeply"),
+        ({"config": '{"uvit": {"depth": ' + "9" * 5000 + "}}"}, "the config is not valid JSON"),
+        ({"config": '{"vae": {"scale_factor": "0.2"}}'}, "vae.scale_factor must be a number, not '0.2'"),
+        ({"config": '{"vae": {"scale_factor": NaN}}'}, "vae.scale_factor must be a number, not nan"),
+        ({"config": '{"vae": {"ddconfig": {"ch_mult": [1, "2"]}}}'}, "vae.ddconfig.ch_mult must be a whole number"),
+        ({"config": '{"clip_image": {"image_mean": 0.5}}'}, "clip_image.image_mean must be a list"),
+        ({"config": '{"caption": {"gpt2": {"n_embd": -1}}}'}, "caption.gpt2.n_embd must be a whole number, not -1"),
+        ({"config": '{"defaults": {"steps": true}}'}, "defaults.steps must be a whole number, not True"),
+        ({"config": '{"image_size": 1000000}'}, "image_size must be 1 to 8192 pixels"),
+        ({"config": '{"uvit": {"num_text_tokens": 1000000000}}'}, "more positions than pos_embed"),
     ],
 )
 def test_damaged_metadata(change: dict[str, str], words: str, tmp_path: Path) -> None:
@@ -482,6 +495,79 @@ def test_sizes_beyond_the_tensors_are_refused_before_anything_is_built(
     save_file({"uvit.in_blocks.0.attn.qkv.weight": torch.zeros(1)}, tmp_path / "x.safetensors", metadata=texts)
     with pytest.raises(ValueError, match=rf"x\.safetensors is damaged \({words}"):
         load_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_fields_that_transformers_would_act_on_are_left_out() -> None:
+    """Some name code to load, as `attn_implementation` does."""
+    data = {"clip_text": {"hidden_size": 8, "attn_implementation": "owner/kernel"}, "caption": {"gpt2": {"auto_map": {}}}}
+    assert checked_config(data) == {"clip_text": {"hidden_size": 8}, "caption": {"gpt2": {}}}
+
+
+def test_parts_of_different_models_are_refused(ours: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(ours)
+    weights = {name: checkpoint.state_dict(name) for name in checkpoint.parts()}
+    for change, words in (
+        ({"caption": replace(CONFIG.caption, hidden_dim=9)}, "caption.hidden_dim is 9, but uvit.text_dim needs 8"),
+        ({"vae": replace(CONFIG.vae, patch_size=2)}, "vae.ddconfig.in_channels is 3, but vae.patch_size needs 12"),
+        ({"clip_image": CONFIG.clip_image | {"image_std": [0.5, 0.5]}}, "clip_image.image_std must have a number for each"),
+    ):
+        save_checkpoint(tmp_path / "mixed.safetensors", replace(checkpoint.config, **change), weights)
+        with pytest.raises(ValueError, match=rf"mixed\.safetensors cannot be used: .*{words}"):
+            load_checkpoint(tmp_path / "mixed.safetensors")
+
+
+def test_a_config_that_describes_no_network_names_its_part(ours: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(ours)
+    weights = {name: checkpoint.state_dict(name) for name in checkpoint.parts()}
+    config = replace(checkpoint.config, clip_text=CONFIG.clip_text | {"hidden_act": "no such function"})
+    save_checkpoint(tmp_path / "bent.safetensors", config, weights)
+    with pytest.raises(ValueError, match=r"CLIP text encoder of .*bent\.safetensors cannot be built from its configuration"):
+        unidiffuser.load(tmp_path / "bent.safetensors", device="cpu").text_to_image("a")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"vocab": {START: 0, END: 60_000}, "merges": []}, "has the id 60000, which must be 0 to 49407"),
+        ({"vocab": {START: 0, END: "1"}, "merges": []}, "has the id '1'"),
+        ({"vocab": {START: 0}, "merges": []}, "endoftext.* is missing"),
+        ({"vocab": {START: 0, END: 1}, "merges": [5]}, "a merge must be a text"),
+        ({"vocab": [], "merges": []}, "a tokenizer must be given as"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_its_encoder(spec: dict[str, Any], words: str, ours: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(ours)
+    weights = {name: checkpoint.state_dict(name) for name in checkpoint.parts()}
+    save_checkpoint(tmp_path / "other.safetensors", checkpoint.config, weights, {"clip_tokenizer": spec})
+    with pytest.raises(ValueError, match=rf"clip_tokenizer of .*other\.safetensors is damaged \(.*{words}"):
+        load_checkpoint(tmp_path / "other.safetensors").clip_tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("unet/config.json", {}, r"unet/config\.json is damaged \(num_attention_heads is missing\)"),
+        ("unet/config.json", {"num_attention_heads": 0}, "num_heads 0"),
+        ("vae/config.json", {"scaling_factor": [1]}, r"vae/config\.json is damaged \(scaling_factor must be a number"),
+        ("text_encoder/config.json", {"text_config": 5}, "text_config must be an object"),
+        ("text_encoder/config.json", {"hidden_act": 5}, "hidden_act must be a text"),
+        ("text_decoder/config.json", {"n_head": "1", "prefix_length": 77}, "n_head must be a whole number"),
+    ],
+)
+def test_damaged_settings_of_a_diffusers_folder(name: str, content: dict[str, Any], words: str, tmp_path: Path) -> None:
+    write_diffusers(tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=words):
+        load_checkpoint(tmp_path)
+
+
+def test_shards_outside_the_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    for shard in ("../other.safetensors", "/etc/passwd", "", 5):
+        index = {"weight_map": {"a": shard}}
+        (tmp_path / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="which is no file beside it"):
+            load_checkpoint(tmp_path)
 
 
 def test_a_block_with_an_absurd_number_is_refused(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import EPS, SIDE, encoded, latent_folder, picture, tar_samples, write_tar
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
@@ -479,6 +482,43 @@ def test_shards_that_are_not_as_they_were(tmp_path):
     (tmp_path / "manifest.json").write_text('{"shards": []}')
     with pytest.raises(ValueError, match="no encoded pair"):
         LatentShards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        5, {}, {"name": "../0.safetensors", "samples": 1, "bytes": 9}, {"name": "0", "samples": -1, "bytes": 9},
+        {"name": "0", "samples": 10**12, "bytes": 9}, {"name": "0", "samples": True, "bytes": 9}, {"name": "0", "samples": 1},
+    ],
+)  # fmt: skip
+def test_a_damaged_manifest_is_named(tmp_path: Path, entry: object) -> None:
+    for text in (json.dumps({"shards": [entry]}), "[" * 100_000, "[]"):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=r"manifest\.json (is damaged|is not valid|holds no).*encode again"):
+            LatentShards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: {**t, "first": t["first"].float()},
+        lambda t: {**t, "first": t["first"].flip(0)},
+        lambda t: {**t, "first": t["first"] + 1},
+        lambda t: {**t, "first": t["first"] * 1000},
+        lambda t: {**t, "mean": t["mean"][:2]},
+        lambda t: {**t, "std": t["std"][0]},
+        lambda t: {k: v for k, v in t.items() if k != "text"},
+    ],
+)
+def test_a_shard_with_other_tensors_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    latent_folder(tmp_path, shards=1, per_shard=3)
+    path = tmp_path / "00000.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["shards"][0]["bytes"] = path.stat().st_size
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"00000\.safetensors (does not hold the 3 pairs|is not a whole latent shard)"):
+        LatentShards(tmp_path).read(torch.tensor([0, 1, 2]))
 
 
 GOOD = '{"file_name": "a.png", "text": "a cat"}'

@@ -423,6 +423,49 @@ def test_a_damaged_value_of_a_checkpoint_is_named(tmp_path):
         train(Line(tmp_path), config, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[]", "holds no JSON object"),
+        ('{"step": "7", "shapes": {}}', "has no step and shapes"),
+        ('{"step": 7, "shapes": []}', "has no step and shapes"),
+        ('{"step": -1, "shapes": {}}', "has no step and shapes"),
+    ],
+)
+def test_a_damaged_record_of_a_checkpoint_is_named(tmp_path, text, words):
+    config = line_config(tmp_path)
+    config.steps = 7
+    train(Line(tmp_path), config, progress=False)
+    (checkpoints(tmp_path)[-1] / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"00000007/run\.json {words}.*go on from the one before it"):
+        train(Line(tmp_path), config, progress=False)
+
+
+def test_a_value_of_another_type_is_refused(tmp_path, monkeypatch):
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
+    from unidiffuser.training import saving
+
+    class Bent(DefaultSavePlanner):
+        def resolve_data(self, write_item):
+            data = super().resolve_data(write_item)
+            if write_item.index.fqn != "optimizer.param_groups.0.lr":
+                return data
+            torch.save("fast", file := io.BytesIO())
+            return file
+
+    config, save = line_config(tmp_path), saving.dcp_save
+    config.steps = 7
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "dcp_save", lambda *args, **options: save(*args, planner=Bent(), **options))
+        train(Line(tmp_path), config, progress=False)
+    config.steps = 14
+    with pytest.raises(ValueError, match=r"param_groups\.0\.lr is 'fast', but must be like"):
+        train(Line(tmp_path), config, progress=False)
+
+
 def test_training_leaves_the_global_generator_alone(tmp_path):
     state = torch.random.get_rng_state()
     train(Line(tmp_path), line_config(tmp_path), progress=False)

@@ -46,7 +46,7 @@ def mutated_json(value: Any, rng: random.Random) -> Any:
             parent = parent[step]
         action = rng.randrange(6)
         if action <= 2:
-            parent[key] = rng.choice(HOSTILE)
+            parent[key] = copy.deepcopy(rng.choice(HOSTILE))
         elif action == 3 and isinstance(parent[key], (int, float)):
             parent[key] = rng.choice((parent[key] * 2, parent[key] + 1, -parent[key], parent[key] * 1000, parent[key] / 2))
         elif action == 4 or not isinstance(parent, dict):

@@ -462,7 +462,7 @@ def test_truncated_safetensors(keep: int, ours: Path, tmp_path: Path) -> None:
         ({"config": '{"caption": {"gpt2": {"n_embd": -1}}}'}, "caption.gpt2.n_embd must be a whole number, not -1"),
         ({"config": '{"defaults": {"steps": true}}'}, "defaults.steps must be a whole number, not True"),
         ({"config": '{"image_size": 1000000}'}, "image_size must be 1 to 8192 pixels"),
-        ({"config": '{"uvit": {"num_text_tokens": 1000000000}}'}, "more positions than pos_embed"),
+        ({"config": '{"uvit": {"num_text_tokens": 1000000000}}'}, "ask for 1000001028 positions, but pos_embed has 0"),
     ],
 )
 def test_damaged_metadata(change: dict[str, str], words: str, tmp_path: Path) -> None:

@@ -427,7 +427,7 @@ def test_a_damaged_value_of_a_checkpoint_is_named(tmp_path):
     ("text", "words"),
     [
         ("{", "is not valid JSON"),
-        ("[" * 100_000, "nested too deeply"),
+        ("[" * 100_000, r"is not valid JSON \(nested too deeply\)"),
         ("[]", "holds no JSON object"),
         ('{"step": "7", "shapes": {}}', "has no step and shapes"),
         ('{"step": 7, "shapes": []}', "has no step and shapes"),

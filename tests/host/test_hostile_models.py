@@ -74,7 +74,7 @@ class Runs:
         (field("uvit", "num_heads", 0), "num_heads"),
         (field("uvit", "embed_dim", 10**12), "another shape"),
         (field("uvit", "patch_size", 0), "damaged"),
-        (field("uvit", "img_size", 10**9), "more positions than pos_embed's"),
+        (field("uvit", "img_size", 10**9), "positions, but pos_embed has"),
         (field("caption", "prefix_dim", [1]), "caption.prefix_dim must be a whole number"),
         (lambda origin: {**origin, "config": [1]}, "names no checkpoint"),
         (lambda origin: {**origin, "name": 5}, "names no checkpoint"),

@@ -64,9 +64,11 @@ def check_sizes(config: ModelConfig, shapes: Mapping[str, Mapping[str, Tensor]])
 
 def _check_text_length(uvit: UViTConfig, shapes: Mapping[str, Tensor]) -> None:
     """The text encoder is built for `num_text_tokens`, before the network is found to have others."""
-    most = shapes["pos_embed"].shape[1] if "pos_embed" in shapes and shapes["pos_embed"].ndim == 3 else MOST_POSITIONS
-    if uvit.num_text_tokens > most or math.prod(uvit.grid) > max(most, MOST_POSITIONS):
-        raise ValueError(f"uvit.num_text_tokens and uvit.img_size ask for more positions than pos_embed's {most}")
+    found = shapes["pos_embed"].shape[1] if "pos_embed" in shapes and shapes["pos_embed"].ndim == 3 else 0
+    if uvit.tokens > max(found, MOST_POSITIONS):
+        raise ValueError(
+            f"uvit.num_text_tokens and uvit.img_size ask for {brief(uvit.tokens)} positions, pos_embed has {found}"
+        )
 
 
 def check_parts_fit(config: ModelConfig, parts: Collection[str]) -> None:

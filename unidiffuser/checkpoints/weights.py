@@ -112,7 +112,9 @@ def _shard_names(index: Path) -> list[str]:
     names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index} has no weight_map, so its shards are unknown; download it again.")
-    strange = [name for name in names.values() if not isinstance(name, str) or name != Path(name).name or "\0" in name]
+    strange = [
+        name for name in names.values() if not isinstance(name, str) or not name or name != Path(name).name or "\0" in name
+    ]
     if strange:
         raise ValueError(f"{index} names {brief(strange[0])}, which is no file beside it; download it again.")
     shards = sorted(set(names.values()))

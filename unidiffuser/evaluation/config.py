@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..media.json_files import brief, shown_list
 from ..media.yaml_settings import parse, read_mapping, typed
 
 Config = TypeVar("Config", bound="EvaluationConfig")
@@ -157,14 +158,14 @@ class EvaluationConfig:
 
     def _check(self, name: str) -> None:
         if unknown := sorted(set(self.tasks) - set(TASKS)):
-            raise ValueError(f"{name}: unknown tasks {', '.join(unknown)}; known are {', '.join(TASKS)}")
+            raise ValueError(f"{name}: unknown tasks {shown_list(unknown)}; known are {', '.join(TASKS)}")
         if not self.seeds or not self.splits:
             raise ValueError(f"{name}: give at least one seed and one split")
         least = {"batch": 1, "pairs": 2, "limit": 2, "image_size": 16, "steps": 1}
         for key, low in least.items():
             value = getattr(self, key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-                raise ValueError(f"{name}: {key} must be a whole number of at least {low}, got {value!r}")
+                raise ValueError(f"{name}: {key} must be a whole number of at least {low}, got {brief(value)}")
         for key in ("guidance_sweep", "steps_sweep"):
             sweep = getattr(self, key)
             if sweep is not None and not sweep.values:
@@ -185,8 +186,8 @@ def _known(kind: type, values: Any, name: str) -> None:
     known = {f.name for f in fields(kind)}
     if not isinstance(values, dict):
         raise ValueError(f"{name} is not a mapping of {', '.join(sorted(known))}")
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"{name}: unknown settings {', '.join(map(str, unknown))}; known are {', '.join(sorted(known))}")
+    if unknown := sorted(map(str, set(values) - known)):
+        raise ValueError(f"{name}: unknown settings {shown_list(unknown)}; known are {', '.join(sorted(known))}")
     required = [key for key in ("data", "values", "split") if key in known and key not in values]
     if required:
         raise ValueError(f"{name}: missing {' and '.join(required)}")

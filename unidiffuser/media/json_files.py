@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ _brief.maxstring = _brief.maxother = _brief.maxlong = 60
 def brief(value: object) -> str:
     """`repr` of a value from outside for messages: at most a line, also of long texts and deep lists."""
     return _brief.repr(value)
+
+
+def shown_list(names: Iterable[object], most: int = 5) -> str:
+    """Names from outside for messages, the first `most` of them, each at most 60 characters long."""
+    found = [" ".join(str(name)[:60].split()) for name in names]
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
 def parse_json(text: str | bytes, name: str, remedy: str = "download it again.") -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..media.json_files import brief, shown_list
 from ..media.yaml_settings import read_mapping, typed
 
 PRECISIONS = ("auto", "bf16", "no")
@@ -94,7 +95,7 @@ class TrainConfig:
         values |= {k: v for k, v in overrides.items() if v is not None}
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise ValueError(f"{path}: unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+            raise ValueError(f"{path}: unknown settings {shown_list(unknown)}; known are {', '.join(sorted(known))}")
         if missing := [name for name in ("stage", "out") if name not in values]:
             raise ValueError(f"{path}: missing {' and '.join(missing)}")
         config = cls(**typed(cls, values, str(path)))
@@ -103,7 +104,7 @@ class TrainConfig:
                 raise ValueError(f"{path}: {name} must be at least 1, got {getattr(config, name)}")
         for name, choices in (("precision", PRECISIONS), ("strategy", STRATEGIES), ("optimizer", OPTIMIZERS)):
             if getattr(config, name) not in choices:
-                raise ValueError(f"{path}: {name} must be one of {', '.join(choices)}, got {getattr(config, name)!r}")
+                raise ValueError(f"{path}: {name} must be one of {', '.join(choices)}, got {brief(getattr(config, name))}")
         return config
 
     def rate(self, step: int) -> float:

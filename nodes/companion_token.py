@@ -19,7 +19,7 @@ from ..unidiffuser.steppers import Interval, Level, Point, dpmpp_2m
 from ..unidiffuser.streams import draw_noise, item_generators
 from .input_checks import check_image_latent, clip_token
 from .memory_errors import say_what_to_do
-from .side_streams import SIDE, Companion, SideStreams, guided
+from .side_streams import SIDE, Companion, SideStreams, closing, guided
 
 HISTORY = 3  # points that are kept; the stepper uses two, one more allows a sampler to step back
 SEARCHED = 64  # items of a batch that the seed's noise is compared with, to find an item taken from it
@@ -120,14 +120,8 @@ def predict_with_token(
     if not isinstance(token, CompanionToken):
         return executor(x, timestep, options, seed)
     side = token.at(float(timestep.flatten()[0]), x)
-
-    def close(arguments: dict[str, Any]) -> Any:
-        """A pre-cfg function: what follows are the evaluations of other patches."""
-        side.closed = True
-        return arguments["conds_out"]
-
-    functions = [close, *options.get("sampler_pre_cfg_function", [])]
-    out = executor(x, timestep, {**options, "sampler_pre_cfg_function": functions}, seed)
+    with closing(options, side):
+        out = executor(x, timestep, options, seed)
     token.learn(executor.class_obj)
     return out
 

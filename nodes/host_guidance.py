@@ -14,7 +14,7 @@ from ..unidiffuser.schedule import alpha_sigma, sigma_of_label
 from ..unidiffuser.streams import Streams
 from ..unidiffuser.uvit import HEADS
 from .host_model import ROLE, TEXT, TEXT_LABEL, ExpandedCond, RowValues
-from .side_streams import POSITIVE, REGION, SIDE, Companion, SideStreams, guided
+from .side_streams import POSITIVE, REGION, SIDE, Companion, SideStreams, closing, guided
 
 LIMITS = ("area", "mask", "timestep_start", "timestep_end")  # keys of a condition that does not act everywhere
 
@@ -146,15 +146,9 @@ class HostGuidance(Guidance):
         guider.set_cfg(self.strength("img", main.t_img) + 1 if unconditional is not None else 1.0)
         companion = host.options["transformer_options"][SIDE]
         companion.side = side
-
-        def close(arguments: dict[str, Any]) -> Any:
-            """A pre-cfg function: what follows are the evaluations of patches."""
-            side.closed = True
-            return arguments["conds_out"]
-
-        functions = [close, *host.options.get("sampler_pre_cfg_function", [])]
         try:
-            denoised = guider(x, sigma, model_options={**host.options, "sampler_pre_cfg_function": functions}, seed=0)
+            with closing(host.options, side) as options:
+                denoised = guider(x, sigma, model_options=options, seed=0)
         finally:
             guider.conds, companion.side = conds, None
         texts = [value for (role, _), value in side.predictions("text").items() if role == POSITIVE]

@@ -129,6 +129,26 @@ class Companion:
             model.running = before
 
 
+@contextmanager
+def closing(options: dict[str, Any], side: SideStreams) -> Iterator[dict[str, Any]]:
+    """The time of a guider's evaluation: the predictions of `side` are complete before the pre-cfg functions of patches.
+
+    Yields the model options themselves, not a copy: patches keep their state in them from step to step.
+    """
+    key = "sampler_pre_cfg_function"
+    before = options.get(key)
+
+    def close(arguments: dict[str, Any]) -> Any:
+        side.closed = True
+        return arguments["conds_out"]
+
+    options[key] = [close, *(before or [])]
+    try:
+        yield options
+    finally:
+        options[key] = before or []
+
+
 def guided(predictions: dict[Key, Tensor], guider: Any) -> Tensor | None:
     """The predictions of all conditions combined by the guider's own formula, without the patches of its cfg.
 

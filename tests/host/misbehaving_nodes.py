@@ -154,6 +154,24 @@ class SamePatches:
         return (model,)
 
 
+class StateInOptions:
+    """A post-cfg function that averages with the step before, which it keeps in the model options."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
+
+    def run(self, model: Any) -> tuple[Any]:
+        def average(arguments: dict[str, Any]) -> torch.Tensor:
+            options, now = arguments["model_options"], arguments["denoised"]
+            before = options.get("test_average", now)
+            options["test_average"] = now
+            return (now + before) / 2
+
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(average)
+        return (model,)
+
+
 class DumpText:
     """Writes the tensor of a CONDITIONING to a file."""
 
@@ -177,6 +195,7 @@ class LatentMask:
 
 NODE_CLASS_MAPPINGS = {
     "TestBlindAttention": BlindAttention,
+    "TestStateInOptions": StateInOptions,
     "TestSamePatches": SamePatches,
     "TestDropWrappers": DropWrappers,
     "TestDumpText": DumpText,

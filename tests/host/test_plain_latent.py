@@ -202,6 +202,7 @@ PATCHES = {
     "RescaleCFG": {"multiplier": 0.7},
     "CFGZeroStar": {},
     "VideoLinearCFGGuidance": {"min_cfg": 1.0},
+    "TestStateInOptions": {},
 }
 
 

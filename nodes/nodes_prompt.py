@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ..unidiffuser.checkpoints.checkpoint import load_checkpoint
 from ..unidiffuser.checkpoints.vocabulary import Vocabulary
 from ..unidiffuser.encoders.prompts import unknown_words
+from ..unidiffuser.media.json_files import parse_json
 from . import folders
 from .types import CATEGORY
 
@@ -90,7 +90,7 @@ def _of_file(path: str, changed: int) -> Vocabulary | None:
     """The vocabulary in a file's header; None if it has none, or is damaged, which the loader reports."""
     try:
         with safe_open(path, framework="pt") as file:
-            config = json.loads((file.metadata() or {}).get("config", "{}"))
+            config = parse_json((file.metadata() or {}).get("config", "{}"), "the config")
         return Vocabulary.from_dict(config["vocabulary"]) if config.get("vocabulary") else None
     except (SafetensorError, OSError, ValueError, AttributeError):
         return None

@@ -19,7 +19,7 @@ from ..unidiffuser.checkpoints.config import ModelConfig
 from ..unidiffuser.checkpoints.fields import checked_config
 from ..unidiffuser.checkpoints.sizes import check_sizes
 from ..unidiffuser.checkpoints.skeleton import skeleton
-from ..unidiffuser.media.json_files import brief, parse_json
+from ..unidiffuser.media.json_files import parse_json
 from .host_network import host_network
 
 KEY, PREFIX = "unidiffuser_origin", "model.diffusion_model."
@@ -78,9 +78,8 @@ def read_network(path: str, config: ModelConfig) -> dict[str, Tensor]:
         with skeleton():
             needed = host_network(config.uvit, config.caption.prefix_dim, torch.nn).state_dict()
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} is damaged: its config describes no network ({brief(error)}). Save the model again."
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{path} is damaged: its config describes no network ({reason}). Save the model again.") from error
     missing = [name for name in needed if name not in weights]
     quantised = any(name.endswith("comfy_quant") for name in weights)  # some of those formats pack several numbers into one
     misshapen = [

@@ -17,6 +17,7 @@ from unidiffuser.evaluation.digests import settings_digest
 from unidiffuser.evaluation.parts import Outputs, collect, write_part
 from unidiffuser.media.files import write_text
 from unidiffuser.media.resume import check_settings, run_parts
+from unidiffuser.training.record import LossLog
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 9])
@@ -70,3 +71,24 @@ def test_folders_of_older_runs_go_on(tmp_path: Path) -> None:
     write_part(cell / "00000002.safetensors", Outputs([{"k": "old"}] * 2, {"a": np.array([7, 7])}))
     outputs = collect(tmp_path, "cell", {"x": 1}, 5, 2, lambda some: Outputs([{"k": k} for k in some], {"a": np.array(some)}))
     assert outputs.arrays["a"].tolist() == [0, 1, 7, 7, 4]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, ""])
+def test_damaged_settings_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(ValueError, match=r"settings\.json .*JSON.*use another folder"):
+        check_settings(tmp_path / "settings.json", {"steps": 20})
+
+
+def test_half_a_line_of_the_losses_is_dropped(tmp_path: Path) -> None:
+    """A killed process may leave one; the step that it belongs to is done again."""
+    lines = [
+        '{"step": 0, "loss": 2.0}',
+        '{"step": 1, "loss": NaN}',
+        '{"loss": 1.0}',
+        '{"step": 9, "loss": 1.0}',
+        '{"step": 2, "lo',
+    ]
+    (tmp_path / "losses.jsonl").write_text("\n".join(lines))
+    assert [row["step"] for row in LossLog(tmp_path, 5).rows] == [0, 1]
+    assert (tmp_path / "losses.jsonl").read_text().count("\n") == 2

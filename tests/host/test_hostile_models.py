@@ -48,7 +48,7 @@ def load(server: HostServer, name: str) -> str:
     """The error of Load UniDiffuser for a file, or "" if the MODEL can be used."""
     server.get("/object_info/UniDiffuserLoader")
     graph = Graph(name)
-    graph.show(graph.ksampler(graph.text("red"), graph.text(""), graph.empty()))
+    graph.show(graph.ksampler(graph.text("red"), graph.text(""), graph.empty())())
     try:
         server.run(graph.prompt)
     except RuntimeError as error:
@@ -72,7 +72,7 @@ class Runs:
         (field("uvit", "depth", 10**6), "uvit.depth asks for 500000 layers"),
         (field("uvit", "depth", "4"), "uvit.depth must be a whole number"),
         (field("uvit", "num_heads", 0), "num_heads"),
-        (field("uvit", "embed_dim", 10**12), "another shape"),
+        (field("uvit", "embed_dim", 10**12), "describes no network"),
         (field("uvit", "patch_size", 0), "damaged"),
         (field("uvit", "img_size", 10**9), "positions, but pos_embed has"),
         (field("caption", "prefix_dim", [1]), "caption.prefix_dim must be a whole number"),

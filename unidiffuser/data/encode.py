@@ -137,7 +137,7 @@ def encode(
             return
         log.warning("%s; skipped", damaged[part.name])
 
-    run_parts(shards, make, world, valid=lambda number: read_notes(shards[number])["source_size"] == parts[number].size)
+    run_parts(shards, make, world, valid=lambda number: read_notes(shards[number]).get("source_size") == parts[number].size)
     gathered = world.gather(damaged)
     if world.main:
         _write_manifest(out, parts, settings, {name: reason for found in gathered for name, reason in found.items()})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..media.files import replacing, write_text
+from ..media.json_files import read_object
 from .columns import NEEDED, find_columns
 
 if TYPE_CHECKING:
@@ -124,8 +125,11 @@ def filter_tables(
 def _done(target: Path, note: Path, settings: dict[str, Any]) -> Count | None:
     if not (target.is_file() and note.is_file()):
         return None
-    saved = json.loads(note.read_text(encoding="utf-8"))
-    return Count(**saved["count"]) if saved["settings"] == settings else None
+    try:
+        saved = read_object(note)
+        return Count(**saved["count"]) if saved["settings"] == settings else None
+    except (ValueError, KeyError, TypeError):
+        return None  # damaged: the table is filtered again
 
 
 def _add(total: Count, count: Count) -> None:

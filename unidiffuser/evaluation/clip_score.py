@@ -6,7 +6,6 @@ to two CLIP models and share no space. The CLIP model is read from a local folde
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..encoders.clip import ImageTokenEncoder
+from ..media.json_files import read_object
 from .digests import file_digest
 
 Embeddings = NDArray[np.float32]
@@ -45,10 +45,10 @@ class Clip:
         try:
             self.model = CLIPModel.from_pretrained(path, local_files_only=True).eval().requires_grad_(False).to(device)
             self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            normal = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
+            normal = read_object(path / "preprocessor_config.json")
             # Only its preprocessing is used; the projection is part of the CLIP model.
             self.preprocess = ImageTokenEncoder(self.model.vision_model, normal["image_mean"], normal["image_std"]).preprocess
-        except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"clip: {path} is not a complete CLIP model of transformers ({error})") from error
         self.device, self.name = device, f"clip {file_digest(path / 'model.safetensors')[:12]}"
 

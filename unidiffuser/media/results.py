@@ -19,6 +19,7 @@ from PIL import Image
 from ..version import __version__
 from .files import read_lines, shown, write_text
 from .images import contact_sheet, png_texts, save_png
+from .json_files import parse_json
 
 TEXT_FORMATS = ("json", "txt", "metadata")
 METADATA = "metadata.jsonl"  # where `train` and `train-lora` read captions
@@ -155,7 +156,7 @@ def _add_metadata(folder: Path, stem: str, results: Sequence[Result]) -> Path:
 
 def _file_name(line: str) -> Any:
     try:
-        row = json.loads(line)
+        row = parse_json(line, "the line")
     except ValueError:
         return None
     return row.get("file_name") if isinstance(row, dict) else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import write_text
+from .json_files import read_object
 
 if TYPE_CHECKING:
     from ..distributed import World
@@ -34,7 +35,7 @@ def check_settings(file: Path, settings: Mapping[str, Any], world: World | None 
         write_text(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
     if world is not None:
         world.barrier()
-    there = json.loads(file.read_text(encoding="utf-8"))
+    there = read_object(file, "use another folder")
     here = json.loads(json.dumps(settings))  # as it would be read: a tuple is a list there
     if differing := sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name)):
         listed = ", ".join(_difference(name, there.get(name), here.get(name)) for name in differing)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..distributed import World
 from ..media.files import read_lines, replacing, write_text
+from ..media.json_files import parse_object
 from .config import TrainConfig
 from .curve import draw_curve
 from .stage import ExampleCost
@@ -89,6 +90,16 @@ class RunLog:
         self.board.close()
 
 
+def _row(line: str) -> dict[str, float] | None:
+    """A line of the log; None for half a line, which a killed process may leave."""
+    try:
+        row = parse_object(line, "the line")
+    except ValueError:
+        return None
+    whole = "step" in row and all(isinstance(value, (int, float)) for value in row.values())
+    return row if whole else None
+
+
 class LossLog:
     """`losses.jsonl` (one line a step) and its curve; lines after the step that is resumed are dropped."""
 
@@ -96,8 +107,9 @@ class LossLog:
         self.path = out / "losses.jsonl"
         self.rows: list[dict[str, float]] = []
         if self.path.is_file():
-            for line in read_lines(self.path):
-                if line and (row := json.loads(line))["step"] < start:
+            for line in filter(None, read_lines(self.path)):
+                row = _row(line)
+                if row is not None and row["step"] < start:
                     self.rows.append(row)
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.pending: list[dict[str, float]] = []

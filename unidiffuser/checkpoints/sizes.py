@@ -67,7 +67,7 @@ def _check_text_length(uvit: UViTConfig, shapes: Mapping[str, Tensor]) -> None:
     found = shapes["pos_embed"].shape[1] if "pos_embed" in shapes and shapes["pos_embed"].ndim == 3 else 0
     if uvit.tokens > max(found, MOST_POSITIONS):
         raise ValueError(
-            f"uvit.num_text_tokens and uvit.img_size ask for {brief(uvit.tokens)} positions, pos_embed has {found}"
+            f"uvit.num_text_tokens and uvit.img_size ask for {brief(uvit.tokens)} positions, but pos_embed has {found}"
         )
 
 

@@ -71,6 +71,7 @@ def train(
     from ..unidiffuser.training import lora_data, lora_run
     from ..unidiffuser.training.curve import draw_curve
     from ..unidiffuser.training.loop import train as run
+    from ..unidiffuser.training.network import trainable_network
 
     if not NAME.fullmatch(name):
         raise ValueError(f"The name {name!r} is not a valid file name. Use letters, digits, spaces, dots, - and _.")
@@ -97,7 +98,7 @@ def train(
         new = new.replace(text=captioner.encode_prefix(new.need("text").to(device)).detach().cpu())
         comfy.model_management.unload_all_models()
         stage = lora_run.build_lora_stage(
-            lora_run.trainable_network(sizes, {name: weight.clone() for name, weight in weights.items()}).to(device),
+            trainable_network(sizes, {name: weight.clone() for name, weight in weights.items()}).to(device),
             captioner,
             new,
             texts,

@@ -17,11 +17,14 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from unidiffuser.cli import app
+from unidiffuser.cli.data import app as data_app
 from unidiffuser.data.captioned import read_beside, read_listed
 from unidiffuser.pipeline import UniDiffuser
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = [info.name for info in app.registered_commands]
+COMMANDS = {info.name: info for info in app.registered_commands} | {
+    f"data {info.name}": info for info in data_app.registered_commands
+}
 
 
 @pytest.fixture
@@ -161,14 +164,13 @@ def test_what_takes_long_says_so(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
 # --- help and mistakes ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("train", "train-lora")])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_help_has_two_examples_that_can_be_read(name: str) -> None:
-    info = next(info for info in app.registered_commands if info.name == name)
-    examples = [line.strip() for line in (info.epilog or "").split("\n\n")][1:]
+    examples = [line.strip() for line in (COMMANDS[name].epilog or "").split("\n\n")][1:]
     assert len(examples) >= 2
     for example in examples:
         words = shlex.split(example.split(" < ")[0].replace("torchrun --nproc-per-node 8 -m ", ""))
-        assert words[:2] == ["unidiffuser", name]
+        assert words[: 1 + len(name.split())] == ["unidiffuser", *name.split()]
         shown = CliRunner().invoke(app, [*words[1:], "--help"])
         assert shown.exit_code == 0, (example, shown.output)
 
@@ -216,11 +218,16 @@ MISTAKES = [
     ("path 1000,0", "at least 2 points"),
     ("path '1000,0 0,0' --spacing odd", "logsnr"),
     ("caption cat.png --beside", "--beside is for one folder"),
+    ("fine-tune gone", "there is no folder gone"),
+    ("fine-tune empty", "holds no picture"),
+    ("train-lora empty --word zorbi", "holds no picture"),
+    ("fine-tune photos --out mask.png/out", "mask.png"),
 ]
 WITHOUT_TORCH = """
 import json, shlex, sys
 from typer.testing import CliRunner
 from unidiffuser.cli import app
+from unidiffuser.cli.data import app as data_app
 heavy = [name for name in ("torch", "numpy", "PIL", "transformers") if name in sys.modules]
 assert not heavy, heavy
 sys.modules["torch"] = None  # importing it fails

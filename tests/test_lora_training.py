@@ -23,7 +23,9 @@ from unidiffuser.training.adapters import AdaptedModel
 from unidiffuser.training.curve import draw_curve
 from unidiffuser.training.loop import train
 from unidiffuser.training.lora_stage import LoRAStage
+from unidiffuser.training.network import trainable_network
 from unidiffuser.training.objective import diffusion_loss
+from unidiffuser.training.prior_data import decode_tokens
 from unidiffuser.training.stages import make_stage
 
 RED, GREEN = (200, 40, 30), (30, 180, 60)
@@ -186,9 +188,9 @@ def test_without_captions_the_decoder_is_left_alone(checkpoint: Path, pictures: 
 
 def stage_of(checkpoint: Path, streams: Streams, words: tuple[str, ...]) -> LoRAStage:
     opened = load_checkpoint(checkpoint)
-    network = lora_run.trainable_network(opened.config.uvit, opened.state_dict("uvit", dtype=torch.float32))
+    network = trainable_network(opened.config.uvit, opened.state_dict("uvit", dtype=torch.float32))
     captioner = CaptionDecoder.from_checkpoint(opened, dtype=torch.float32)
-    prior_tokens = lora_data.decode_tokens(captioner, streams.need("text"))
+    prior_tokens = decode_tokens(captioner, streams.need("text"))
     return LoRAStage(AdaptedModel(network, captioner, 2, 0), lora_data.LoRAData(streams, words, streams, prior_tokens), Path())
 
 

@@ -27,6 +27,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+LONG = 60  # seconds from which a run is announced with an estimate
+
 
 class Dtype(str, Enum):
     """Number formats for weights."""
@@ -93,6 +95,14 @@ def fail(message: str) -> None:
     """End with a message on stderr and exit code 2."""
     typer.echo("error: " + " ".join(message.split()), err=True)
     raise typer.Exit(2)
+
+
+def announce(seconds: float, device: object, work: str = "this") -> None:
+    """Say on stderr how long work takes, if that is more than a minute."""
+    if seconds > LONG:
+        minutes = round(seconds / 60)
+        duration = f"{minutes} minutes" if minutes < 120 else f"{seconds / 3600:.1f} hours"
+        typer.echo(f"{work} takes about {duration} on {device}", err=True)
 
 
 def print_results(lines: Sequence[str], saved: str) -> None:

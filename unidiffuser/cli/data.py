@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .application import command
+from .application import announce, command
 
 app = typer.Typer(help="From image-text metadata to latent shards that training reads.", no_args_is_help=True)
 
@@ -24,7 +24,14 @@ def _renamed(given: list[str] | None) -> dict[str, str]:
     return {ours: theirs for ours, _, theirs in pairs}
 
 
-@command("filter", app)
+@command(
+    "filter",
+    app,
+    examples=[
+        "unidiffuser data filter laion2B-en-joined kept --preset laion2b-256",
+        "unidiffuser data filter table.parquet kept --min-side 512 --rename url=link",
+    ],
+)
 def filter_command(
     source: Annotated[Path, typer.Argument(help="A parquet file or a folder of them, with LAION's columns.")],
     out: Annotated[Path, typer.Argument(help="Folder for the filtered tables.")],
@@ -74,7 +81,14 @@ def filter_command(
         raise typer.Exit(1)
 
 
-@command("download", app)
+@command(
+    "download",
+    app,
+    examples=[
+        "unidiffuser data download kept shards --image-size 512",
+        "unidiffuser data download kept shards --processes 4 --threads 16",
+    ],
+)
 def download_command(
     tables: Annotated[Path, typer.Argument(help="Folder of filtered tables.")],
     out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
@@ -93,7 +107,14 @@ def download_command(
     typer.echo(as_shell(download))
 
 
-@command("encode", app)
+@command(
+    "encode",
+    app,
+    examples=[
+        "unidiffuser data encode pictures latents --image-size 256",
+        "torchrun --nproc-per-node 8 -m unidiffuser data encode shards latents --model unidiffuser-v1",
+    ],
+)
 def encode_command(
     source: Annotated[Path, typer.Argument(help="Folder of webdataset shards, or of pictures with captions.")],
     out: Annotated[Path, typer.Argument(help="Folder for the latent shards.")],
@@ -112,7 +133,7 @@ def encode_command(
     from tqdm import tqdm
 
     from ..checkpoints.checkpoint import load_checkpoint
-    from ..data.encode import Encoders, Encoding, encode
+    from ..data.encode import Encoders, Encoding, encode, seconds_left
     from ..data.sources import find_parts
     from ..distributed import joined
     from ..options import side_multiple
@@ -125,8 +146,10 @@ def encode_command(
     # The first worker to finish waits for the last.
     with _without_length_warnings(), joined(device, patience=timedelta(days=7)) as world:
         bar: Any = tqdm(unit="pair", disable=not world.main)
-        encoders = Encoders(checkpoint, world.device)
-        manifest = encode(parts, out, encoders, Encoding(side, min_side, batch_size, readers), world, bar.update)
+        encoders, encoding = Encoders(checkpoint, world.device), Encoding(side, min_side, batch_size, readers)
+        if world.main:
+            announce(seconds_left(parts, out, encoders, encoding) / world.size, world.device, "encoding")
+        manifest = encode(parts, out, encoders, encoding, world, bar.update)
         bar.close()
         if world.main:
             _print_summary(manifest, out)

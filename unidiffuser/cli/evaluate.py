@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from .application import announce
+from .settings import SHORT
+
 if TYPE_CHECKING:
     from ..evaluation.report import Cells
     from ..evaluation.run import Evaluation
@@ -30,7 +33,21 @@ def evaluate(config: ConfigFile, model: Model = None, out: Out = None, change: S
     from ..evaluation.run import Evaluation
 
     settings = EvaluationConfig.from_file(config, change or [], model=model, out=out)
-    write_reports(Evaluation(settings, *load_model(settings), progress=not quiet), tables)
+    evaluation = Evaluation(settings, *load_model(settings), progress=not quiet)
+    if not quiet:
+        _announce(evaluation)
+    write_reports(evaluation, tables)
+
+
+def _announce(evaluation: Evaluation) -> None:
+    """Say how long the sampling takes, if that is more than a minute."""
+    from ..evaluation.sampling import ModelSampler
+
+    sampler = evaluation.model.sampler(**evaluation.config.options())
+    if isinstance(sampler, ModelSampler):
+        steps = evaluation.sampling_steps(sampler.options["steps"])
+        if steps >= SHORT:
+            announce(steps * sampler.model.step_seconds(sampler.options), sampler.model.device, "the whole evaluation")
 
 
 def write_reports(evaluation: Evaluation, tables: Callable[[Mapping[str, Any]], dict[str, Cells]]) -> None:

@@ -21,7 +21,7 @@ import typer
 
 from ..media.files import check_folder
 from ..options import DEFAULTS, Options, check, option_help, whole_number
-from .application import Dtype, command, print_results, torch_dtype
+from .application import Dtype, announce, command, print_results, torch_dtype
 
 if TYPE_CHECKING:
     from ..media.results import Result
@@ -31,7 +31,6 @@ MODEL, SAMPLING_PANEL, SPEED, RESULTS = "Model", "Sampling", "Speed and memory",
 BUNDLED = ("emoji",)
 COMPILE = ("default", "reduce-overhead", "max-autotune")
 SHORT = 16  # sampling steps in all below which nothing is measured
-LONG = 60  # seconds from which a run is announced with an estimate
 
 
 class TextFormat(str, Enum):
@@ -152,9 +151,7 @@ class Settings:
         options = resolve(self.options(), model.config)
         if self.quiet or self.compile or items * runs * options["steps"] < SHORT:
             return
-        seconds = items * runs * options["steps"] * model.step_seconds(options)
-        if seconds > LONG:
-            typer.echo(f"this takes about {_duration(seconds)} on {model.device}", err=True)
+        announce(items * runs * options["steps"] * model.step_seconds(options), model.device)
 
     def save(self, task: str, results: Sequence[Result], model: UniDiffuser, **more: Any) -> None:
         """Write the results, then print captions to stdout and the names of the files to stderr."""
@@ -289,8 +286,3 @@ def numbers(option: str, text: str, counts: Sequence[int] = (2,)) -> tuple[float
         two = "two labels, low and high, as in 0,600" if option == "--guidance-interval" else "two for image and text as in 4,2"
         raise ValueError(f"{option} is {one}{two}; got {text!r}")
     return found
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ from .sources import Part
 
 log = logging.getLogger(__name__)
 
+FEW = 64  # pairs below which the time of encoding is not measured
 LONGEST = 2000  # characters of a caption that are tokenized; the text encoder reads 77 tokens
 
 
@@ -145,9 +147,34 @@ def encode(
     return dict(json.loads((out / MANIFEST).read_text(encoding="utf-8")))
 
 
+def seconds_left(parts: list[Part], out: Path, encoders: Encoders, encoding: Encoding) -> float:
+    """Seconds that one process needs for the parts that are not encoded yet; 0 for a few pictures, which are not measured.
+
+    The pairs of a tar file are counted in the first one; that of the others is in proportion to their bytes.
+    """
+    left = [part for part in parts if not (out / f"{part.name}.safetensors").is_file()]
+    if not left:
+        return 0.0
+    try:
+        known = sum(1 for _ in left[0].read())
+    except (DamagedShard, FileNotFoundError):  # reported when it is encoded
+        return 0.0
+    pairs = known * sum(part.size for part in left) / max(1, left[0].size)
+    if pairs < FEW:
+        return 0.0
+    blank, seconds = Image.new("RGB", (encoding.image_size, encoding.image_size)), 0.0
+    for _ in range(2):  # the first one warms up
+        began = time.perf_counter()
+        encoders.pictures([blank] * encoding.batch_size)
+        encoders.captions(["a picture"] * encoding.batch_size)
+        seconds = time.perf_counter() - began
+    return seconds * pairs / encoding.batch_size
+
+
 def _encode_part(part: Part, target: Path, encoders: Encoders, encoding: Encoding) -> int:
     counts: Counter[str] = Counter()
     keys: list[str] = []
+    texts_of: list[list[str]] = []
     latents: dict[str, list[Tensor]] = {"mean": [], "std": [], "clip_img": [], "text": []}
     first = [0]
     for batch in _decoded(part, encoding, counts):
@@ -157,9 +184,11 @@ def _encode_part(part: Part, target: Path, encoders: Encoders, encoding: Encodin
         latents["text"].append(encoders.captions(texts))
         for key, captions, _ in batch:
             keys.append(key)
+            texts_of.append([shown(caption) for caption in captions])
             first.append(first[-1] + len(captions))
     tensors = {name: torch.cat(parts) if parts else torch.zeros(0) for name, parts in latents.items()}
-    notes = {"keys": keys, "read": counts.pop("read", 0), "dropped": dict(sorted(counts.items())), "source_size": part.size}
+    read, dropped = counts.pop("read", 0), dict(sorted(counts.items()))
+    notes = {"keys": keys, "captions": texts_of, "read": read, "dropped": dropped, "source_size": part.size}
     write_shard(target, tensors | {"first": torch.tensor(first)}, notes)
     return len(keys)
 

@@ -7,8 +7,8 @@ A shard is one safetensors file, so that single rows can be read and truncation 
     text        (T, L, text_dim) fp16   text latents, those of one picture next to each other
     first       (N + 1,)         int64  the captions of picture i are rows first[i] .. first[i + 1] - 1 of `text`
 
-The header contains the keys of the pictures and the counts of dropped ones. `manifest.json` beside the shards is written when
-all of them are finished, and lists what training reads.
+The header contains the keys of the pictures, their captions, and the counts of dropped ones. `manifest.json` beside the shards
+is written when all of them are finished, and lists what training reads.
 """
 
 from __future__ import annotations
@@ -146,6 +146,21 @@ class LatentShards:
         path = self.folder / self.shards[shard]["name"]
         keys = read_notes(path).get("keys") if path.is_file() else None
         return f"{path.name}:{keys[row]}" if isinstance(keys, list) and row < len(keys) else f"{path.name}:row {row}"
+
+    def captions(self) -> list[tuple[str, ...]]:
+        """The captions of every pair.
+
+        Raises:
+            ValueError: shards of an older version, which did not keep them.
+        """
+        found: list[tuple[str, ...]] = []
+        for shard in self.shards:
+            path = self.folder / shard["name"]
+            notes = read_notes(path)
+            if "captions" not in notes:
+                raise ValueError(f"{path} holds no captions, as it is of an older version; remove it and encode again")
+            found += [tuple(captions) for captions in notes["captions"]]
+        return found
 
     def read(self, indices: Tensor) -> list[dict[str, Tensor]]:
         """Read pairs in float32: each has "mean", "std" (C, h, w), "clip_img" (1, D) and "text" (captions, L, D).

@@ -6,11 +6,11 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..checkpoints.tokenizers import BytePairTokenizer
-from ..checkpoints.vocabulary import Vocabulary
+from ..checkpoints.vocabulary import LONGEST_NAME, Vocabulary
 
 FUNCTION_WORDS = frozenset(
     {"a", "an", "the", "this", "that", "these", "those", "some", "and", "or", "with", "without", "of", "in", "on", "at", "to",
@@ -106,6 +106,22 @@ def unknown_words(prompt: str, vocabulary: Vocabulary) -> list[UnknownWords]:
             phrase = " ".join(known)
             found.setdefault(phrase, UnknownWords(phrase, index.nearest_concepts(known)))
     return list(found.values())
+
+
+def with_captions(vocabulary: Vocabulary, captions: Iterable[str]) -> Vocabulary:
+    """A vocabulary with the unknown words of more training captions.
+
+    A word or phrase that makes up a whole clause of a caption becomes a concept, any other a word.
+    """
+    concepts: dict[str, None] = {}
+    words: dict[str, None] = {}
+    for caption in dict.fromkeys(captions):
+        clauses = {" ".join(_words(clause)) for clause in _CLAUSE_ENDS.split(_normalised(caption))}
+        for found in unknown_words(caption, vocabulary):
+            if len(found.text) <= LONGEST_NAME:
+                (concepts if found.text in clauses else words)[found.text] = None
+    rest = [word for word in words if word not in concepts]
+    return replace(vocabulary, concepts=(*vocabulary.concepts, *concepts), words=(*vocabulary.words, *rest))
 
 
 def shortened(text: str, limit: int = _QUOTED) -> str:

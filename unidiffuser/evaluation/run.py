@@ -97,6 +97,22 @@ class Evaluation:
         write_text(self.folder / "scores.json", json.dumps(report, indent=1, ensure_ascii=False))
         return report
 
+    def sampling_steps(self, default: int) -> float:
+        """Sampling steps of single items in all cells, finished or not; `default` where the config names no steps."""
+        config, steps = self.config, self.config.options().get("steps") or default
+        sampled = [task for task in config.tasks if task != "autoencode"]
+        items = sum(
+            config.pairs if task in ("joint", "image") else sum(map(len, self.chosen.values())) for task in sampled
+        ) * len(config.seeds)
+        total = float(items * steps)
+        if config.diversity is not None:
+            total += config.diversity.captions * config.diversity.count * steps
+        for option, sweep in (("guidance", config.guidance_sweep), ("steps", config.steps_sweep)):
+            if sweep is not None:
+                limit = min(sweep.limit or len(self.pairs), len(in_split(self.pairs, sweep.split)))
+                total += sum(value if option == "steps" else steps for value in sweep.values) * limit * len(config.seeds)
+        return total
+
     def cell(self, name: str, settings: dict[str, Any], total: int, generate: tasks.Generate) -> Outputs:
         """The outputs of one cell, from disk where they are finished."""
         settings = {"name": name, "eyes": self.extractors.identity()} | settings

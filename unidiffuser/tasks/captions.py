@@ -92,6 +92,7 @@ class Captions(Editing):
         pictures = [] if image is None else read_pictures(image, chosen).items
         start = MARGINAL * strength_of(strength)
         inputs = common_number(captions=texts, pictures=pictures)
+        self.warn_about(texts)
         tokenizer, length = self.text_encoder.tokenizer, self.config.uvit.num_text_tokens
         masks = torch.cat(
             [token_mask(each, lambda word: len(tokenizer.encode(word)), length, change=change, keep=keep, rest=rest)
@@ -136,6 +137,7 @@ class Captions(Editing):
         if len(pictures) != 1:
             raise ValueError(f"score takes one picture, got {len(pictures)}; call it for each")
         others = [] if isinstance(shuffled, int) else read_prompts(shuffled, chosen).items
+        self.warn_about([*texts, *others])
         latents = self.encode_texts([*texts, "", *others])
         if isinstance(shuffled, int):
             generators = item_generators(chosen["seed"], whole_number("shuffled", shuffled, least=1))

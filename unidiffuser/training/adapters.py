@@ -4,41 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..encoders.captions import CaptionDecoder
 from ..runtime.lora import Change
-from ..streams import Streams
 from ..uvit import UViT
+from .changing_model import ChangingModel
 from .stage import seeded_init
 
-Noise = tuple[Tensor, Tensor, Tensor]
-"""Predicted noise of img (B, C, H, W), clip_img (B, 1, D) and text (B, L, d)."""
 DECODER_LAYERS = r".*\.(c_attn|c_proj|c_fc)"
 """Adapted layers of the caption decoder: every matrix of its blocks. Its `encode_prefix` makes the text latents that the
 network was trained on, so it stays as it is."""
 
 
-class Predictions(NamedTuple):
-    """What `AdaptedModel` returns for B pairs, the last M of them prior samples.
-
-    Attributes:
-        noise: predicted noise of all B pairs.
-        prior_noise: of the M prior samples, predicted without adapters.
-        logits: (B, T, V) of the caption decoder; None without one.
-        prior_logits: (M, T, V), without adapters; None without a caption decoder.
-    """
-
-    noise: Noise
-    prior_noise: Noise
-    logits: Tensor | None
-    prior_logits: Tensor | None
-
-
-class AdaptedModel(nn.Module):
+class AdaptedModel(ChangingModel):
     """A frozen network, and a caption decoder if given, with trainable adapters that can be switched off.
 
     Args:
@@ -75,10 +56,6 @@ class AdaptedModel(nn.Module):
         both = [("uvit", self.network), ("caption", self.captioner)]
         return [(name, module) for name, module in both if module is not None]
 
-    def train(self, mode: bool = True) -> AdaptedModel:
-        """Always in evaluation mode: GPT-2's dropout would change its output without any training."""
-        return super().train(False)
-
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Switch the adapters off inside the block."""
@@ -90,25 +67,10 @@ class AdaptedModel(nn.Module):
             for layer in self._adapters:
                 layer.enable_adapters(True)
 
-    def forward(
-        self, learned: int, noised: Streams, t_img: Tensor, t_text: Tensor, latents: Tensor, tokens: Tensor
-    ) -> Predictions:
-        """Predictions for `learned` pairs and, after them, prior samples; for the latter also without adapters.
-
-        Args:
-            learned: how many of the B pairs are to be learned; the others are prior samples.
-            noised: (B, ...) streams.
-            t_img, t_text: (B,) labels 0..1000.
-            latents: (B, L, d) noisy text latents for the caption decoder.
-            tokens: (B, T) target captions.
-        """
-        with torch.no_grad(), self.disabled():
-            prior = noised.map(lambda x: x[learned:])
-            prior_noise = self.network(prior.img, prior.clip_img, prior.text, t_img[learned:], t_text[learned:])
-            prior_logits = None if self.captioner is None else self.captioner(latents[learned:], tokens[learned:].clamp_min(0))
-        noise = self.network(noised.img, noised.clip_img, noised.text, t_img, t_text)
-        logits = None if self.captioner is None else self.captioner(latents, tokens.clamp_min(0))
-        return Predictions(noise, prior_noise, logits, prior_logits)
+    @contextmanager
+    def before(self) -> Iterator[tuple[UViT, CaptionDecoder | None]]:
+        with self.disabled():
+            yield self.network, self.captioner
 
     def changes(self) -> dict[str, dict[str, Change]]:
         """The trained adapters, by checkpoint part and layer."""

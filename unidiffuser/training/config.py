@@ -46,6 +46,7 @@ class TrainConfig:
         save_every: steps between checkpoints.
         keep: newest checkpoints that are kept.
         sample_every: steps between samples.
+        first_sample: step of an earlier first sample; 0 for none.
         tensorboard: also log to TensorBoard.
         peak_tflops: bf16 peak of one device, for the logged fraction of peak; known for common GPUs.
         options: settings of the stage itself.
@@ -74,6 +75,7 @@ class TrainConfig:
     save_every: int = 500
     keep: int = 2
     sample_every: int = 1000
+    first_sample: int = 0
     tensorboard: bool = False
     peak_tflops: float | None = None
     options: dict[str, Any] = field(default_factory=dict)

@@ -10,48 +10,48 @@ from __future__ import annotations
 import copy
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
 
 from ..distributed import World, joined
 from ..media.files import locked, replacing, write_text
 from .average import Average
+from .batches import Pass, Steps, loader
 from .config import TrainConfig
 from .graphs import recorded
 from .optimizers import make_optimizers
 from .record import RunLog
 from .saving import last_good, remove_unfinished, resume, save, whole_weights
 from .sharding import autocast, distribute, is_sharded, synchronised, unwrapped, whole
-from .stage import Batch, TrainingStage
+from .stage import TrainingStage
 
 Watch = Callable[[int, dict[str, float], Image.Image | None], None]
 """Callback after a step: steps done, loss terms, and the sample image if one was made."""
+Estimate = Callable[[float], None]
+"""Callback before the first step: the seconds that all steps will take, by a rehearsal of one."""
 
 
 LOCK = ".lock"  # in the run folder, held while it is trained
-
-
-class Pass(TypedDict):
-    """The part of a step that one process computes in one forward and backward pass."""
-
-    indices: Tensor
-    """(B,) of the examples."""
-    batch: Batch
-    seed: int
-    """Of the generator that `TrainingStage.loss` receives."""
+REHEARSED_ONCE = 5.0  # seconds of a step from which it is not rehearsed a second time
 
 
 def train(
-    stage: TrainingStage, config: TrainConfig, *, progress: bool = True, device: str | None = None, watch: Watch | None = None
+    stage: TrainingStage,
+    config: TrainConfig,
+    *,
+    progress: bool = True,
+    device: str | None = None,
+    watch: Watch | None = None,
+    estimate: Estimate | None = None,
 ) -> nn.Module:
     """Run a stage to `config.steps`, from its newest checkpoint if there is one, and export it.
 
@@ -62,6 +62,7 @@ def train(
         device: of this process; None is its GPU if there is one, else the CPU.
         watch: called in the main process after each step. An exception from it ends the run, which continues from its newest
             checkpoint when it is started again.
+        estimate: called in the main process before the first step.
 
     Returns:
         the model with the averaged weights; with FSDP2, complete in the main process only.
@@ -73,7 +74,7 @@ def train(
         OSError: a checkpoint cannot be written; the last good one is kept.
     """
     with joined(device) as world, _alone(Path(config.out), world):
-        return _train(stage, config, world, progress, watch)
+        return _train(stage, config, world, progress, watch, estimate)
 
 
 @contextmanager
@@ -87,7 +88,14 @@ def _alone(out: Path, world: World) -> Iterator[None]:
         yield
 
 
-def _train(stage: TrainingStage, config: TrainConfig, world: World, progress: bool, watch: Watch | None) -> nn.Module:
+def _train(
+    stage: TrainingStage,
+    config: TrainConfig,
+    world: World,
+    progress: bool,
+    watch: Watch | None,
+    estimate: Estimate | None,
+) -> nn.Module:
     from tqdm import tqdm
 
     out = Path(config.out)
@@ -103,8 +111,12 @@ def _train(stage: TrainingStage, config: TrainConfig, world: World, progress: bo
     log = RunLog(config, stage.cost(), start, world)
     if world.main:
         write_text(out / "config.json", json.dumps(asdict(config), indent=1))
-    loader = _loader(stage, config, world, start)
-    bar = tqdm(loader, initial=start, total=config.steps, disable=not (progress and world.main), desc=config.stage)
+    if estimate is not None and start < config.steps and not config.cuda_graphs:
+        seconds = _rehearsed(stage, called, config, world, start) * (config.steps - start)
+        if world.main:
+            estimate(seconds)
+    batches = loader(stage, config, world, start)
+    bar = tqdm(batches, initial=start, total=config.steps, disable=not (progress and world.main), desc=config.stage)
     net.train()
     for step, passes in zip(range(start, config.steps), bar, strict=True):
         terms = _gradients(stage, called, config, world, step, passes)
@@ -113,7 +125,7 @@ def _train(stage: TrainingStage, config: TrainConfig, world: World, progress: bo
         if shown := log.add(step, terms, norm):
             bar.set_postfix(shown)
         done, picture = step + 1, None
-        if done % config.sample_every == 0 or done == config.steps:
+        if done % config.sample_every == 0 or done in (config.first_sample, config.steps):
             with average.in_place():
                 picture = _write_sample(stage, model, out / "samples" / f"{done:07d}.png", world)
             log.sampled(picture, done)
@@ -124,6 +136,19 @@ def _train(stage: TrainingStage, config: TrainConfig, world: World, progress: bo
             watch(done, terms, picture)
     log.close()
     return _export(stage, model, average, twin, world)
+
+
+def _rehearsed(stage: TrainingStage, net: Any, config: TrainConfig, world: World, step: int) -> float:
+    """Seconds of the passes of one step on this machine; weights and random numbers stay as they are."""
+    passes, seconds = Steps(stage, config, world)[step], 0.0
+    for attempt in range(2):  # the first one warms up
+        began = time.perf_counter()
+        _gradients(stage, net, config, world, step, passes)
+        seconds = time.perf_counter() - began
+        net.zero_grad(set_to_none=True)
+        if attempt == 0 and world.gather(seconds)[0] > REHEARSED_ONCE:
+            break
+    return seconds
 
 
 def _gradients(
@@ -173,50 +198,6 @@ def _not_finite(config: TrainConfig, what: str, value: float, step: int, where: 
         f"{config.stage}: the {what} is {value} at step {step} ({where}); weights and checkpoints are unchanged, the last good "
         f"checkpoint is {last_good(Path(config.out))}. Look at these examples, lower learning_rate, or use precision: 'no'."
     )
-
-
-class _Steps(Dataset):
-    """This process's part of every step, as passes of at most `micro_batch` examples."""
-
-    def __init__(self, stage: TrainingStage, config: TrainConfig, world: World):
-        self.stage, self.config, self.rank, self.size = stage, config, world.rank, world.size
-        largest = math.ceil(config.batch_size / world.size)
-        self.passes = math.ceil(largest / (config.micro_batch or largest))
-        if config.batch_size < world.size * self.passes:
-            raise ValueError(f"batch_size {config.batch_size} is too small for {world.size} processes of {self.passes} passes")
-
-    def __getitem__(self, step: int) -> list[Pass]:
-        config = self.config
-        indices = self.stage.order(config.batch_size, config.seed, step)
-        places = torch.arange(config.batch_size).tensor_split(self.size)[self.rank]
-        out: list[Pass] = []
-        for part in places.tensor_split(self.passes):
-            seeds = [example_seed(config.seed, step, place) for place in part.tolist()]
-            batch = self.stage.examples(indices[part], seeds)
-            for name, value in batch.items():
-                if len(value) != len(part):
-                    raise ValueError(f"stage {config.stage}: {name!r} has {len(value)} rows for {len(part)} examples")
-            out.append({"indices": indices[part], "batch": batch, "seed": seeds[0]})
-        return out
-
-
-def example_seed(seed: int, step: int, place: int) -> int:
-    """Seed of the example at this place of this step's batch; mixed, as torch's CPU generator keeps only 32 bits of a seed."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + place * 0x94D049BB133111EB) & (2**64 - 1)
-    mixed = ((mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93) & (2**64 - 1)
-    return mixed >> 32
-
-
-def _loader(stage: TrainingStage, config: TrainConfig, world: World, start: int) -> Iterator[list[Pass]]:
-    loader: Any = DataLoader(
-        _Steps(stage, config, world),
-        batch_size=None,
-        sampler=range(start, config.steps),  # type: ignore[arg-type]
-        num_workers=config.workers,
-        pin_memory=world.device.type == "cuda",
-        generator=torch.Generator(),  # else it draws from the global one
-    )
-    return iter(loader)
 
 
 def _write_sample(stage: TrainingStage, model: nn.Module, path: Path, world: World) -> Image.Image | None:

@@ -7,10 +7,10 @@ not know each other.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -19,16 +19,12 @@ from torch import Tensor
 from ..data.captioned import INDEX, read_beside, read_listed
 from ..media.formats import PICTURE_FORMATS
 from ..media.images import fit, to_images, to_tensor
-from ..path import NoisePath
-from ..samplers import sample
 from ..streams import Streams, item_generators
 from .augment import augmented
+from .prior_data import trainable_copy
 
 if TYPE_CHECKING:
-    from ..encoders.captions import CaptionDecoder
     from ..engine import Engine
-
-IGNORED_TOKEN = -100  # the label that torch's cross-entropy skips by default
 
 
 @dataclass(frozen=True)
@@ -112,51 +108,4 @@ def encode_pairs(model: Engine, pictures: Sequence[Image.Image], captions: Seque
         img = model.autoencoder.encode(to_tensor(pictures), item_generators(seed, len(pictures)))
         clip_img = model.image_token_encoder(pictures)
         text = model.encode_texts(list(captions))
-    return Streams(img, clip_img, text).map(_trainable_copy)
-
-
-def sample_prior(
-    net: Callable[..., Any],
-    count: int,
-    *,
-    steps: int,
-    guidance: float,
-    seed: int,
-    batch: int = 16,
-    watch: Callable[[int], None] = lambda done: None,
-) -> Streams:
-    """`count` image-caption pairs that a network samples without a prompt, as latents (count, ...) on the CPU.
-
-    Args:
-        net: a UViT, on the device to sample on.
-        watch: called after each batch with the number of pairs done.
-    """
-    parts = []
-    for first in range(0, count, batch):
-        generators = item_generators(seed + first, min(batch, count - first))
-        out = sample(net, NoisePath.joint(steps), Streams(), guidance=guidance, generator=generators)
-        parts.append(out.map(_trainable_copy))
-        watch(min(first + batch, count))
-    return Streams(**{name: torch.cat([part.need(name) for part in parts]) for name, _ in parts[0].items()})
-
-
-def decode_tokens(captioner: CaptionDecoder, text: Tensor) -> Tensor:
-    """Captions (B, T) that a caption decoder gives text latents (B, L, d), `IGNORED_TOKEN` after the stop."""
-    return pad_tokens([found[0].tokens for found in captioner.decode(text, beams=1)])
-
-
-def caption_tokens(captioner: CaptionDecoder, captions: Sequence[str]) -> Tensor:
-    """Target tokens (B, T) of captions, the stop included; captions longer than the decoder writes are cut."""
-    most, stop = captioner.config.max_new_tokens, captioner.config.stop_token_id
-    return pad_tokens([[*captioner.tokenizer.encode(text)[: most - 1], stop] for text in captions])
-
-
-def pad_tokens(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Lists of tokens as one tensor (B, T), padded at the end with `IGNORED_TOKEN`."""
-    length = max(map(len, rows))
-    return torch.tensor([[*row, *[IGNORED_TOKEN] * (length - len(row))] for row in rows])
-
-
-def _trainable_copy(x: Tensor) -> Tensor:
-    """Float32 on the CPU; a clone, as autograd refuses tensors made in inference mode."""
-    return x.float().cpu().clone()
+    return Streams(img, clip_img, text).map(trainable_copy)

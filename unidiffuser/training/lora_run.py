@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,58 +10,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.skeleton import assign_weights, skeleton
 from ..encoders.captions import CaptionDecoder
 from ..pipeline import load
-from ..small.network import build
 from ..streams import Streams
-from ..uvit import UViT, UViTConfig
+from ..uvit import UViT
 from .adapters import AdaptedModel
 from .config import TrainConfig
-from .lora_data import LoRAData, captions_of_variations, decode_tokens, encode_pairs, read_pictures, sample_prior, variations
+from .lora_data import LoRAData, captions_of_variations, encode_pairs, read_pictures, variations
 from .lora_stage import LoRAStage
-from .network import attention_for
+from .network import trainable_network
+from .prior_data import PriorSettings, make_prior
 
 FILE = "lora.safetensors"
 
 
 @dataclass(frozen=True)
-class LoRASettings:
-    """Settings of a LoRA; the defaults suit the bundled model. The names are those of the YAML options.
+class LoRASettings(PriorSettings):
+    """Settings of a LoRA: those of `PriorSettings`, and its own.
 
     Attributes:
         rank: of the adapters. A higher rank learns more and forgets more.
-        captions: train the caption decoder too; needed for words that it has never written.
         variations: of each picture, all but the first slightly rotated, zoomed and shifted; 1 takes the pictures as they are.
         strength: of these changes, 0 to 1. Uncovered areas are white.
-        kept: prior samples, for prior preservation.
-        kept_each: prior samples in a step for each pair to learn.
-        keep: weight of prior preservation against learning.
-        kept_steps: sampling steps of the prior samples.
-        guidance: of the prior samples.
-        seed: random seed.
 
     Raises:
         ValueError: a setting out of range.
     """
 
     rank: int = 32
-    captions: bool = True
     variations: int = 4
     strength: float = 0.3
-    kept: int = 320
-    kept_each: int = 1
-    keep: float = 2.0
-    kept_steps: int = 8
-    guidance: float = 3.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rank", "variations", "kept", "kept_each", "kept_steps"):
+        super().__post_init__()
+        for name in ("rank", "variations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.keep < 0:
-            raise ValueError(f"keep must not be negative, got {self.keep}")
 
 
 def lora_config(
@@ -77,18 +61,11 @@ def lora_config(
         "precision": "no",
         "save_every": 25,
         "keep": 1,
+        "first_sample": max(1, steps // 20),
         "sample_every": max(1, steps // 4),
         **more,
     }
     return TrainConfig("lora", str(out), steps, batch_size, learning_rate=learning_rate, **values)
-
-
-def trainable_network(sizes: UViTConfig, weights: Mapping[str, Tensor]) -> UViT:
-    """A network with these weights (float32, original names) and the attention that trains fastest on this machine."""
-    with skeleton():
-        network = build(sizes, attention=attention_for(sizes))
-    assign_weights(network, weights, "the given network")
-    return network
 
 
 def build_lora_stage(
@@ -116,18 +93,15 @@ def build_lora_stage(
     """
     captioner.gpt.config._attn_implementation = "eager"  # faster backward pass for short sequences
     network.eval()
-    prior = sample_prior(
-        network, settings.kept, steps=settings.kept_steps, guidance=settings.guidance, seed=settings.seed, watch=watch
-    )
-    tokens = decode_tokens(captioner, prior.need("text")).cpu() if settings.captions else None
+    prior, tokens = make_prior(network, captioner, settings, watch)
     data = LoRAData(pairs, tuple(captions), prior, tokens)
     model = AdaptedModel(network, captioner if settings.captions else None, settings.rank, settings.seed)
     metadata = {**asdict(settings), **(about or {})}
     return LoRAStage(model, data, out, keep=settings.keep, kept_each=settings.kept_each, decode=decode, about=metadata)
 
 
-def lora_stage(config: TrainConfig) -> LoRAStage:
-    """Build stage "lora" from a config.
+def lora_stage(config: TrainConfig, watch: Callable[[int], None] = lambda done: None) -> LoRAStage:
+    """Build stage "lora" from a config; `watch` is called with the number of prior samples done.
 
     Options:
         data: folder of pictures, see `read_pictures`.
@@ -159,4 +133,5 @@ def lora_stage(config: TrainConfig) -> LoRAStage:
         settings,
         decode=model.autoencoder.decode,
         about={"model": str(name), "steps": config.steps},
+        watch=watch,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint, save_checkpoint
 from ..checkpoints.config import ModelConfig
+from ..checkpoints.skeleton import assign_weights, skeleton
 from ..encoders.autoencoder import Autoencoder
 from ..encoders.clip import TextEncoder
 from ..media.images import to_images
@@ -38,6 +39,14 @@ def attention_for(sizes: UViTConfig) -> AttentionFunction:
     return short_attention if sizes.tokens <= SHORT and not torch.cuda.is_available() else default_attention
 
 
+def trainable_network(sizes: UViTConfig, weights: Mapping[str, Tensor]) -> UViT:
+    """A network with these weights (float32, original names) and the attention that trains fastest on this machine."""
+    with skeleton():
+        network = build(sizes, attention=attention_for(sizes))
+    assign_weights(network, weights, "the given network")
+    return network
+
+
 def prompt_grid(model: UViT, prompts: Sequence[str], encode_text: TextEncoder, autoencoder: Autoencoder) -> Image.Image:
     """Pictures of the prompts, 8 in a row, 20 steps at guidance 3."""
     text = encode_text(prompts).float().to(model.pos_embed.device)
@@ -49,13 +58,29 @@ def prompt_grid(model: UViT, prompts: Sequence[str], encode_text: TextEncoder, a
     return to_images(grid[None])[0]
 
 
-def export_model(checkpoint: Checkpoint, network: UViT, path: Path, dtype: torch.dtype, defaults: dict[str, float]) -> None:
-    """Write the parts of a checkpoint, with another network, as one file; parts that it lacks stay absent."""
+def export_model(
+    checkpoint: Checkpoint,
+    network: UViT,
+    path: Path,
+    dtype: torch.dtype | None,
+    defaults: dict[str, float],
+    changed: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write the parts of a checkpoint, with another network, as one file; parts that it lacks stay absent.
+
+    Args:
+        checkpoint: where the other parts come from.
+        network: the network.
+        path: the file.
+        dtype: of all weights; None keeps each.
+        defaults: sampling options that the file suggests.
+        changed: weights of parts that have changed, by part; of the network too, if they are not to be taken as they are.
+    """
     sections = checkpoint.config.to_dict() | {"defaults": dict(defaults)}
     side = network.config.latent_size[0] * checkpoint.config.vae.downscale
     config = ModelConfig.from_dict(sections | {"uvit": vars(network.config), "image_size": side})
     parts = {name: checkpoint.state_dict(name) for name in checkpoint.parts() if name != "uvit"}
-    parts["uvit"] = network.state_dict()
+    parts |= {"uvit": network.state_dict(), **{name: dict(weights) for name, weights in (changed or {}).items()}}
     save_checkpoint(path, config, parts, checkpoint.tokenizer_specs(), dtype)
 
 

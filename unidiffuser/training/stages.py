@@ -22,7 +22,13 @@ def _lora(config: TrainConfig) -> TrainingStage:
     return lora_stage(config)
 
 
-STAGES: Mapping[str, Build] = {"latents": _latents, "lora": _lora}
+def _fine_tune(config: TrainConfig) -> TrainingStage:
+    from .fine_tune import fine_tune_stage
+
+    return fine_tune_stage(config)
+
+
+STAGES: Mapping[str, Build] = {"latents": _latents, "lora": _lora, "fine-tune": _fine_tune}
 
 
 def make_stage(config: TrainConfig, stages: Mapping[str, Build] = STAGES) -> TrainingStage:

@@ -29,7 +29,7 @@ from .fine_tune_data import captioned_parts, check_captions
 from .growth import grown
 from .loop import Estimate, Watch, train
 from .network import trainable_network
-from .prior_data import PriorSettings, make_prior
+from .prior_data import PRIOR, PriorSettings, make_prior
 from .tuned import FineTuneStage, TunedModel
 
 FILE = "model.safetensors"  # the result, in the run folder
@@ -184,7 +184,7 @@ def fine_tune_stage(config: TrainConfig, watch: Callable[[int], None] = lambda d
     weights, sizes = grown(checkpoint.state_dict("uvit", dtype=torch.float32), checkpoint.config.uvit, side)
     network = trainable_network(sizes, weights).to(model.device).eval()
     model.captioner.gpt.config._attn_implementation = "eager"  # faster backward pass for short sequences
-    prior, tokens = make_prior(network, model.captioner, settings, watch)
+    prior, tokens = make_prior(network, model.captioner, settings, watch, Path(config.out) / PRIOR)
     tuned = TunedModel(network, model.captioner if settings.captions else None)
     more: dict[str, Any] = {"keep": settings.keep, "kept_each": settings.kept_each, "decode": model.autoencoder.decode}
     return FineTuneStage(tuned, shards, prior, tokens, checkpoint, Path(config.out) / FILE, **more)

@@ -19,7 +19,7 @@ from .config import TrainConfig
 from .lora_data import LoRAData, captions_of_variations, encode_pairs, read_pictures, variations
 from .lora_stage import LoRAStage
 from .network import trainable_network
-from .prior_data import PriorSettings, make_prior
+from .prior_data import PRIOR, PriorSettings, make_prior
 
 FILE = "lora.safetensors"
 
@@ -93,7 +93,7 @@ def build_lora_stage(
     """
     captioner.gpt.config._attn_implementation = "eager"  # faster backward pass for short sequences
     network.eval()
-    prior, tokens = make_prior(network, captioner, settings, watch)
+    prior, tokens = make_prior(network, captioner, settings, watch, out.with_name(PRIOR) if out.name else None)
     data = LoRAData(pairs, tuple(captions), prior, tokens)
     model = AdaptedModel(network, captioner if settings.captions else None, settings.rank, settings.seed)
     metadata = {**asdict(settings), **(about or {})}

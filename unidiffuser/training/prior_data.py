@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from ..checkpoints.weights import disk_errors
+from ..media.files import replacing
 from ..path import NoisePath
 from ..samplers import sample
 from ..streams import Streams, item_generators
@@ -16,6 +22,7 @@ from ..streams import Streams, item_generators
 if TYPE_CHECKING:
     from ..encoders.captions import CaptionDecoder
 
+PRIOR = "prior.safetensors"  # the prior samples, in the run folder
 IGNORED_TOKEN = -100  # the label that torch's cross-entropy skips by default
 
 
@@ -53,7 +60,11 @@ class PriorSettings:
 
 
 def make_prior(
-    network: Any, captioner: CaptionDecoder, settings: PriorSettings, watch: Callable[[int], None] = lambda done: None
+    network: nn.Module,
+    captioner: CaptionDecoder,
+    settings: PriorSettings,
+    watch: Callable[[int], None] = lambda done: None,
+    file: Path | None = None,
 ) -> tuple[Streams, Tensor | None]:
     """Prior samples of a model as the settings want them, and their captions as `decode_tokens` returns them.
 
@@ -61,10 +72,36 @@ def make_prior(
         network, captioner: on the device to sample on.
         settings: number, steps, guidance and seed; without `captions` there are no tokens.
         watch: called with the number of prior samples done.
+        file: where the samples of this network and these settings are kept, for a run that continues; None keeps none.
     """
     options: dict[str, Any] = {"steps": settings.kept_steps, "guidance": settings.guidance, "seed": settings.seed}
-    prior = sample_prior(network, settings.kept, **options, watch=watch)
+    key = _digest(network, settings.kept, options)
+    prior = None if file is None else _read(file, key)
+    if prior is None:
+        prior = sample_prior(network, settings.kept, **options, watch=watch)
+        if file is not None:
+            with replacing(file) as partial, disk_errors():
+                save_file({name: stream.contiguous() for name, stream in prior.items()}, partial, metadata={"key": key})
     return prior, decode_tokens(captioner, prior.need("text")).cpu() if settings.captions else None
+
+
+def _digest(network: nn.Module, *settings: Any) -> str:
+    """Identifies weights, by the beginning of each, and settings."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, weight in network.state_dict().items():
+        digest.update(name.encode() + weight.detach().flatten()[:1024].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path, key: str) -> Streams | None:
+    """The samples in a file; None if there is none, it is damaged, or it belongs to another model or other settings."""
+    try:
+        with safe_open(file, "pt") as opened:
+            if (opened.metadata() or {}).get("key") != key:
+                return None
+            return Streams(**{name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError):
+        return None
 
 
 def sample_prior(

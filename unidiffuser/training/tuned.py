@@ -125,10 +125,11 @@ class FineTuneStage(PriorStage):
         for row, captions in enumerate(self.captions):
             first.setdefault(captions[0], row)
         rows = list(first.values())
-        others = [row for row in range(self.size) if row not in set(rows)]
-        count = min(SAMPLES, self.size)
-        rows = sorted(rows[k * len(rows) // count] for k in range(count)) if len(rows) > count else rows
-        rows = [*rows, *(others[k * len(others) // count] for k in range(count - len(rows)))]
+        if len(rows) > (count := min(SAMPLES, self.size)):
+            rows = [rows[k * len(rows) // count] for k in range(count)]
+        else:
+            others, missing = [row for row in range(self.size) if row not in first.values()], count - len(rows)
+            rows += [others[k * len(others) // missing] for k in range(missing)]
         examples = self.shards.read(torch.tensor(rows))
         read = {name: torch.stack([example[name] for example in examples]) for name in ("mean", "clip_img")}
         text = torch.stack([example["text"][0] for example in examples])

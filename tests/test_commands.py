@@ -16,8 +16,10 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from unidiffuser.cli import app
+from unidiffuser.cli import app, application
+from unidiffuser.cli import evaluate as cli_evaluate
 from unidiffuser.cli.data import app as data_app
+from unidiffuser.data import encode as data_encode
 from unidiffuser.data.captioned import read_beside, read_listed
 from unidiffuser.pipeline import UniDiffuser
 
@@ -161,6 +163,33 @@ def test_what_takes_long_says_so(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert "6.7 hours" in run("joint -n 600", steps="--steps 20").stderr
 
 
+def test_encoding_and_evaluation_that_take_long_say_so(
+    folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("photos/bad.png").unlink()
+    for name in ("0", "1"):
+        Path(f"photos/{name}.txt").write_text("ab cd", encoding="utf-8")
+    encode = ["data", "encode", "photos", "latents", "-m", str(tiny_checkpoint), "--device", "cpu", "--batch-size", "2"]
+    monkeypatch.setattr(application, "LONG", -1)
+    monkeypatch.setattr(data_encode, "FEW", 0)
+    assert "encoding takes about" in CliRunner().invoke(app, encode).stderr
+    again = CliRunner().invoke(app, encode)
+    assert again.exit_code == 0, again.output
+    lines = [
+        f"model: {tiny_checkpoint}",
+        "data: {format: folder, path: photos}",
+        "steps: 2",
+        "pairs: 3",
+        "tasks: [joint, image]",
+    ]
+    Path("evaluate.yaml").write_text("\n".join([*lines, "device: cpu", "batch: 2", "splits: [all]", "limit: 2"]))
+    monkeypatch.setattr(cli_evaluate, "SHORT", 0)
+    monkeypatch.setattr(UniDiffuser, "step_seconds", lambda *_: 10.0)
+    done = CliRunner().invoke(app, ["evaluate", "evaluate.yaml", "--out", "evaluated"])
+    assert done.exit_code == 0, done.output
+    assert "the whole evaluation takes about 2 minutes on cpu" in done.stderr  # 2 tasks x 3 pairs x 2 steps x 10 s
+
+
 # --- help and mistakes ------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +256,6 @@ WITHOUT_TORCH = """
 import json, shlex, sys
 from typer.testing import CliRunner
 from unidiffuser.cli import app
-from unidiffuser.cli.data import app as data_app
 heavy = [name for name in ("torch", "numpy", "PIL", "transformers") if name in sys.modules]
 assert not heavy, heavy
 sys.modules["torch"] = None  # importing it fails

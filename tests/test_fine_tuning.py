@@ -22,9 +22,10 @@ from unidiffuser.cli import app, application
 from unidiffuser.data.captioned import Pair
 from unidiffuser.data.shards import LatentShards
 from unidiffuser.encoders.prompts import unknown_words, with_captions
-from unidiffuser.training import fine_tune_data
+from unidiffuser.training import fine_tune_data, prior_data
 from unidiffuser.training.fine_tune import FILE, fine_tune, fine_tune_config, fine_tune_stage, prepare
 from unidiffuser.training.loop import train
+from unidiffuser.training.prior_data import PRIOR
 from unidiffuser.training.tuned import FineTuneStage
 
 RED, GREEN = (200, 40, 30), (30, 180, 60)
@@ -145,6 +146,22 @@ def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(pictures: Path,
     broken = tune(pictures, tmp_path / "broken", checkpoint)
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_prior_samples_are_kept_for_the_same_model_and_settings(
+    pictures: Path, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune(pictures, tmp_path / "run", checkpoint, steps=1)
+    kept = (tmp_path / "run" / PRIOR).read_bytes()
+    monkeypatch.setattr(prior_data, "sample_prior", lambda *_, **__: pytest.fail("sampled again"))
+    tune(pictures, tmp_path / "run", checkpoint, steps=2)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="another config"):
+        tune(pictures, tmp_path / "run", checkpoint, steps=2, options={"kept": 4})
+    assert (tmp_path / "run" / PRIOR).read_bytes() != kept
+    (tmp_path / "run" / PRIOR).write_bytes(b"damaged")
+    tune(pictures, tmp_path / "run", checkpoint, steps=2)
+    assert (tmp_path / "run" / PRIOR).read_bytes() == kept
 
 
 def test_other_captions_are_another_run(pictures: Path, tmp_path: Path, checkpoint: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tiny import write_tiny_checkpoint
 
 import unidiffuser
@@ -156,6 +157,19 @@ def test_a_checkpoint_without_a_vocabulary_reports_only_what_is_cut(
         model.text_to_image("qwerty", steps=1)
     assert model.vocabulary is None
     assert caplog.records == []
+
+
+def test_captions_to_rewrite_and_to_score_are_checked(tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = unidiffuser.load(tiny_checkpoint, device="cpu")
+    model.config = replace(model.config, vocabulary=Vocabulary(("cat",)))
+    picture = Image.new("RGB", (32, 32))
+    with caplog.at_level(logging.WARNING):
+        model.rewrite("cat zo", picture, change="cat", steps=1)
+        model.score(picture, ["cat", "xy"], shuffled=["ij"], levels=1)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert 'prompt "cat zo": the model does not know "zo"' in first
+    assert '"xy"' in second
+    assert '"ij"' in second
 
 
 def test_words_of_loras_are_known(tmp_path: Path) -> None:

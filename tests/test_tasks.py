@@ -155,6 +155,18 @@ def test_masks(tmp_path: Path) -> None:
         read_mask(tmp_path / "gone.png", 64, 64, 8)
     with pytest.raises(ValueError, match="the mask is None"):
         read_mask(None, 64, 64, 8)
+    with pytest.raises(ValueError, match="the mask has values from 0 to 255; give bool, uint8 or numbers from 0 to 1"):
+        read_mask(np.full((64, 64), 255.0) * np.eye(64), 64, 64, 8)
+
+
+def test_a_mask_of_another_shape_than_the_picture_is_noticed(model: UniDiffuser, caplog: pytest.LogCaptureFixture) -> None:
+    white = Image.new("L", (64, 64), 255)
+    with caplog.at_level(logging.WARNING):
+        model.inpaint(Image.new("RGB", (80, 80)), white, steps=1)
+        assert caplog.records == []
+        model.inpaint(Image.new("RGB", (80, 60)), white, steps=1)
+    (record,) = caplog.records
+    assert "the mask is 64 x 64 and the picture 80 x 60" in record.getMessage()
 
 
 def test_an_inverted_picture_comes_back(model: UniDiffuser) -> None:

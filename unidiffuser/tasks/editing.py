@@ -14,16 +14,19 @@ from ..path import CLEAN, LEAST, MARGINAL, NoisePath
 from ..streams import MODALITIES, MODALITY_OF, Streams, start_streams
 from .inputs import (
     Generators,
+    Inputs,
     Pictures,
     Prompts,
     common_number,
     generators_of,
+    mask_picture,
     negative_latents,
     read_mask,
     read_pictures,
     read_prompts,
     repeated,
     texts_of,
+    warn_of_other_shape,
 )
 
 INVERSE, FORWARD = "ddim_inverse", "ddim"  # deterministic, each the inverse of the other
@@ -121,7 +124,8 @@ class Editing(Engine):
             count: results of each picture.
             **options: see `options.Options`.
         """
-        return self._edit(image, prompt, None, strength, negative, count, options)
+        given = read_pictures(image, resolve(options, self.config))
+        return self._edit(given, prompt, None, strength, negative, count, options)
 
     def inpaint(
         self,
@@ -150,12 +154,15 @@ class Editing(Engine):
             The pictures. The kept part is as the autoencoder reproduces it.
         """
         chosen = resolve(options, self.config)
-        cells = read_mask(mask, chosen["width"], chosen["height"], self.config.vae.downscale)
-        return self._edit(image, prompt, cells, strength, negative, count, options)
+        opened = mask_picture(mask)
+        cells = read_mask(opened, chosen["width"], chosen["height"], self.config.vae.downscale)
+        pictures = read_pictures(image, chosen)
+        warn_of_other_shape(opened.size, pictures.items)
+        return self._edit(pictures, prompt, cells, strength, negative, count, options)
 
     def _edit(
         self,
-        image: Pictures,
+        given: Inputs[Image.Image],
         prompt: Prompts | None,
         mask: Tensor | None,
         strength: float,
@@ -165,7 +172,6 @@ class Editing(Engine):
     ) -> Any:
         chosen = resolve(options, self.config)
         start = MARGINAL * strength_of(strength)
-        given = read_pictures(image, chosen)
         texts = [] if prompt is None else read_prompts(prompt, {**chosen, "on_error": "raise"}).items
         if len(texts) > 1:
             common_number(pictures=range(given.total), prompts=texts)

@@ -29,6 +29,7 @@ Generators = list[torch.Generator]
 Prompts = str | Sequence[str]
 Pictures = ImageSource | Sequence[ImageSource]
 T = TypeVar("T")
+SHAPES_DIFFER = 0.05  # relative difference of two aspect ratios that is worth a warning
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def read_mask(mask: Any, width: int, height: int, downscale: int) -> Tensor:
         FileNotFoundError: no such file.
         ValueError: no mask, or one that generates nothing.
     """
-    levels = fit(_mask_picture(mask), width, height)
+    levels = fit(mask_picture(mask), width, height)
     cells = levels.resize((width // downscale, height // downscale), Image.Resampling.BOX)
     found = torch.tensor(list(cells.getdata())).reshape(1, 1, cells.height, cells.width) >= 128
     if not found.any():
@@ -208,8 +209,8 @@ def read_mask(mask: Any, width: int, height: int, downscale: int) -> Tensor:
     return found.float()
 
 
-def _mask_picture(mask: Any) -> Image.Image:
-    """A mask as a picture of mode "L"."""
+def mask_picture(mask: Any) -> Image.Image:
+    """A mask, in any form that `read_mask` takes, as a picture of mode "L"."""
     if is_array(mask):
         values = torch.as_tensor(mask).squeeze()
         if values.ndim == 2:
@@ -217,8 +218,27 @@ def _mask_picture(mask: Any) -> Image.Image:
                 values = values.float()
             if values.dtype == torch.uint8:
                 values = values.float() / (255 if values.max() > 1 else 1)
-            return open_image(values.float()[None], "the mask").convert("L")
+            values = values.float()
+            low, high = values.aminmax()
+            if not (low >= 0 and high <= 1):
+                raise ValueError(
+                    f"the mask has values from {float(low):g} to {float(high):g}; give bool, uint8 or numbers from 0 to 1"
+                )
+            return open_image(values[None], "the mask").convert("L")
     return open_image(mask, "the mask").convert("L")
+
+
+def warn_of_other_shape(mask: tuple[int, int], pictures: Sequence[Image.Image]) -> None:
+    """Log a warning if a mask, of this width and height, has not the shape of a picture: each is cropped to its own middle."""
+    for picture in pictures:
+        if abs(mask[0] * picture.height / (mask[1] * picture.width) - 1) > SHAPES_DIFFER:
+            log.warning(
+                "the mask is %d x %d and the picture %d x %d: each is cropped to its middle, so they may not match; "
+                "make the mask as large as the picture",
+                *mask,
+                *picture.size,
+            )
+            return
 
 
 def common_number(**given: Sequence[Any] | None) -> int:

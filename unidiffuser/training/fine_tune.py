@@ -147,7 +147,6 @@ def fine_tune_config(
         "betas": (0.9, 0.99),
         "weight_decay": 0.0,
         "ema_decay": 0.99,
-        "precision": "no",
         "save_every": 25,
         "keep": 1,
         "first_sample": max(1, steps // 20),

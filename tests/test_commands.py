@@ -17,7 +17,6 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from unidiffuser.cli import app, application
-from unidiffuser.cli import evaluate as cli_evaluate
 from unidiffuser.cli.data import app as data_app
 from unidiffuser.data import encode as data_encode
 from unidiffuser.data.captioned import read_beside, read_listed
@@ -183,7 +182,7 @@ def test_encoding_and_evaluation_that_take_long_say_so(
         "tasks: [joint, image]",
     ]
     Path("evaluate.yaml").write_text("\n".join([*lines, "device: cpu", "batch: 2", "splits: [all]", "limit: 2"]))
-    monkeypatch.setattr(cli_evaluate, "SHORT", 0)
+    monkeypatch.setattr(sys.modules["unidiffuser.cli.evaluate"], "SHORT", 0)  # its function has the same name
     monkeypatch.setattr(UniDiffuser, "step_seconds", lambda *_: 10.0)
     done = CliRunner().invoke(app, ["evaluate", "evaluate.yaml", "--out", "evaluated"])
     assert done.exit_code == 0, done.output

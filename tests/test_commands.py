@@ -243,6 +243,8 @@ MISTAKES = [
     ("joint --speeds 1,-1", "positive"),
     ("score cat.png a --levels 0", "levels"),
     ("sample --path 1000", "point 1 of the path"),
+    ("sample --path '700,0 0,0' --prompt a", "noise level 700 of the picture, not from pure noise: give one with --picture"),
+    ("sample --path '1000,20 0,0'", "give one with --prompt"),
     ("path 1000,0", "at least 2 points"),
     ("path '1000,0 0,0' --spacing odd", "logsnr"),
     ("caption cat.png --beside", "--beside is for one folder"),

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import unidiffuser
 from unidiffuser.cli import app
-from unidiffuser.options import DIFFUSERS
+from unidiffuser.options import DIFFUSERS, DIFFUSERS_METHODS
 from unidiffuser.pipeline import UniDiffuser, load
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +80,19 @@ def test_names_of_diffusers_meet_ours(tiny_checkpoint: Path, name: str) -> None:
             "clip_img",
             "text",
         }
+
+
+@pytest.mark.parametrize("name", DIFFUSERS_METHODS)
+def test_methods_of_diffusers_meet_ours(tiny_checkpoint: Path, name: str) -> None:
+    model = load(tiny_checkpoint, device="cpu")
+    with pytest.raises(AttributeError, match=rf"'{name}' is diffusers' name; here it is "):
+        getattr(model, name)
+    for call in re.findall(r"model\.(\w+)\(", DIFFUSERS_METHODS[name]):
+        assert callable(getattr(model, call))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        model.nothing  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match=r"here it is unidiffuser\.load"):
+        unidiffuser.UniDiffuserPipeline  # noqa: B018
 
 
 def test_the_page_for_users_of_diffusers_names_each_of_theirs() -> None:

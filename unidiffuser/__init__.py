@@ -38,6 +38,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    if name == "UniDiffuserPipeline":
+        raise AttributeError("UniDiffuserPipeline is diffusers' name; here it is unidiffuser.load(folder)")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

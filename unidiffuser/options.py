@@ -82,7 +82,25 @@ DIFFUSERS: Mapping[str, str] = {
     "negative_prompt_embeds": "negative=, a text",
     "mask_image": "mask=",
 }
-"""Names of diffusers' UniDiffuserPipeline and of its other pipelines, and what to write here instead."""
+"""Options of diffusers' UniDiffuserPipeline and of its other pipelines, and what to write here instead."""
+
+DIFFUSERS_METHODS: Mapping[str, str] = {
+    "set_text_to_image_mode": "model.text_to_image(prompt)",
+    "set_image_to_text_mode": "model.image_to_text(image)",
+    "set_joint_mode": "model.joint()",
+    "set_image_mode": "model.image()",
+    "set_text_mode": "model.text()",
+    "reset_mode": "nothing: each task is a method",
+    "from_pretrained": 'unidiffuser.load(folder, dtype="float16")',
+    "enable_model_cpu_offload": "unidiffuser.load(..., offload=True)",
+    "enable_sequential_cpu_offload": "unidiffuser.load(..., offload=True)",
+    "enable_vae_tiling": "unidiffuser.load(..., tiling=True)",
+    "enable_vae_slicing": "batch_size=1 in a call",
+    "scheduler": "method= in a call",
+    "load_lora_weights": "model.load_lora(file, strength)",
+    "set_progress_bar_config": "progress=False in a call",
+}
+"""Methods and attributes of diffusers' pipeline, likewise."""
 
 
 def option_help() -> dict[str, str]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -33,7 +33,7 @@ from typing_extensions import Unpack
 from .checkpoints.checkpoint import load_checkpoint
 from .engine import Generators
 from .media.images import ImageSource
-from .options import Options, number, resolve, whole_number
+from .options import DIFFUSERS_METHODS, Options, number, resolve, whole_number
 from .path import NoisePath
 from .runtime.precision import weight_dtype
 from .schedule import NUM_LABELS
@@ -68,6 +68,14 @@ class UniDiffuser(Captions):
             TypeError: always; names the methods.
         """
         raise TypeError("each task is a method: model.text_to_image(prompt), model.image_to_text(image), model.joint(), ...")
+
+    if not TYPE_CHECKING:  # or type checkers would believe in any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Names what to write here for an attribute of diffusers' pipeline."""
+            if name in DIFFUSERS_METHODS:
+                raise AttributeError(f"{name!r} is diffusers' name; here it is {DIFFUSERS_METHODS[name]}")
+            return object.__getattribute__(self, name)  # raises, with the usual words
 
     def text_to_image(
         self, prompt: Prompts, *, count: int = 1, negative: Prompts | None = None, **options: Unpack[Options]

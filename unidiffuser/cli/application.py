@@ -102,6 +102,7 @@ def announce(seconds: float, device: object, work: str = "this") -> None:
     if seconds > LONG:
         minutes = round(seconds / 60)
         duration = f"{minutes} minutes" if minutes < 120 else f"{seconds / 3600:.1f} hours"
+        duration = "a minute" if minutes <= 1 else duration
         typer.echo(f"{work} takes about {duration} on {device}", err=True)
 
 

@@ -12,7 +12,7 @@ import typer
 from ..media.files import check_folder, write_text
 from ..options import SPACINGS, Options, number, one_of, whole_number
 from .application import command, print_results
-from .inputs import PathText, Picture, Pictures, check_points, picture, pictures, prompts, words
+from .inputs import PathText, Picture, Pictures, check_points, check_start, picture, pictures, prompts, words
 from .settings import Settings, task
 from .tasks import NO_TEXT, exact, placed
 
@@ -251,7 +251,7 @@ def sample(
     latents: Annotated[bool, typer.Option("--latents", help="Also write the latents, for `decode`.")] = False,
 ) -> None:
     """Sample along a path of your own through the noise levels of picture and caption; `path` draws it."""
-    check_points(path)
+    check_start(check_points(path), given, prompt)
     source = None if given is None else picture(given)
     from ..media.results import Result
     from ..options import resolve

@@ -14,6 +14,7 @@ from ..media.files import lines_of, shown
 from ..media.formats import PICTURE_FORMATS, PICTURE_SUFFIXES, is_picture_name
 
 STDIN = "-"
+PURE_NOISE = 1000  # highest noise level of a path
 
 Prompt = Annotated[
     str,
@@ -124,6 +125,18 @@ def check_points(text: str) -> str:
     if len(points) < 2:
         raise ValueError('a path needs at least 2 points, as in "1000,1000 400,0 0,0"')
     return text
+
+
+def check_start(points: str, picture: Path | None, prompt: str | None) -> None:
+    """Refuse a path that starts below pure noise without what it starts from; ValueError names the option."""
+    levels = re.split(r"[ ;,]+", points.strip())[:2]
+    for level, given, name, option in zip(
+        levels, (picture, prompt), ("picture", "caption"), ("--picture", "--prompt"), strict=True
+    ):
+        if given is None and re.fullmatch(r"\d+(\.\d*)?", level) and float(level) < PURE_NOISE:
+            raise ValueError(
+                f"the path starts at noise level {level} of the {name}, not from pure noise: give one with {option}"
+            )
 
 
 def words(text: str | None, of: str) -> list[str | int] | None:

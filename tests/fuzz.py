@@ -4,8 +4,9 @@
     python tests/fuzz.py [--kinds checkpoint,picture] [--count 5000] [--first 0]
 
 A mutant is bad if anything but ValueError, FileNotFoundError or another OSError of one line comes out, if it takes more than
-10 s of CPU time or 1 GB, ends the process, starts a program, or writes outside its folder. Mutant N of a kind is always the same.
-The kind "saved_model" runs with ComfyUI's interpreter, in ComfyUI's folder.
+10 s of CPU time or 1 GB, ends the process, starts a program, or writes outside its folder. Mutant N of a kind is always
+the same.
+The kind "saved_model" runs with ComfyUI's interpreter, in ComfyUI's folder, see its docstring.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def _work(setup: Callable[[Path], Trial], kind: str, numbers: Iterable[int], out
     warnings.simplefilter("ignore")
     forbidden: list[str] = []
     with tempfile.TemporaryDirectory() as name:
+        tempfile.tempdir = name  # temporary files of the code under test count as inside
         trial = setup(Path(name).resolve())
         allowed = (str(Path(name).resolve()), "/dev/null")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
 import random
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -426,10 +426,11 @@ def table(folder: Path) -> Trial:
 
 
 def saved_model(folder: Path) -> Trial:
-    """Files of ComfyUI's ModelSave in Load UniDiffuser; runs in ComfyUI's interpreter."""
-    from tiny import write_tiny_checkpoint
+    """Files of ComfyUI's ModelSave in Load UniDiffuser; runs in ComfyUI's interpreter, which need not have diffusers.
 
-    write_tiny_checkpoint(folder / "tiny.safetensors")
+    The environment variable TINY names a file that `python tests/host/tiny.py FILE` wrote.
+    """
+    shutil.copy(os.environ["TINY"], folder / "tiny.safetensors")
     from inside import NAME, load_pack, start_host
 
     start_host()
@@ -439,14 +440,16 @@ def saved_model(folder: Path) -> Trial:
     from safetensors.torch import save_file
 
     folder_paths.add_model_folder_path("checkpoints", str(folder), is_default=True)
-    modules = sys.modules
-    loader = modules[f"{NAME}.nodes.nodes_loader"].LoadUniDiffuser
-    saved = modules[f"{NAME}.nodes.saved_models"]
-    names = modules[f"{NAME}.nodes.host_network"]
-    checkpoint = modules[f"{NAME}.unidiffuser.checkpoints.checkpoint"].load_checkpoint(folder / "tiny.safetensors")
+
+    def module(name: str) -> Any:
+        return importlib.import_module(f"{NAME}.{name}")
+
+    module("nodes.folders").register()
+    loader, saved, network = (module(f"nodes.{name}") for name in ("nodes_loader", "saved_models", "host_network"))
+    checkpoint = module("unidiffuser.checkpoints.checkpoint").load_checkpoint(folder / "tiny.safetensors")
     caption = checkpoint.state_dict("caption")
     prefix = {key: caption[f"encode_prefix.{key}"] for key in ("weight", "bias")}
-    weights = {saved.PREFIX + k: v.contiguous() for k, v in names.host_keys(checkpoint.state_dict("uvit"), prefix).items()}
+    weights = {saved.PREFIX + k: v.contiguous() for k, v in network.host_keys(checkpoint.state_dict("uvit"), prefix).items()}
     origin = {"name": "tiny.safetensors", "config": checkpoint.config.to_dict()}
     path = folder / "saved.safetensors"
 
@@ -465,7 +468,7 @@ def saved_model(folder: Path) -> Trial:
         save_file({**kept, saved.KEY: tensor.contiguous()}, path)
         if action > 0.85:
             path.write_bytes(mutated_safetensors(path.read_bytes(), rng, ()))
-        loader.execute("saved.safetensors")
+        loader.LoadUniDiffuser.execute("saved.safetensors")
 
     return trial
 

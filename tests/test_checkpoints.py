@@ -563,7 +563,7 @@ def test_damaged_settings_of_a_diffusers_folder(name: str, content: dict[str, An
 
 def test_shards_outside_the_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
-    for shard in ("../other.safetensors", "/etc/passwd", "", 5):
+    for shard in ("../other.safetensors", "/etc/passwd", "..", "x" * 5000, "", 5):
         index = {"weight_map": {"a": shard}}
         (tmp_path / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
         with pytest.raises(ValueError, match="which is no file beside it"):

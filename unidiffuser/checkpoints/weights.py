@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..media.files import atomic_write
+from ..media.files import atomic_write, is_plain_name
 from ..media.json_files import brief, read_object
 
 # Touched pages of a mapped file stay resident until it is unmapped, so long copies map each window of tensors anew.
@@ -112,9 +112,7 @@ def _shard_names(index: Path) -> list[str]:
     names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index} has no weight_map, so its shards are unknown; download it again.")
-    strange = [
-        name for name in names.values() if not isinstance(name, str) or not name or name != Path(name).name or "\0" in name
-    ]
+    strange = [name for name in names.values() if not is_plain_name(name)]
     if strange:
         raise ValueError(f"{index} names {brief(strange[0])}, which is no file beside it; download it again.")
     shards = sorted(set(names.values()))

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoints.weights import disk_errors
-from ..media.files import replacing
+from ..media.files import is_plain_name, replacing
 from ..media.json_files import parse_object
 
 MANIFEST = "manifest.json"
@@ -56,13 +56,7 @@ def read_notes(path: Path) -> dict[str, Any]:
 
 def _is_entry(shard: Any) -> bool:
     """Whether an entry of the manifest is one."""
-    if (
-        not isinstance(shard, dict)
-        or not isinstance(name := shard.get("name"), str)
-        or not name
-        or Path(name).name != name
-        or "\0" in name
-    ):
+    if not isinstance(shard, dict) or not is_plain_name(shard.get("name")):
         return False
     for count, most in (("samples", MOST_PAIRS), ("bytes", 1 << 62)):
         if type(number := shard.get(count)) is not int or not 0 <= number <= most:

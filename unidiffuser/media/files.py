@@ -146,6 +146,13 @@ def shown(name: str | os.PathLike[str]) -> str:
     return os.fspath(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def is_plain_name(name: object) -> bool:
+    """Whether a value from a file can be the name of a file beside it: no path, and not too long for a file system."""
+    if not isinstance(name, str) or not name or "\0" in name or name in (".", ".."):
+        return False
+    return Path(name).name == name and "\\" not in name and len(name.encode("utf-8", "replace")) <= 255
+
+
 def lines_of(text: str) -> list[str]:
     """Lines of a text without the white space around them; blank ones stay, as empty strings.
 

@@ -488,7 +488,8 @@ def test_shards_that_are_not_as_they_were(tmp_path):
     "entry",
     [
         5, {}, {"name": "../0.safetensors", "samples": 1, "bytes": 9}, {"name": "0", "samples": -1, "bytes": 9},
-        {"name": "0", "samples": 10**12, "bytes": 9}, {"name": "x" * 5000, "samples": 1, "bytes": 9}, {"name": "0", "samples": True, "bytes": 9}, {"name": "0", "samples": 1},
+        {"name": "0", "samples": 10**12, "bytes": 9},
+        {"name": "x" * 5000, "samples": 1, "bytes": 9}, {"name": "0", "samples": True, "bytes": 9}, {"name": "0", "samples": 1},
     ],
 )  # fmt: skip
 def test_a_damaged_manifest_is_named(tmp_path: Path, entry: object) -> None:

@@ -28,7 +28,13 @@ def _fine_tune(config: TrainConfig) -> TrainingStage:
     return fine_tune_stage(config)
 
 
-STAGES: Mapping[str, Build] = {"latents": _latents, "lora": _lora, "fine-tune": _fine_tune}
+def _distill(config: TrainConfig) -> TrainingStage:
+    from .distill import DistillStage
+
+    return DistillStage(config)
+
+
+STAGES: Mapping[str, Build] = {"latents": _latents, "lora": _lora, "fine-tune": _fine_tune, "distill": _distill}
 
 
 def make_stage(config: TrainConfig, stages: Mapping[str, Build] = STAGES) -> TrainingStage:

@@ -1,0 +1,239 @@
+"""Distillation: routes, trajectories, the target of a step, and students that come closer to their teacher."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_scale import finish, launch, losses
+from tiny import HEAD, write_tiny_checkpoint
+
+import unidiffuser
+from unidiffuser.checkpoints.checkpoint import load_checkpoint
+from unidiffuser.data.shards import MANIFEST, LatentShards, write_shard
+from unidiffuser.distributed import World
+from unidiffuser.path import CLEAN, NoisePath
+from unidiffuser.runtime.lora import layers_of, read_lora
+from unidiffuser.samplers import sample
+from unidiffuser.schedule import add_noise, alpha_sigma
+from unidiffuser.streams import Streams, item_generators
+from unidiffuser.training.config import TrainConfig
+from unidiffuser.training.distill import DistillStage, velocity_errors, wanted_x0
+from unidiffuser.training.distill_run import Conditions, distill, distill_config
+from unidiffuser.training.loop import train
+from unidiffuser.training.network import trainable_network
+from unidiffuser.training.trajectories import INDEX, Route, Trajectories, draw_trajectories
+
+ALONE = World(0, 1, torch.device("cpu"))
+ROUTES = (
+    Route("text_to_image", steps=2, every=3, count=6),
+    Route("image_to_text", steps=1, every=3, count=4),
+    Route("joint", steps=3, every=2, count=5, speeds=(1.0, 2.0)),
+    Route("image", steps=2, every=2, count=3),
+)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("teacher") / "tiny.safetensors"
+    write_tiny_checkpoint(path, uvit=HEAD)
+    return path
+
+
+@pytest.fixture(scope="module")
+def latents(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five pairs of random latents, with two captions each."""
+    out, shapes = tmp_path_factory.mktemp("latents"), load_checkpoint(teacher).config.uvit.item_shapes
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count: int, name: str) -> torch.Tensor:
+        return torch.randn(count, *shapes[name], generator=generator).half()
+
+    tensors = {"mean": draw(5, "img"), "std": draw(5, "img").abs() / 10, "clip_img": draw(5, "clip_img")}
+    path = out / "00000.safetensors"
+    write_shard(path, tensors | {"text": draw(10, "text"), "first": torch.arange(0, 11, 2)}, {"keys": list("abcde")})
+    shard = {"name": path.name, "samples": 5, "bytes": path.stat().st_size}
+    (out / MANIFEST).write_text(json.dumps({"encoding": {"image_size": 128}, "samples": 5, "shards": [shard]}))
+    return out
+
+
+@pytest.fixture(scope="module")
+def drawn(teacher: Path, latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("drawn")
+    draw_trajectories(network(teacher), ROUTES, Conditions(LatentShards(latents)), out, {"model": "tiny"}, ALONE, seed=3)
+    return out
+
+
+def network(path: Path) -> unidiffuser.uvit.UViT:
+    checkpoint = load_checkpoint(path)
+    return trainable_network(checkpoint.config.uvit, checkpoint.state_dict("uvit", dtype=torch.float32)).eval()
+
+
+# --- routes and trajectories -----------------------------------------------------------------------------------------
+
+
+def test_a_student_takes_every_nth_point_of_the_path() -> None:
+    route = Route("joint", steps=4, every=5, speeds=(1.0, 2.0))
+    assert route.path.steps == 20
+    assert route.student_path.t_img == (1000.0, 750.0, 500.0, 250.0, 0.0)
+    assert route.student_path.t_text == (1000.0, 500.0, 0.0, 0.0, 0.0)
+    assert route.given() == []
+    assert Route("text_to_image").given() == ["text"]
+    assert Route("image_to_text").given() == ["img", "clip_img"]
+    assert Route("image").held("text") == 1000
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [({"task": "gibbs"}, "task is 'gibbs'; choose one of text_to_image"), ({"task": "joint", "steps": 0}, "steps must be at")],
+)
+def test_routes_that_make_no_sense_are_refused(values: dict[str, object], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Route(**values)  # type: ignore[arg-type]
+
+
+def test_trajectories_are_those_of_the_sampler(teacher: Path, latents: Path, drawn: Path) -> None:
+    found = Trajectories(drawn)
+    assert found.size == 18
+    shards = LatentShards(latents)
+    for route, number, first in ((ROUTES[0], 4, 0), (ROUTES[1], 2, 6), (ROUTES[2], 3, 10)):
+        condition = Conditions(shards)(route.task, number) if route.given() else Streams()
+        alone = sample(
+            network(teacher), route.path, condition, guidance=route.guidance, generator=item_generators(3 + number, 1)
+        )
+        assert found.route_of(first + number).task == route.task
+        last = found.read(first + number, route.steps - 1)
+        for name, value in alone.items():
+            torch.testing.assert_close(last[name][1], value[0], rtol=2e-3, atol=2e-3)  # half precision
+    assert "text" not in found.read(15, 0)  # marginalised
+
+
+def test_each_caption_of_a_pair_gets_its_turn(latents: Path) -> None:
+    shards = LatentShards(latents)
+    conditions, row = Conditions(shards), shards.read(torch.tensor([2]))[0]
+    for number, caption in ((2, 0), (7, 1), (12, 0)):
+        assert torch.equal(conditions("text_to_image", number).need("text")[0], row["text"][caption])
+    assert not torch.equal(conditions("image_to_text", 2).need("img"), conditions("image_to_text", 7).need("img"))
+
+
+def test_drawing_goes_on_and_refuses_other_settings(teacher: Path, latents: Path, tmp_path: Path) -> None:
+    net, conditions, counts = network(teacher), Conditions(LatentShards(latents)), list[int]()
+
+    def draw(*routes: Route, seed: int = 0) -> None:
+        draw_trajectories(net, routes, conditions, tmp_path, {}, ALONE, seed=seed, watch=counts.append)
+
+    draw(*ROUTES[:2])
+    before = (tmp_path / "image_to_text-00000.safetensors").read_bytes()
+    (tmp_path / "image_to_text-00000.safetensors").unlink()
+    draw(*ROUTES[:2])
+    assert counts == [6, 4, 4]
+    assert (tmp_path / "image_to_text-00000.safetensors").read_bytes() == before
+    with pytest.raises(ValueError, match=r"other settings .*seed 0 there, 1 here"):
+        draw(*ROUTES[:2], seed=1)
+    with pytest.raises(ValueError, match="one route"):
+        draw(ROUTES[0], replace(ROUTES[0], steps=3))
+    (tmp_path / INDEX).unlink()
+    with pytest.raises(FileNotFoundError, match="draw the trajectories first"):
+        Trajectories(tmp_path)
+
+
+# --- the target of a step --------------------------------------------------------------------------------------------
+
+
+@given(before=st.floats(2, 1000), fraction=st.floats(0, 0.95), seed=st.integers(0, 99))
+def test_the_wanted_picture_ends_the_step_where_the_teacher_was(before: float, fraction: float, seed: int) -> None:
+    after = fraction * before
+    generator = torch.Generator().manual_seed(seed)
+    here, there = torch.randn(2, 3, 4, generator=generator)
+    x0 = wanted_x0(here, there, before, after).double()
+    (alpha_a, alpha_b), (sigma_a, sigma_b) = alpha_sigma(torch.tensor([before, after], dtype=torch.float64))
+    reached = alpha_b * x0 + sigma_b * (here.double() - alpha_a * x0) / sigma_a
+    torch.testing.assert_close(reached, there.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_errors_are_those_of_the_velocity() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 4, 3, 5, generator=generator)
+    label = torch.tensor([1000.0, 600.0, 5.0, 0.0])
+    x = torch.stack([add_noise(a, b, t) for a, b, t in zip(x0, eps, label, strict=True)])
+    error, count = velocity_errors(eps, x, x0, label)
+    assert error[:3].max() < 1e-6
+    assert count.tolist() == [15, 15, 15, 0]
+    wrong, _ = velocity_errors(eps + 0.1, x, x0, label)
+    alpha, _ = alpha_sigma(label[:3])
+    torch.testing.assert_close(wrong[:3], 15 * (0.1 / alpha).square(), rtol=1e-3, atol=0)
+    assert wrong[3] == 0
+
+
+# --- students --------------------------------------------------------------------------------------------------------
+
+
+def distance(net: unidiffuser.uvit.UViT, found: Trajectories, task: str) -> float:
+    """Mean squared distance of a student's results from its teacher's, from the same starts."""
+    route = found.routes[task]
+    start, end = found.ends(route, route.count)
+    out = sample(net, route.student_path, start, method="ddim", generator=item_generators(0, route.count))
+    moving = [name for name, _ in end.items() if name not in route.given()]
+    return sum((out.need(name) - end.need(name)).square().mean().item() for name in moving)
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_a_student_comes_closer_to_its_teacher(teacher: Path, latents: Path, tmp_path: Path, rank: int | None) -> None:
+    config = distill_config(tmp_path / "run", steps=60, batch_size=18, learning_rate=5e-3, ema_decay=0.9)
+    made = distill(config, teacher, latents, ROUTES[:3], rank=rank, progress=False)
+    found, before = Trajectories(tmp_path / "run/trajectories"), network(teacher)
+    model = unidiffuser.load(teacher if rank else made)
+    if rank:
+        layers = {"uvit": layers_of(model.checkpoint.state_dict("uvit"))}
+        lora = read_lora(made, layers)
+        assert lora.about["method"] == "ddim"
+        assert lora.about["distilled"]["text_to_image"]["steps"] == 2
+        model.load_lora(made)
+    else:
+        assert model.config.defaults["steps"] == 3
+        assert model.config.defaults["guidance"] == 1
+    for task in found.routes:
+        assert distance(model.net, found, task) < 0.8 * distance(before, found, task), task
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+    assert list((tmp_path / "run/samples").glob("*.png"))
+
+
+def test_streams_that_do_not_move_count_nothing(teacher: Path, drawn: Path, tmp_path: Path) -> None:
+    config = distill_config(tmp_path, options={"checkpoint": str(teacher), "trajectories": str(drawn)})
+    stage = DistillStage(config)
+    batch = stage.examples(torch.tensor([0, 6, 10, 15]), [0, 1, 2, 3])
+    assert batch["moves_img"].gt(0).tolist() == [True, False, True, True]
+    assert batch["moves_text"].tolist()[0] == batch["moves_text"].tolist()[3] == CLEAN
+    assert batch["t_text"][3] == 1000
+    torch.manual_seed(1)
+    again = stage.examples(torch.tensor([0, 6, 10, 15]), [0, 1, 2, 3])
+    assert all(torch.equal(batch[name], again[name]) for name in batch)
+
+
+def test_two_processes_and_a_resumed_run_have_the_losses_of_one(teacher: Path, drawn: Path, tmp_path: Path) -> None:
+    def config(name: str, steps: int = 8) -> TrainConfig:
+        options = {"checkpoint": str(teacher), "trajectories": str(drawn), "rank": 2}
+        run = {"save_every": 4, "sample_every": 100, "precision": "no", "options": options}
+        return distill_config(tmp_path / name, steps=steps, batch_size=6, **run)
+
+    one, two = config("one"), config("two")
+    train(DistillStage(one), one, progress=False)
+    finish(launch(two, 2))
+    assert np.abs(np.subtract(losses(tmp_path / "one"), losses(tmp_path / "two"))).max() < 1e-5
+    for name, steps in (("whole", 12), ("broken", 8), ("broken", 12)):
+        again = config(name, steps)
+        again.decay = 0.0
+        train(DistillStage(again), again, progress=False)
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+
+
+def test_unknown_options_are_refused(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown options guidance; known are checkpoint"):
+        DistillStage(distill_config(tmp_path, options={"checkpoint": str(teacher), "guidance": 3}))
+    assert NoisePath.text_to_image(2).steps == 2

@@ -1,0 +1,194 @@
+"""Stage "distill": a student that follows a teacher's noise paths in few unguided evaluations.
+
+The teacher's guided trajectories are kept at the student's few noise levels (see `trajectories`). Between two of them, at
+labels a and b, the student's one deterministic step (DDIM, arXiv 2010.02502) shall end where the teacher was, so its x_0 is
+
+    x_0* = (x_b - r x_a) / (alpha_b - r alpha_a),   r = sigma_b / sigma_a
+
+as in progressive distillation (Salimans and Ho, arXiv 2202.00512, appendix G), with all teacher steps of an interval at once
+and a guided teacher (Meng et al., arXiv 2210.03142). Both modalities have targets where both move, so one student serves
+text-to-image, captioning, joint sampling and any other route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..checkpoints.checkpoint import Checkpoint, load_checkpoint
+from ..encoders.autoencoder import Autoencoder
+from ..media.images import to_images
+from ..runtime.lora import write_lora
+from ..samplers import sample
+from ..schedule import alpha_sigma
+from ..streams import MODALITY_OF, Streams, item_generators
+from ..uvit import Block, Predictions, UViT
+from .adapters import AdaptedModel
+from .config import TrainConfig
+from .network import example_cost, export_model, trainable_network
+from .sharding import is_sharded
+from .stage import Batch, ExampleCost, TrainingStage
+from .trajectories import Trajectories
+
+LORA, MODEL = "lora.safetensors", "model.safetensors"
+METHOD = "ddim"
+SHOWN = 8  # pictures of the sample grid
+
+
+class Student(nn.Module):
+    """A network that learns as a whole, or by adapters alone.
+
+    Args:
+        network: float32; it is changed in place.
+        rank: of the adapters; None trains all weights.
+        seed: of the adapters' initial values.
+    """
+
+    def __init__(self, network: UViT, rank: int | None, seed: int):
+        super().__init__()
+        self.adapted = None if rank is None else AdaptedModel(network, None, rank, seed)
+        self.network = network.requires_grad_(True) if self.adapted is None else network
+
+    def forward(self, img: Tensor, clip_img: Tensor, text: Tensor, t_img: Tensor, t_text: Tensor) -> Predictions:
+        """Predicted noise of the three streams, in the shapes of the inputs; labels (B,)."""
+        predicted: Predictions = self.network(img, clip_img, text, t_img, t_text)
+        return predicted
+
+
+class DistillStage(TrainingStage):
+    """Trains a student on trajectories.
+
+    Options:
+        checkpoint: the teacher, from whose weights the student starts.
+        trajectories: folder of `draw_trajectories`.
+        rank: of a LoRA; absent, all weights are trained and a complete model is written.
+        dtype: of an exported model, "float16" if absent.
+
+    Raises:
+        FileNotFoundError: no trajectories, or no checkpoint.
+        ValueError: an unknown option.
+    """
+
+    blocks = (Block,)
+    model: Student
+
+    def __init__(self, config: TrainConfig):
+        known = {"checkpoint", "trajectories", "rank", "dtype"}
+        if unknown := sorted(set(config.options) - known):
+            raise ValueError(f"unknown options {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        self.out, self.name = Path(config.out), str(config.options["checkpoint"])
+        self.trajectories = Trajectories(config.options["trajectories"])
+        self.size = self.trajectories.size
+        self.checkpoint: Checkpoint = load_checkpoint(self.name)
+        self.dtype = getattr(torch, config.options.get("dtype", "float16"))
+        self.rank: int | None = config.options.get("rank")
+        network = trainable_network(self.checkpoint.config.uvit, self.checkpoint.state_dict("uvit", dtype=torch.float32))
+        self.model = Student(network, self.rank, config.seed)
+
+    def fingerprint(self) -> str:
+        return f"{self.trajectories.fingerprint} rank {self.rank}"
+
+    def cost(self) -> ExampleCost:
+        return example_cost(self.checkpoint.config.uvit)
+
+    def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
+        rows = [self._example(index, seed) for index, seed in zip(indices.tolist(), seeds, strict=True)]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _example(self, index: int, seed: int) -> Batch:
+        """One interval of a trajectory: state, labels, target x_0 and labels of what moves (0 for what does not)."""
+        generator = torch.Generator().manual_seed(seed)
+        route = self.trajectories.route_of(index)
+        interval = int(torch.randint(route.steps, (), generator=generator))
+        states = self.trajectories.read(index, interval)
+        example: Batch = {}
+        for name, modality in MODALITY_OF.items():
+            before, after = route.student_path.labels(modality)[interval : interval + 2]
+            if name in states:
+                here, there = states[name]
+            else:  # marginalised: noise at each evaluation
+                here = there = torch.randn(self.model.network.config.item_shapes[name], generator=generator)
+            example |= {name: here, f"t_{modality}": torch.tensor(before)}
+            example[f"moves_{modality}"] = torch.tensor(before if after < before else 0.0)
+            example[f"x0_{name}"] = wanted_x0(here, there, before, after) if after < before else torch.zeros_like(here)
+        return example
+
+    def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """ "img", "clip_img" and "text": mean errors of the streams where they move."""
+        predicted = Streams(*model(*(batch[name] for name in MODALITY_OF), batch["t_img"], batch["t_text"]))
+        terms = {}
+        errors, elements = torch.zeros(2, len(batch["t_img"]), device=batch["t_img"].device).unbind()
+        for name, eps in predicted.items():
+            label = batch[f"moves_{MODALITY_OF[name]}"].float()
+            error, count = velocity_errors(eps, batch[name], batch[f"x0_{name}"], label)
+            terms[name] = (error.sum() / count.sum().clamp_min(1)).detach()
+            errors, elements = errors + error, elements + count
+        return {"loss": (errors / elements).mean(), **terms}
+
+    @cached_property
+    def _decode(self) -> Autoencoder:
+        return Autoencoder.from_checkpoint(self.checkpoint, "cpu", torch.float32)
+
+    def sample(self, model: Any) -> Image.Image | None:
+        """The first pictures of each route that draws some: the teacher's, and below them the student's from the same noise."""
+        if is_sharded(self.model):
+            return None
+        device, rows = next(self.model.parameters()).device, []
+        for route in self.trajectories.routes.values():
+            if route.held("img") is not None:
+                continue
+            count = min(SHOWN, route.count)
+            start, end = self.trajectories.ends(route, count)
+            settings: dict[str, Any] = {"method": METHOD, "generator": item_generators(0, count)}
+            drawn = sample(self.model.network, route.student_path, start.to(device), **settings)
+            rows += [end.need("img"), drawn.need("img").cpu()]
+        if not rows:
+            return None
+        pixels = [self._decode.decode(x) for x in rows]
+        return to_images(torch.cat([torch.cat(list(row), dim=2) for row in pixels if len(row) == len(pixels[0])], dim=1)[None])[
+            0
+        ]
+
+    def export(self, model: Any) -> None:
+        """Write the LoRA, or the checkpoint with the student's network."""
+        student: Student = model
+        routes = {task: {"steps": route.steps, "speeds": route.speeds} for task, route in self.trajectories.routes.items()}
+        if student.adapted is not None:
+            about = {"model": self.name, "rank": self.rank, "distilled": routes, "method": METHOD, "guidance": 1}
+            write_lora(self.out / LORA, student.adapted.changes(), about)
+            return
+        steps = max(route.steps for route in self.trajectories.routes.values())
+        defaults = {**self.checkpoint.config.defaults, "steps": steps, "guidance": 1.0}
+        export_model(self.checkpoint, student.network, self.out / MODEL, self.dtype, defaults)
+
+
+def wanted_x0(here: Tensor, there: Tensor, before: float, after: float) -> Tensor:
+    """The x_0 whose DDIM step from the state `here` at label `before` ends at the state `there` at label `after` < `before`."""
+    (alpha_a, alpha_b), (sigma_a, sigma_b) = alpha_sigma(torch.tensor([before, after], dtype=torch.float64))
+    ratio = sigma_b / sigma_a
+    return ((there.double() - ratio * here.double()) / (alpha_b - ratio * alpha_a)).float()
+
+
+def velocity_errors(eps: Tensor, x: Tensor, x0: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared error of the velocity of a stream, summed over each item, and the number of elements summed; both (B,).
+
+    The velocity alpha eps - sigma x_0 weighs the error of x_0 by SNR + 1, which stays sound at the high noise of a first step,
+    where that of the noise says nothing of the picture (Salimans and Ho, section 4).
+
+    Args:
+        eps: predicted noise (B, ...).
+        x: the state that it was predicted from.
+        x0: the wanted x_0.
+        label: (B,); rows at 0 do not move and count no elements.
+    """
+    moves = label > 0
+    alpha, sigma = (level.view(-1, *[1] * (x.ndim - 1)) for level in alpha_sigma(label.clamp_min(1.0)))
+    error = (eps.float() - (x - alpha * x0) / sigma) / alpha
+    squared = error.square().flatten(1)
+    return squared.sum(1) * moves, moves * float(squared.shape[1])

@@ -1,0 +1,100 @@
+"""From latent shards to a student: the conditions of the trajectories, and the two steps of a distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoints.checkpoint import load_checkpoint
+from ..data.shards import LatentShards
+from ..distributed import joined
+from ..evaluation.digests import weights_digest
+from ..streams import Streams
+from .config import TrainConfig
+from .distill import LORA, MODEL, DistillStage
+from .loop import train
+from .network import trainable_network
+from .trajectories import Route, draw_trajectories
+
+FOLDER = "trajectories"  # in the run folder
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Clean streams of encoded pairs, as conditions of trajectories: pair k modulo their number, its captions in turn."""
+
+    shards: LatentShards
+    seed: int = 0
+
+    def __call__(self, task: str, number: int) -> Streams:
+        """The condition (1, ...) of trajectory `number`: captions for pictures, pictures for captions."""
+        turn, index = divmod(number, len(self.shards))
+        (row,) = self.shards.read(torch.tensor([index]))
+        if task == "text_to_image":
+            return Streams(text=row["text"][turn % len(row["text"])][None])
+        generator = torch.Generator().manual_seed(self.seed + number)
+        img = row["mean"] + row["std"] * torch.randn(row["mean"].shape, generator=generator)
+        return Streams(img=img[None], clip_img=row["clip_img"][None])
+
+
+def distill_config(
+    out: str | Path, *, steps: int = 1000, batch_size: int = 48, learning_rate: float = 3e-4, **more: Any
+) -> TrainConfig:
+    """Settings of the training loop for a student; `more` are fields of `TrainConfig`."""
+    values = {
+        "warmup_steps": max(1, steps // 10),
+        "decay": 0.9,
+        "betas": (0.9, 0.95),
+        "weight_decay": 0.01,
+        "ema_decay": 0.998,
+        "save_every": 100,
+        "sample_every": max(1, steps // 4),
+        **more,
+    }
+    return TrainConfig("distill", str(out), steps, batch_size, learning_rate=learning_rate, **values)
+
+
+def distill(
+    config: TrainConfig,
+    model: str | Path,
+    latents: str | Path,
+    routes: Sequence[Route],
+    *,
+    rank: int | None = None,
+    progress: bool = True,
+    watch: Callable[[int], None] = lambda done: None,
+) -> Path:
+    """Draw the trajectories of a model and train a student on them; what is finished of an earlier run is kept.
+
+    Args:
+        config: of the run, see `distill_config`.
+        model: checkpoint file or folder of the teacher.
+        latents: shards of pairs encoded by it (`unidiffuser data encode`). Keep pairs that the student shall not see out of it.
+        routes: what the student learns.
+        rank: of a LoRA; None trains all weights.
+        progress: show progress bars.
+        watch: called with the number of trajectories that were drawn, file by file.
+
+    Returns:
+        The LoRA file, or the complete model.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, or no shards.
+        ValueError: a folder of other settings; see also `training.loop.train`.
+    """
+    out, shards = Path(config.out), LatentShards(latents)
+    checkpoint = load_checkpoint(model)
+    settings = {"model": weights_digest(checkpoint), "latents": shards.fingerprint}
+    with joined() as world:
+        weights = checkpoint.state_dict("uvit", dtype=torch.float32)
+        network = trainable_network(checkpoint.config.uvit, weights).to(world.device).eval()
+        given = Conditions(shards, config.seed)
+        draw_trajectories(network, routes, given, out / FOLDER, settings, world, seed=config.seed, watch=watch)
+    options = {"checkpoint": str(model), "trajectories": str(out / FOLDER)} | ({} if rank is None else {"rank": rank})
+    config.options = {**options, **config.options}
+    train(DistillStage(config), config, progress=progress)
+    return out / (MODEL if rank is None else LORA)

@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_scale import finish, launch, losses
 from tiny import HEAD, write_tiny_checkpoint
+from typer.testing import CliRunner
 
 import unidiffuser
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
+from unidiffuser.cli import app
 from unidiffuser.data.shards import MANIFEST, LatentShards, write_shard
 from unidiffuser.distributed import World
-from unidiffuser.path import CLEAN, NoisePath
+from unidiffuser.path import CLEAN
 from unidiffuser.runtime.lora import layers_of, read_lora
 from unidiffuser.samplers import sample
 from unidiffuser.schedule import add_noise, alpha_sigma
@@ -233,7 +235,19 @@ def test_two_processes_and_a_resumed_run_have_the_losses_of_one(teacher: Path, d
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
 
 
+def test_the_command(teacher: Path, latents: Path, tmp_path: Path) -> None:
+    arguments = ["distill", str(latents), "--model", str(teacher), "--out", str(tmp_path / "out"), "--count", "3"]
+    short = ["--steps", "2", "--batch-size", "2", "--teacher-steps", "4", "--rank", "2"]
+    done = CliRunner().invoke(app, [*arguments, *short, "--task", "text-to-image=2", "--task", "joint=2"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out/lora.safetensors").is_file()
+    assert sorted(Trajectories(tmp_path / "out/trajectories").routes) == ["joint", "text_to_image"]
+    for entry, text in (("joint", "TASK=STEPS"), ("gibbs=2", "choose one of text_to_image")):
+        wrong = CliRunner().invoke(app, [*arguments, "--task", entry])
+        assert wrong.exit_code == 2
+        assert text in wrong.output
+
+
 def test_unknown_options_are_refused(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown options guidance; known are checkpoint"):
         DistillStage(distill_config(tmp_path, options={"checkpoint": str(teacher), "guidance": 3}))
-    assert NoisePath.text_to_image(2).steps == 2

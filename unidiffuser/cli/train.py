@@ -57,8 +57,8 @@ def run_stage(config: Path, steps: int | None, out: str | None, stages: Mapping[
     from ..training.stages import make_stage
 
     settings = TrainConfig.from_file(config, steps=steps, out=out)
-    run(make_stage(settings, stages), settings, watch=_samples_in(Path(settings.out)), estimate=_announced())
-    if os.environ.get("RANK", "0") == "0":
+    run(make_stage(settings, stages), settings, watch=samples_in(Path(settings.out)), estimate=announced())
+    if is_main():
         typer.echo(f"done: {settings.out}")
 
 
@@ -105,7 +105,7 @@ def train_lora(
     )
     with _sampling_prior(kept, quiet) as watch:
         stage = lora_stage(config, watch)
-    run(stage, config, progress=not quiet, watch=_samples_in(out, quiet), estimate=_announced(quiet))
+    run(stage, config, progress=not quiet, watch=samples_in(out, quiet), estimate=announced(quiet))
     typer.echo(f"wrote {out / FILE}", err=True)
 
 
@@ -144,10 +144,9 @@ def fine_tune(
     from ..training.fine_tune import FILE, fine_tune_config, fine_tune_stage, prepare
     from ..training.loop import train as run
 
-    with _bar("encoding", "pair", quiet) as encoded:
+    with bar("encoding", "pair", quiet) as encoded:
         prepared = prepare(pictures, out, model, image_size=image_size, variations=variations, seed=seed, report=encoded)
-    main = os.environ.get("RANK", "0") == "0"
-    for line in prepared.warnings() if main else ():
+    for line in prepared.warnings() if is_main() else ():
         typer.echo(line, err=True)
     config = fine_tune_config(
         out,
@@ -166,8 +165,8 @@ def fine_tune(
     )
     with _sampling_prior(kept, quiet) as watch:
         stage = fine_tune_stage(config, watch)
-    run(stage, config, progress=not quiet, watch=_samples_in(out, quiet), estimate=_announced(quiet))
-    if main:
+    run(stage, config, progress=not quiet, watch=samples_in(out, quiet), estimate=announced(quiet))
+    if is_main():
         typer.echo(f"wrote {out / FILE}", err=True)
 
 
@@ -179,16 +178,21 @@ def check_pictures(folder: Path) -> None:
         raise FileNotFoundError(f"{shown(folder)} holds no picture ({', '.join(PICTURE_FORMATS)})")
 
 
+def is_main() -> bool:
+    """Whether this process is the first that the launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
-def _bar(work: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+def bar(work: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A progress bar, as a function of what is done and the total."""
     from tqdm import tqdm
 
-    with tqdm(desc=work, unit=unit, disable=quiet or os.environ.get("RANK", "0") != "0") as bar:
+    with tqdm(desc=work, unit=unit, disable=quiet or not is_main()) as shown_bar:
 
         def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            shown_bar.total = total
+            shown_bar.update(done - shown_bar.n)
 
         yield show
 
@@ -196,12 +200,12 @@ def _bar(work: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int], Non
 @contextmanager
 def _sampling_prior(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
     """A progress bar for prior samples."""
-    with _bar("sampling what the model knows", "pair", quiet) as show:
+    with bar("sampling what the model knows", "pair", quiet) as show:
         show(0, total)
         yield lambda done: show(done, total)
 
 
-def _announced(quiet: bool = False) -> Callable[[float], None] | None:
+def announced(quiet: bool = False) -> Callable[[float], None] | None:
     """Says how long the training takes, before it starts."""
     if quiet:
         return None
@@ -214,7 +218,7 @@ def _announced(quiet: bool = False) -> Callable[[float], None] | None:
     return say
 
 
-def _samples_in(out: Path, quiet: bool = False) -> Callable[[int, dict[str, float], Image.Image | None], None]:
+def samples_in(out: Path, quiet: bool = False) -> Callable[[int, dict[str, float], Image.Image | None], None]:
     """Says where each sample is, as soon as it is there."""
     from tqdm import tqdm
 

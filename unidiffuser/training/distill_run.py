@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..evaluation.digests import weights_digest
 from ..streams import Streams
 from .config import TrainConfig
 from .distill import LORA, MODEL, DistillStage
-from .loop import train
+from .loop import Estimate, Watch, train
 from .network import trainable_network
 from .trajectories import Route, draw_trajectories
 
@@ -58,6 +58,23 @@ def distill_config(
     return TrainConfig("distill", str(out), steps, batch_size, learning_rate=learning_rate, **values)
 
 
+def routes_for(model: str | Path, wanted: Mapping[str, int], *, teacher_steps: int, guidance: float, count: int) -> list[Route]:
+    """Routes of a model's tasks; "joint" takes the speeds that its file suggests.
+
+    Args:
+        model: name or path of the teacher.
+        wanted: steps of the student by task.
+        teacher_steps: of the teacher, rounded to a multiple of the student's.
+        guidance: of the teacher.
+        count: trajectories of each route.
+    """
+    image, text = load_checkpoint(model).config.defaults.get("speeds", (1.0, 1.0))
+    return [
+        Route(task, few, max(1, round(teacher_steps / few)), guidance, count, (float(image), float(text)))
+        for task, few in wanted.items()
+    ]
+
+
 def distill(
     config: TrainConfig,
     model: str | Path,
@@ -66,18 +83,21 @@ def distill(
     *,
     rank: int | None = None,
     progress: bool = True,
-    watch: Callable[[int], None] = lambda done: None,
+    drawn: Callable[[int], None] = lambda count: None,
+    watch: Watch | None = None,
+    estimate: Estimate | None = None,
 ) -> Path:
     """Draw the trajectories of a model and train a student on them; what is finished of an earlier run is kept.
 
     Args:
         config: of the run, see `distill_config`.
-        model: checkpoint file or folder of the teacher.
+        model: name or path of the teacher.
         latents: shards of pairs encoded by it (`unidiffuser data encode`). Keep pairs that the student shall not see out of it.
         routes: what the student learns.
         rank: of a LoRA; None trains all weights.
         progress: show progress bars.
-        watch: called with the number of trajectories that were drawn, file by file.
+        drawn: called with the number of trajectories that were drawn, file by file.
+        watch, estimate: see `training.loop.train`.
 
     Returns:
         The LoRA file, or the complete model.
@@ -93,8 +113,8 @@ def distill(
         weights = checkpoint.state_dict("uvit", dtype=torch.float32)
         network = trainable_network(checkpoint.config.uvit, weights).to(world.device).eval()
         given = Conditions(shards, config.seed)
-        draw_trajectories(network, routes, given, out / FOLDER, settings, world, seed=config.seed, watch=watch)
+        draw_trajectories(network, routes, given, out / FOLDER, settings, world, seed=config.seed, watch=drawn)
     options = {"checkpoint": str(model), "trajectories": str(out / FOLDER)} | ({} if rank is None else {"rank": rank})
     config.options = {**options, **config.options}
-    train(DistillStage(config), config, progress=progress)
+    train(DistillStage(config), config, progress=progress, watch=watch, estimate=estimate)
     return out / (MODEL if rank is None else LORA)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..unidiffuser.schedule import label_of_sigma
@@ -19,6 +18,7 @@ from ..unidiffuser.steppers import Interval, Level, Point, dpmpp_2m
 from ..unidiffuser.streams import draw_noise, item_generators
 from .input_checks import check_image_latent, clip_token
 from .memory_errors import say_what_to_do
+from .model_warnings import model_warnings
 from .side_streams import SIDE, Companion, SideStreams, closing, guided
 
 HISTORY = 3  # points that are kept; the stepper uses two, one more allows a sampler to step back
@@ -101,9 +101,8 @@ def sample_with_token(
         lambda: draw_noise((net.num_text_tokens, net.text_dim), generators, "cpu"),
         from_noise=float(sigmas[0]) > largest or math.isclose(float(sigmas[0]), largest, rel_tol=1e-5),
     )
-    for warning in (advice, cache_warning(guider.model_patcher)):
-        if warning:
-            options[SIDE].notes.warn(warning)
+    for warning in filter(None, (advice, *model_warnings(guider.model_patcher))):
+        options[SIDE].notes.warn(warning)
     try:
         with say_what_to_do(), options[SIDE].running(model):
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -124,16 +123,6 @@ def predict_with_token(
         out = executor(x, timestep, options, seed)
     token.learn(executor.class_obj)
     return out
-
-
-def cache_warning(patcher: Any) -> str | None:
-    """A warning if the MODEL has the node "LazyCache"."""
-    if not patcher.get_wrappers(WrappersMP.PREDICT_NOISE, "lazycache"):
-        return None
-    return (
-        "'LazyCache' adds an earlier step's change to the picture, which leaves noise in models of Stable Diffusion's noise "
-        "schedule. Use 'EasyCache' instead."
-    )
 
 
 def drawn_items(noise: Tensor, seed: int) -> list[int]:

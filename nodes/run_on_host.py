@@ -21,6 +21,7 @@ from ..unidiffuser.streams import Streams, item_generators, start_streams
 from .host_guidance import HostGuidance, HostNet
 from .host_patches import node_of
 from .memory_errors import say_what_to_do
+from .model_warnings import model_warnings
 from .side_streams import SIDE, Companion
 from .stream_inputs import INPUT_OF, require_model, text_latent
 from .types import show_warning
@@ -80,6 +81,8 @@ def in_host(
     guider = comfy.samplers.CFGGuider(patcher)
     guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     companion = guider.model_options.setdefault("transformer_options", {})[SIDE] = Companion()
+    for warning in model_warnings(patcher):
+        companion.notes.warn(warning)
     guider.set_conds(positive or nothing, negative or nothing)
     placeholder = torch.zeros(count, *(image or config.item_shapes["img"]))
     sampler = _Borrowed(function)

@@ -214,6 +214,24 @@ def test_a_patch_on_the_model_acts_in_both_samplers_alike(server: HostServer, no
     torch.testing.assert_close(one, other, rtol=0, atol=min(1e-3, effect / 20))
 
 
+@pytest.mark.parametrize(
+    ("node", "inputs", "kind"),
+    [
+        ("ModelSamplingDiscrete", {"sampling": "v_prediction", "zsnr": False}, "v_prediction"),
+        ("ModelSamplingSD3", {"shift": 3.0}, "that of a flow model"),
+    ],
+)
+def test_the_sampling_of_another_kind_of_model_is_named(
+    server: HostServer, node: str, inputs: dict[str, object], kind: str
+) -> None:
+    words = f"A node sets the sampling of the MODEL to {kind}"
+    before = server.log.count(words)
+    both(server, patched(node, **inputs))
+    assert server.log.count(words) == before + 2
+    both(server, patched("ModelSamplingDiscrete", sampling="eps", zsnr=False))
+    assert server.log.count(words) == before + 2
+
+
 FREE_U = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
 SHRINK = {
     "block_number": 1,

@@ -1,0 +1,46 @@
+"""Warnings of nodes behind a MODEL that spoil the pictures of UniDiffuser: they are made for another kind of model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy.model_sampling import EPS, V_PREDICTION, X0
+from comfy.patcher_extension import WrappersMP
+
+
+def model_warnings(patcher: Any) -> list[str]:
+    """A sentence for each such node, with what to do."""
+    found = (_cache_warning(patcher), _sampling_warning(patcher), _tile_warning(patcher))
+    return [warning for warning in found if warning]
+
+
+def _cache_warning(patcher: Any) -> str | None:
+    if not patcher.get_wrappers(WrappersMP.PREDICT_NOISE, "lazycache"):
+        return None
+    return (
+        "'LazyCache' adds an earlier step's change to the picture, which leaves noise in models of Stable Diffusion's noise "
+        "schedule. Use 'EasyCache' instead."
+    )
+
+
+def _sampling_warning(patcher: Any) -> str | None:
+    """Of a node that replaces the model's sampling by that of another prediction."""
+    sampling = patcher.get_model_object("model_sampling")
+    if isinstance(sampling, EPS) and not isinstance(sampling, (V_PREDICTION, X0)):
+        return None
+    kind = (
+        "v_prediction" if isinstance(sampling, V_PREDICTION) else "x0" if isinstance(sampling, X0) else "that of a flow model"
+    )
+    return (
+        f"A node sets the sampling of the MODEL to {kind}, but UniDiffuser predicts noise ('eps'), so the picture is wrong. "
+        f"Remove that ModelSampling node, or choose 'eps' in it."
+    )
+
+
+def _tile_warning(patcher: Any) -> str | None:
+    if type(patcher.model_options.get("model_function_wrapper")).__name__ != "SpotDiffusion":
+        return None
+    return (
+        "'Tiled Diffusion' with the method SpotDiffusion moves the tiles across the edges of the picture, which UniDiffuser "
+        "draws as seams. Use the method Mixture of Diffusers."
+    )

@@ -143,9 +143,10 @@ def test_tables_that_cannot_be_read_are_reported_and_tried_again(tmp_path):
     whole = bytearray((source / "a.parquet").read_bytes())
     whole[40:400] = bytes(360)
     (source / "d.parquet").write_bytes(whole)
+    (source / "e.parquet").write_bytes((source / "a.parquet").read_bytes().replace(b"similarity", b"\xff" * 10))
     count = filter_tables(source, out, Rules())
     assert count.read == 100
-    assert set(count.unreadable) == {"b.parquet", "c.parquet", "d.parquet"}
+    assert set(count.unreadable) == {"b.parquet", "c.parquet", "d.parquet", "e.parquet"}
     assert {p.name for p in out.glob("*.parquet")} == {"a.parquet"}
     before = (out / "a.parquet").stat().st_mtime_ns
     pq.write_table(laion(60), source / "b.parquet")

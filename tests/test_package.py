@@ -87,6 +87,16 @@ def test_extras_that_texts_name_exist() -> None:
 
 
 @pytest.mark.slow
+def test_a_typed_script_passes_mypy() -> None:
+    pytest.importorskip("mypy")
+    script = Path(__file__).with_name("typed_use.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(script)], cwd=ROOT, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout.decode()
+
+
+@pytest.mark.slow
 def test_the_library_example_of_the_readme_runs_as_it_stands() -> None:
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert example is not None

@@ -145,12 +145,13 @@ def _filter_file(file: Path, target: Path, rules: Rules, renamed: dict[str, str]
 
     try:
         table = pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
+        names = table.schema_arrow.names
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # UnicodeError: a damaged name of a column
         log.warning("%s cannot be read (%s); skipped", file, error)
         return Count(unreadable={file.name: str(error).splitlines()[0]})
     with table:
         schema = table.schema_arrow
-        columns = find_columns(schema.names, renamed)
+        columns = find_columns(names, renamed)
         tests = list(_tests(rules, columns, file))
         count = Count(files=1, dropped={name: 0 for name, _ in tests})
         try:
@@ -174,7 +175,7 @@ def _batches(table: pq.ParquetFile, rows: int) -> Iterator[pa.RecordBatch]:
 
     try:
         yield from table.iter_batches(rows)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise _Damaged(str(error)) from error
 
 

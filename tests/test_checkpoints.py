@@ -460,6 +460,11 @@ def test_truncated_safetensors(keep: int, ours: Path, tmp_path: Path) -> None:
         ({"config": '{"vae": {"ddconfig": {"ch_mult": [1, "2"]}}}'}, "vae.ddconfig.ch_mult must be a whole number"),
         ({"config": '{"clip_image": {"image_mean": 0.5}}'}, "clip_image.image_mean must be a list"),
         ({"config": '{"caption": {"gpt2": {"n_embd": -1}}}'}, "caption.gpt2.n_embd must be a whole number, not -1"),
+        ({"config": '{"vae": {"scale_factor": 18446744073709551616}}'}, "vae.scale_factor must be a number"),
+        (
+            {"config": json.dumps({"vae": {"ddconfig": {k: v for k, v in V1.vae.ddconfig.items() if k != "ch"}}})},
+            "ch is missing",
+        ),
         ({"config": '{"defaults": {"steps": true}}'}, "defaults.steps must be a whole number, not True"),
         ({"config": '{"image_size": 1000000}'}, "image_size must be 1 to 8192 pixels"),
         ({"config": '{"uvit": {"num_text_tokens": 1000000000}}'}, "ask for 1000001028 positions, but pos_embed has 0"),

@@ -15,6 +15,7 @@ from typing import Any
 from ..media.json_files import brief, read_object
 
 TEXT_HEADS, IMAGE_HEADS = 8, 12  # of a CLIP config that does not say, as in transformers
+LARGEST = 1e12  # of a number that is no size
 LONGEST = 1000  # entries of a list, characters of a text
 _TOWER = {"attention_dropout": 0.0, "initializer_factor": 1.0, "initializer_range": 0.02, "projection_dim": 1, "dropout": 0.0}
 _MORE: Mapping[str, Any] = {  # fields that v1's config does not have; a tuple lists alternatives
@@ -111,7 +112,7 @@ def _is_like(value: Any, example: Any) -> bool:
     if isinstance(example, int):
         return isinstance(value, int) and value >= 0
     if isinstance(example, float):
-        return isinstance(value, (int, float)) and abs(value) < 1e30 and math.isfinite(value)
+        return isinstance(value, (int, float)) and abs(value) <= LARGEST and math.isfinite(value)
     return isinstance(example, str) and isinstance(value, str) and len(value) <= LONGEST
 
 

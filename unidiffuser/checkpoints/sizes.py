@@ -32,6 +32,9 @@ def check_sizes(config: ModelConfig, shapes: Mapping[str, Mapping[str, Tensor]])
         ValueError: a size is no whole number or too large; names its field.
     """
     uvit, dd, text, image, gpt2 = config.uvit, config.vae.ddconfig, config.clip_text, config.clip_image, config.caption.gpt2
+    for name in V1.vae.ddconfig.keys() - {"double_z", "resolution", "attn_resolutions", "dropout"}:
+        if name not in dd:
+            raise ValueError(f"vae.ddconfig.{name} is missing")
     grid = image.get("image_size", 0) // image.get("patch_size", 1)
     table = "embeddings.position_embedding.weight"
     sizes = [  # (field, size in the config, part, prefix of numbered modules or name of a table)

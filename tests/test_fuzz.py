@@ -15,8 +15,9 @@ CHECKPOINTS = {"checkpoint": 10_000, "diffusers": 5_000, "original": 5_000}
 
 @pytest.mark.parametrize("kind", LIBRARY)
 def test_mutants(kind: str) -> None:
-    outcome = run(kind, range(40))
-    assert outcome.counts["loaded"] + outcome.counts["error"] == 40, outcome.bad
+    count = {"diffusers": 15, "original": 10}.get(kind, 40)  # large vocabularies take their time
+    outcome = run(kind, range(count))
+    assert outcome.counts["loaded"] + outcome.counts["error"] == count, outcome.bad
     assert outcome.counts["error"] > 0
 
 

@@ -15,7 +15,7 @@ NOTE_LINE, NOTE_LETTERS, NOTE_ROOM = 20, 46, 40  # of the note: height and lette
 VIEW = (1600, 920)  # pixels of the canvas of a small window
 LEAST_SCALE = 0.65  # below it the host draws no text that can be read
 ROOM = {  # height below slots and widgets, for what a node shows after a run
-    "UniDiffuserLoader": 20,
+    "UniDiffuserLoader": 64,
     "PreviewImage": 260,
     "SaveImage": 310,
     "SaveAnimatedWEBP": 260,

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIDE, GIVEN, ARROW, FONT, INK = 512, 128, 28, 26, "#202020"
 BADGE = 64  # height of the strip that stays empty for the badge
-DESCRIBED = ("Image to text", "Caption then Stable Diffusion 1.5")
+DESCRIBED = ("Image to text", "Partial caption rewriting", "Caption then Stable Diffusion 1.5")
 SAVED = ("SaveImage", "UniDiffuserShowPairs", "PreviewImage")
 
 
@@ -52,6 +52,8 @@ def results(server: HostServer, title: str) -> Shown:
     made = next((found for found in map(pictures, SAVED) if found), [])
     captions = outputs("UniDiffuserCaptionPicture") or outputs("UniDiffuserShowPairs") or outputs("UniDiffuserDecodeCaption")
     texts = [line for output in captions for text in output["text"] for line in text.splitlines() if line]
+    before = [node["inputs"]["text"] for node in prompt.values() if node["class_type"] == "UniDiffuserRewriteWords"]
+    texts = [f"{text}  >  {line}" for text in before for line in texts] or texts
     if title in DESCRIBED:  # the image that is described is the one that is shown
         made = []
     return Shown(given, made, texts)

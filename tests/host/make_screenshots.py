@@ -46,7 +46,7 @@ HELP: dict[str, dict[str, tuple[str, ...]]] = {  # by workflow and help page: th
         "CaptionPicture": ("UniDiffuserCaptionPicture", "UniDiffuserShowPairs"),
     },
     "Caption step by step": {
-        "EncodePicture": ("UniDiffuserEncodePicture", "UniDiffuserSampler"),
+        "EncodePicture": ("UniDiffuserEncodePicture", "UniDiffuserNoisePath", "UniDiffuserSampler", "UniDiffuserDecodeCaption"),
         "DecodeCaption": ("UniDiffuserSampler", "UniDiffuserDecodeCaption"),
     },
     "Prompt helper": {
@@ -59,7 +59,7 @@ HELP: dict[str, dict[str, tuple[str, ...]]] = {  # by workflow and help page: th
     },
     "Noise path exploration": {"NoisePath": ("UniDiffuserNoisePath", "UniDiffuserSampler", "UniDiffuserShowPairs")},
     "Partial caption rewriting": {
-        "RewriteWords": ("UniDiffuserRewriteWords", "UniDiffuserSampler", "UniDiffuserDecodeCaption")
+        "RewriteWords": ("UniDiffuserRewriteWords", "UniDiffuserNoisePath", "UniDiffuserSampler", "UniDiffuserDecodeCaption")
     },
     "Interpolation": {"Interpolate": ("UniDiffuserExamplePicture", "UniDiffuserInterpolate", "UniDiffuserShowPairs")},
     "Gibbs chain": {"GibbsChain": ("UniDiffuserGibbsChain", "UniDiffuserShowPairs")},

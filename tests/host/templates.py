@@ -132,7 +132,7 @@ def joint(info: Info, title: str) -> Flow:
         "**Try next:** drag the line in the square, or type other speeds. Change the *seed* for other pairs.",
         SEEDS_DIFFER,
     )
-    made = p.sampler(p.path("joint", **AHEAD), latent_image=p.empty(4, 1), seed=SEEDS[title])
+    made = p.sampler(p.path("joint", **AHEAD), latent_image=p.empty(4, 1), seed=SEEDS[title], lines=2)
     images = p.decoded(made[0], 2)
     p.pairs(images, p.words(made[2], 3, 4)[0], 3, 9)
     return p.flow
@@ -160,7 +160,7 @@ def text_variation(info: Info, title: str) -> Flow:
         title,
         "Makes variations of a text: the first sampler turns it into images, the second one captions these as latents, "
         "without pixels in between.",
-        "**Try next:** a prompt without a style, such as *boat*: each caption then says what its image became.",
+        "**Try next:** a prompt without a style, such as *sailboat*: each caption then says what its image became.",
         "**Text to Pair** does the same in one node.",
         SEEDS_DIFFER,
     )
@@ -184,7 +184,7 @@ def hires_fix(info: Info, title: str) -> Flow:
         "A warning on the second KSampler says that the size is larger than the model was trained on. That is expected here.",
         SEEDS_DIFFER,
     )
-    prompt = p.text("castle, fluent")
+    prompt = p.text("strawberry, fluent")
     nothing = p.add("ConditioningZeroOut", 1, conditioning=prompt)[0]
     shared = {"model": p.model, "positive": prompt, "negative": nothing, "steps": 20, "cfg": GUIDANCE}
     shared |= {"sampler_name": "dpmpp_2m", "scheduler": "normal", "seed": SEEDS[title]}
@@ -211,7 +211,7 @@ def inpainting(info: Info, title: str) -> Flow:
     right = p.add("SolidMask", 1, value=1.0, width=SIDE // 2, height=SIDE)[0]
     mask = p.add("MaskComposite", 1, destination=left, source=right, x=SIDE // 2, y=0, operation="add")[0]
     encoded = p.encoded(picture, 1, mask=mask)
-    text = p.text("lion, noto", 1)
+    text = p.text("hamster, noto", 1)
     path = p.path("text to image", 2, **HOLD)
     made = p.sampler(path, 2, text=text, latent_image=encoded[0], clip_vision_output=encoded[1], seed=SEEDS[title])
     p.show(made[0], 3)
@@ -284,7 +284,7 @@ def noise_paths(info: Info, title: str) -> Flow:
     p = Parts(
         info,
         title,
-        "The same seed along three paths: both together, the caption first, the image first. The last two are drawn by hand.",
+        "The same seed along three paths that are drawn by hand: both together, the caption first, the image first.",
         "A path says how noisy image (x axis) and caption (y axis) are at each step, from the upper right (noise) to the lower "
         "left (clean).",
         "**Try next:** drag a point, double-click the line to add one, or choose another *task*.",
@@ -458,7 +458,11 @@ WORKFLOWS: dict[str, Build] = {  # from easy to special
     "Caption then Stable Diffusion 1.5": caption_then_sd15,
     "Hand-over to Stable Diffusion 1.5": latent_to_sd15,
 }
-SEEDS = dict.fromkeys(WORKFLOWS, 0)
+SEEDS = dict.fromkeys(WORKFLOWS, 0) | {  # whose results show what the template is for; make_pictures.py draws these
+    "Joint pairs": 58,
+    "Noise path exploration": 10,
+    "Hand-over to Stable Diffusion 1.5": 58,
+}
 HELP_FLOWS: dict[str, Build] = {
     "Caption step by step": caption_step_by_step,
     "Prompt helper": prompt_helper,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unidiffuser.path import SPACINGS, NoisePath, path_points
@@ -159,6 +159,7 @@ MOVE = st.tuples(st.integers(0, 9), st.tuples(st.floats(-300, 1300), st.floats(-
 
 @settings(deadline=None, max_examples=100)
 @given(st.sampled_from(TASKS), st.lists(MOVE, max_size=12))
+@example({"task": "drawn", "points": "1000,1000 0,0"}, [(0, (0.0, 0.0), False)] * 3 + [(0, (0.0, 12.0), False)])
 def test_whatever_is_dragged_stays_a_path(editor, values, moves):
     """Only points dragged onto one another are no path: nothing is left to denoise between them."""
     for state in editor("drags", {"values": {**values, "steps": 20, "spacing": "uniform"}, "moves": moves}):

@@ -185,7 +185,7 @@ class NoisePathNode:
 
     def drawn(self) -> list[Point]:
         """The points of the curve as it is drawn, to whole levels."""
-        box, scale = (32, 14), 1000 / 252  # of the view box, in square.js
+        box, scale = (32, 14), 1000 / 252  # of the view box, in plot.js
         points = self.square.locator(".ud-line").get_attribute("points") or ""
         pairs = [tuple(map(float, pair.split(","))) for pair in points.split()]
         return [(round((x - box[0]) * scale), round(1000 - (y - box[1]) * scale)) for x, y in pairs]

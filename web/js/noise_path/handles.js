@@ -80,6 +80,7 @@ function dragInside(values, id, [x, y], exact) {
         }
         default: {
             const { points } = cornersOf(values);
+            if (points.length === 1) points.push(points[0]); // all were dragged together: this one leaves the others
             const k = Number(id);
             const { point, reason } = between(points, k, [x, y]);
             return { changes: { points: pointsText(points.map((p, i) => (i === k ? point : p))) }, reason };

@@ -6,7 +6,6 @@ plain image latent (B, 4, H, W); the CLIP image token travels beside it (see `co
 
 from __future__ import annotations
 
-import logging
 from typing import Any, ClassVar
 
 import comfy.conds
@@ -30,11 +29,9 @@ from ..unidiffuser.uvit import UViTConfig
 from .companion_token import predict_with_token, sample_with_token
 from .host_network import host_network
 from .node_warnings import Warnings
-from .prompt_notes import NOTE, warn_about_prompts
+from .prompt_notes import NOTE, warn_about_length, warn_about_prompts
 from .saved_models import KEY, Origin
 from .side_streams import POSITIVE, SIDE, Companion, SideStreams
-
-logger = logging.getLogger(__name__)
 
 TEXT = "unidiffuser_text"  # names of the conditions that extra_conds passes to _apply_model
 TEXT_LABEL = "unidiffuser_text_label"
@@ -146,8 +143,6 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
                 f"needs {length} x {net.clip_width}. Encode the prompt with the CLIP output of 'Load UniDiffuser', or connect "
                 f"the CONDITIONING of a 'UniDiffuser Sampler'."
             )
-        if cross_attn.shape[1] > length:
-            logger.warning("The prompt is longer than %d tokens; the rest is ignored.", length)
         text = cross_attn[:, :length].to(device=device, dtype=torch.float32)
         return text if text.shape[-1] == width else net.text_prefix(text.to(self.get_dtype_inference())).float()
 
@@ -155,6 +150,8 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         device, net = kwargs["device"], self.diffusion_model
         cross_attn = kwargs.get("cross_attn")
         given = cross_attn is not None and bool(torch.count_nonzero(cross_attn))
+        if given:
+            warn_about_length(cross_attn.shape[1], net.config.num_text_tokens, kwargs.get(NOTE))
         text = (
             self.text_latent(cross_attn, device)
             if given

@@ -41,6 +41,15 @@ def show_prompt_warning(model: Any, *conditionings: Sequence[Any] | None) -> Non
     show_warning(_warning(model, (extra for conditioning in conditionings for _, extra in conditioning or ())))
 
 
+def warn_about_length(tokens: int, length: int, check: PromptCheck | None = None) -> None:
+    """Show that a CONDITIONING is longer than what the model reads, unless the check of its prompt says so already."""
+    if tokens > length and not (check and check.lost):
+        show_warning(
+            f"The CONDITIONING has {tokens} tokens, as 'Conditioning (Concat)' makes it, but this model reads only the first "
+            f"{length}. For two prompts use 'Conditioning (Combine)'."
+        )
+
+
 def warn_about_prompts(executor: Any, *arguments: Any, **named: Any) -> Any:
     """OUTER_SAMPLE wrapper that shows the notes of all conditions in the node that is running."""
     guider = executor.class_obj

@@ -70,6 +70,19 @@ def test_samplers_name_the_words_that_the_model_does_not_know(server: HostServer
     assert UNKNOWN[2:] in server.log
 
 
+@pytest.mark.parametrize("kind", ["KSampler", "UniDiffuserSampler"])
+def test_samplers_name_a_conditioning_that_is_read_in_part(server: HostServer, kind: str) -> None:
+    graph = Graph("emoji")
+    one, other = graph.text("red apple, noto"), graph.text("pear, noto")
+    long = graph.text("red apple, green apple, pear, peach, banana, lemon, grapes and watermelon")
+    joined = sampled(graph, kind, graph.add("ConditioningConcat", conditioning_to=one, conditioning_from=other)())
+    cut = sampled(graph, kind, long)
+    with NodeTexts(server.port) as texts:
+        server.run(graph.prompt)
+        assert "as 'Conditioning (Concat)' makes it, but this model reads only the first" in texts.of(joined)
+        assert "Concat" not in texts.of(cut)
+
+
 def test_a_checkpoint_without_a_vocabulary_warns_only_of_what_is_cut(server: HostServer) -> None:
     graph = Graph()
     short, long = (sampled(graph, "KSampler", graph.text(text)) for text in ("qwerty", "qwertyuiop"))

@@ -126,7 +126,7 @@ def fine_tune(
     ],
     out: Out = Path("runs/fine-tune"),
     model: Model = "emoji",
-    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 400,
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 200,
     batch_size: Annotated[int, typer.Option(help="New pairs in a step, with as many prior samples.", min=1)] = 8,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", min=0)] = 3e-4,
     image_size: Annotated[Optional[int], typer.Option(help="Side in pixels; the model's if not given.", min=1)] = None,  # noqa: UP045

@@ -138,7 +138,7 @@ def prepare(
 
 
 def fine_tune_config(
-    out: str | Path, *, steps: int = 400, batch_size: int = 8, learning_rate: float = 3e-4, **more: Any
+    out: str | Path, *, steps: int = 200, batch_size: int = 8, learning_rate: float = 3e-4, **more: Any
 ) -> TrainConfig:
     """Settings of the training loop for fine-tuning a small model; `more` are fields of `TrainConfig`."""
     values = {
@@ -210,7 +210,7 @@ def fine_tune(
         pictures, out, model, image_size, variations, seed, device: see `prepare`.
         progress, watch, estimate: see `training.loop.train`.
         options: fields of `PriorSettings`, as keep=4.0.
-        **settings: of `fine_tune_config`, as steps=800.
+        **settings: of `fine_tune_config`, as steps=400.
 
     Returns:
         The path of the checkpoint, which `unidiffuser.load` and ComfyUI read.

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..unidiffuser.schedule import label_of_sigma
 from ..unidiffuser.steppers import Interval, Level, Point, dpmpp_2m
 from ..unidiffuser.streams import draw_noise, item_generators
-from .input_checks import check_image_latent, clip_token
+from .input_checks import check_image_latent, clip_token, unclip_warning
 from .memory_errors import say_what_to_do
 from .model_warnings import model_warnings
 from .side_streams import SIDE, Companion, SideStreams, closing, guided
@@ -94,14 +94,15 @@ def sample_with_token(
     generators = [generator for k in drawn_items(noise, seed) for generator in item_generators(seed + k, 1)]
     draw_noise(tuple(latent_image.shape[1:]), generators, "cpu")  # the library draws an item's image noise first
     clip_noise = draw_noise((1, net.clip_img_dim), generators, "cpu")
+    positive = guider.conds.get("positive", [])
     largest = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
     options[SIDE] = CompanionToken(
         clip_noise,
-        clip_token(guider.conds.get("positive", []), batch, net.clip_img_dim),
+        clip_token(positive, batch, net.clip_img_dim),
         lambda: draw_noise((net.num_text_tokens, net.text_dim), generators, "cpu"),
         from_noise=float(sigmas[0]) > largest or math.isclose(float(sigmas[0]), largest, rel_tol=1e-5),
     )
-    for warning in filter(None, (advice, *model_warnings(guider.model_patcher))):
+    for warning in filter(None, (advice, unclip_warning(positive), *model_warnings(guider.model_patcher))):
         options[SIDE].notes.warn(warning)
     try:
         with say_what_to_do(), options[SIDE].running(model):

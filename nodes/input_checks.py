@@ -61,6 +61,17 @@ def clip_token(conditioning: Sequence[dict[str, Any]], batch: int, width: int) -
     return None
 
 
+def unclip_warning(conditioning: Sequence[dict[str, Any]]) -> str | None:
+    """A warning of what 'unCLIPConditioning' asks for and this model cannot do: it follows one image, with all of it."""
+    entries = [entry for cond in conditioning for entry in cond.get("unclip_conditioning", [])]
+    if all(e["strength"] == 1 and e["noise_augmentation"] == 0 for e in entries) and len(entries) < 2:
+        return None
+    return (
+        "UniDiffuser follows the image of the first 'unCLIPConditioning' only, without its strength and noise_augmentation: "
+        "they, and further images, have no effect. To vary an image, caption it and use the caption as the prompt."
+    )
+
+
 def clip_vision_token(output: Any, batch: int, width: int) -> Tensor:
     """The CLIP image token (B, 1, width) of a CLIP_VISION_OUTPUT, repeated over the batch.
 

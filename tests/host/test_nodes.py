@@ -98,6 +98,19 @@ def test_a_clip_token_in_the_conditioning_is_followed(server: HostServer) -> Non
     assert picture(0xFF0000) != picture(0x0000FF)
 
 
+def test_what_unclip_conditioning_asks_for_in_vain_is_named(server: HostServer) -> None:
+    words = "UniDiffuser follows the image of the first 'unCLIPConditioning' only"
+    for strengths, named in (([1.0], 0), ([0.5], 1), ([1.0, 1.0], 1)):
+        graph, before = Graph(), server.log.count(words)
+        cond = graph.text("cat")
+        for strength in strengths:
+            given = {"clip_vision_output": graph.encoded()[1], "strength": strength, "noise_augmentation": 0.0}
+            cond = graph.add("unCLIPConditioning", conditioning=cond, **given)()
+        graph.show(graph.ksampler(cond, graph.text(""), graph.empty(), seed=41)())
+        server.run(graph.prompt)
+        assert server.log.count(words) == before + named
+
+
 @pytest.mark.parametrize("task", ["joint", "image", "text"])
 def test_tasks_out_of_nothing(server: HostServer, task: str) -> None:
     graph = Graph()

@@ -155,6 +155,7 @@ def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
     weights = {name: x for name, x in checkpoint.state_dict("vae").items() if not name.startswith(EXTRAS)}
     vae = HostVAE(sd=weights, config={"params": {"ddconfig": dict(config.ddconfig), "embed_dim": config.embed_dim}})
     vae.trained_side = checkpoint.config.image_size
+    vae.plain = config.patch_size == 1 and not (config.palette or config.upsampler)
     vae.downscale_ratio = vae.upscale_ratio = config.downscale
     model = vae.first_stage_model
     if config.patch_size > 1:

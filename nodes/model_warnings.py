@@ -37,8 +37,13 @@ def _sampling_warning(patcher: Any) -> str | None:
     )
 
 
+def shifts_tiles(patcher: Any) -> bool:
+    """Whether the MODEL has "Tiled Diffusion" with the method SpotDiffusion, which reads the levels of a host sampler."""
+    return type(patcher.model_options.get("model_function_wrapper")).__name__ == "SpotDiffusion"
+
+
 def _tile_warning(patcher: Any) -> str | None:
-    if type(patcher.model_options.get("model_function_wrapper")).__name__ != "SpotDiffusion":
+    if not shifts_tiles(patcher):
         return None
     return (
         "'Tiled Diffusion' with the method SpotDiffusion moves the tiles across the edges of the picture, which UniDiffuser "

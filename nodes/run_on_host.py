@@ -21,7 +21,7 @@ from ..unidiffuser.streams import Streams, item_generators, start_streams
 from .host_guidance import HostGuidance, HostNet
 from .host_patches import node_of
 from .memory_errors import say_what_to_do
-from .model_warnings import model_warnings
+from .model_warnings import model_warnings, shifts_tiles
 from .side_streams import SIDE, Companion
 from .stream_inputs import INPUT_OF, require_model, text_latent
 from .types import show_warning
@@ -76,6 +76,10 @@ def in_host(
         sigmas: the image's noise levels, which nodes that act in a part of the run read.
     """
     model = require_model(patcher)
+    if shifts_tiles(patcher):
+        raise ValueError(
+            "'Tiled Diffusion' with the method SpotDiffusion works in KSampler only. Use the method Mixture of Diffusers."
+        )
     config = model.diffusion_model.config
     nothing = [[torch.zeros(1, *config.item_shapes["text"]), {}]]
     guider = comfy.samplers.CFGGuider(patcher)

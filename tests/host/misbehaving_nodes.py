@@ -183,6 +183,50 @@ class DumpText:
         return ()
 
 
+class SpotDiffusion:
+    """A model function wrapper of the name of Tiled Diffusion's."""
+
+    def __call__(self, apply: Any, arguments: dict[str, Any]) -> torch.Tensor:
+        return apply(arguments["input"], arguments["timestep"], **arguments["c"])
+
+
+class ShiftedTiles:
+    """Puts a `SpotDiffusion` on a MODEL."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
+
+    def run(self, model: Any) -> tuple[Any]:
+        patched = model.clone()
+        patched.set_model_unet_function_wrapper(SpotDiffusion())
+        return (patched,)
+
+
+class VAEHook:
+    """Calls the layers of an encoder, as that of Tiled Diffusion does."""
+
+    def __init__(self, net: Any):
+        self.net = net
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net.conv_in(x)
+
+
+class TiledEncode:
+    """Encodes with a `VAEHook` in place of the encoder."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"pixels": ("IMAGE",), "vae": ("VAE",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "run", "tests"
+
+    def run(self, pixels: torch.Tensor, vae: Any) -> tuple[Any]:
+        encoder = vae.first_stage_model.encoder
+        before, encoder.forward = encoder.forward, VAEHook(encoder)
+        try:
+            return ({"samples": vae.encode(pixels)},)
+        finally:
+            encoder.forward = before
+
+
 class LatentMask:
     """The noise mask of a LATENT."""
 
@@ -205,5 +249,7 @@ NODE_CLASS_MAPPINGS = {
     "TestForeignModel": ForeignModel,
     "TestForeignToken": ForeignToken,
     "TestLatentMask": LatentMask,
+    "TestShiftedTiles": ShiftedTiles,
+    "TestTiledEncode": TiledEncode,
     "TestOutOfMemory": OutOfMemory,
 }

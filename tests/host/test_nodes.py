@@ -98,6 +98,13 @@ def test_a_clip_token_in_the_conditioning_is_followed(server: HostServer) -> Non
     assert picture(0xFF0000) != picture(0x0000FF)
 
 
+def test_a_node_that_runs_the_layers_of_the_autoencoder_is_refused(server: HostServer) -> None:
+    graph = Graph("emoji")
+    graph.show(graph.add("TestTiledEncode", pixels=graph.picture(256), vae=graph.vae)())
+    with pytest.raises(RuntimeError, match=r"Use 'VAE Encode \(Tiled\)'"):
+        server.run(graph.prompt)
+
+
 def test_what_unclip_conditioning_asks_for_in_vain_is_named(server: HostServer) -> None:
     words = "UniDiffuser follows the image of the first 'unCLIPConditioning' only"
     for strengths, named in (([1.0], 0), ([0.5], 1), ([1.0, 1.0], 1)):

@@ -232,6 +232,17 @@ def test_the_sampling_of_another_kind_of_model_is_named(
     assert server.log.count(words) == before + 2
 
 
+def test_shifted_tiles_are_named_and_refused_by_our_sampler(server: HostServer) -> None:
+    graph = Graph()
+    graph.save(patched("TestShiftedTiles")(graph, core), "shifted")
+    saved(server, graph, "shifted")
+    assert "with the method SpotDiffusion moves the tiles" in server.log
+    graph = Graph()
+    graph.save(patched("TestShiftedTiles")(graph, ours), "shifted")
+    with pytest.raises(RuntimeError, match="SpotDiffusion works in KSampler only"):
+        server.run(graph.prompt)
+
+
 FREE_U = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
 SHRINK = {
     "block_number": 1,

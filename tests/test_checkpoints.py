@@ -465,6 +465,10 @@ def test_truncated_safetensors(keep: int, ours: Path, tmp_path: Path) -> None:
             {"config": json.dumps({"vae": {"ddconfig": {k: v for k, v in V1.vae.ddconfig.items() if k != "ch"}}})},
             "ch is missing",
         ),
+        (
+            {"config": '{"clip_text": {"eos_token_id": 1000000000000000000000}}'},
+            "clip_text.eos_token_id must be a whole number",
+        ),
         ({"config": '{"defaults": {"steps": true}}'}, "defaults.steps must be a whole number, not True"),
         ({"config": '{"image_size": 1000000}'}, "image_size must be 1 to 8192 pixels"),
         ({"config": '{"uvit": {"num_text_tokens": 1000000000}}'}, "ask for 1000001028 positions, but pos_embed has 0"),

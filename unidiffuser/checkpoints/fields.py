@@ -110,7 +110,7 @@ def _is_like(value: Any, example: Any) -> bool:
     if isinstance(example, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(example, bool)
     if isinstance(example, int):
-        return isinstance(value, int) and value >= 0
+        return isinstance(value, int) and 0 <= value < 1 << 62  # torch's whole numbers have 64 bits
     if isinstance(example, float):
         return isinstance(value, (int, float)) and abs(value) <= LARGEST and math.isfinite(value)
     return isinstance(example, str) and isinstance(value, str) and len(value) <= LONGEST

@@ -271,7 +271,9 @@ def make_patcher(
     model = host_config.get_model(weights)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(model, load_device=load_device, offload_device=management.unet_offload_device())
-    model.load_model_weights(weights, "", assign=patcher.is_dynamic())
+    # NOTE: mapped weights in the right dtype become the parameters themselves; copying them would double the peak memory.
+    as_stored = host_config.quant_config is None and all(tensor.dtype == dtype for tensor in weights.values())
+    model.load_model_weights(weights, "", assign=as_stored or patcher.is_dynamic())
     wrappers = comfy.patcher_extension.WrappersMP
     patcher.add_wrapper_with_key(wrappers.OUTER_SAMPLE, SIDE, sample_with_token)
     patcher.add_wrapper_with_key(wrappers.PREDICT_NOISE, SIDE, predict_with_token)

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ..unidiffuser.uvit import UViTConfig
 
-USUAL, LARGEST = 3, 16  # area of a latent in multiples of the trained one: more gets a warning, is refused
+USUAL, LARGEST = 2, 16  # area of a latent in multiples of the trained one: more gets a warning, is refused
+LONG = 1.75  # a side in multiples of the trained one, from which there is a warning too
 
 
 def check_image_latent(latent: Tensor, config: UViTConfig, downscale: int, tiled: bool = False) -> str | None:
-    """Check that a LATENT fits the network; returns a warning for one that is large.
+    """Check that a LATENT fits the network; returns a warning for one that is large or long.
 
     Args:
         latent: the samples.
@@ -41,10 +42,11 @@ def check_image_latent(latent: Tensor, config: UViTConfig, downscale: int, tiled
         )
     if height % patch or width % patch:
         raise ValueError(f"{size} needs sides that are multiples of {patch * downscale} pixels.")
-    if area > USUAL:
+    longer = 1.0 if tiled else max(height / rows, width / columns)
+    if area > USUAL or longer >= LONG:
         return (
-            f"{size} {trained}, so objects may repeat. Better: sample at that size, scale the latent up, and sample again with "
-            f"denoise 0.2 to 0.4."
+            f"{size} {trained}, so objects may repeat or stretch. Better: sample at that size, scale the latent up, and sample "
+            f"again with denoise 0.2 to 0.4."
         )
     return None
 

@@ -35,6 +35,6 @@ def caption_results(found: Sequence[Sequence[Caption]], node_id: str) -> tuple[l
     """
     every = [caption for item in found for caption in item]
     scored = len(every) > len(found)
-    shown = "\n".join(f"{c.text}  ({c.score:.2f})" if scored else c.text for c in every)
+    shown = "\n".join(f"{c.text}  ({round(c.score, 2) + 0.0:.2f})" if scored else c.text for c in every)  # + 0.0: no "-0.00"
     show_text(shown, node_id)
     return [item[0].text for item in found], [c.text for c in every], [c.score for c in every], shown

@@ -10,7 +10,7 @@ from fuzz_kinds import HOST, KINDS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes and memory are watched through /proc")
 LIBRARY = [name for name in KINDS if name not in HOST]
-CHECKPOINTS = {"checkpoint": 10_000, "diffusers": 5_000, "original": 5_000}
+MANY = 500
 
 
 @pytest.mark.parametrize("kind", LIBRARY)
@@ -24,5 +24,5 @@ def test_mutants(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LIBRARY)
 def test_many_mutants(kind: str) -> None:
-    outcome = run(kind, range(CHECKPOINTS.get(kind, 5_000)))
+    outcome = run(kind, range(1000, 1000 + MANY))
     assert not outcome.bad, (outcome.line(kind), outcome.bad)

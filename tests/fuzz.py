@@ -88,14 +88,16 @@ def _verdict(error: BaseException | None) -> tuple[str, str]:
     return "bad", f"{type(error).__name__}: {text[:300]!r} at {' '.join(where[-4:])}"
 
 
-def _work(setup: Callable[[Path], Trial], kind: str, numbers: Iterable[int], out: Connection) -> None:
+def _work(kind: str, numbers: Iterable[int], out: Connection) -> None:
     """Run mutants in this process and send the outcome of each."""
+    from fuzz_kinds import KINDS
+
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     forbidden: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         tempfile.tempdir = name  # temporary files of the code under test count as inside
-        trial = setup(Path(name).resolve())
+        trial = KINDS[kind](Path(name).resolve())
         allowed = (str(Path(name).resolve()), "/dev/null")
 
         def audit(event: str, args: tuple[Any, ...]) -> None:
@@ -132,13 +134,11 @@ def _work(setup: Callable[[Path], Trial], kind: str, numbers: Iterable[int], out
 
 def run(kind: str, numbers: Iterable[int]) -> Outcome:
     """Try mutants of a kind in processes of their own; one that dies is followed by another."""
-    from fuzz_kinds import KINDS
-
     outcome, left = Outcome(), list(numbers)
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads can wait for ever
     while left:
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(KINDS[kind], kind, left, theirs))
+        process = context.Process(target=_work, args=(kind, left, theirs))
         process.start()
         theirs.close()
         begun, done = -1, False

@@ -122,6 +122,18 @@ def _shard_names(index: Path) -> list[str]:
     return shards
 
 
+@contextmanager
+def _short_messages() -> Iterator[None]:
+    """Keep torch's unpickler from writing a storage into its error, number by number: a large one takes minutes."""
+    kind = torch.storage.TypedStorage
+    whole = kind.__str__
+    kind.__str__ = lambda storage: f"a storage of {storage.dtype}"  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        kind.__str__ = whole  # type: ignore[method-assign]
+
+
 def _open_without_code(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
@@ -136,7 +148,8 @@ def _open_without_code(path: Path) -> dict[str, Tensor]:
     _refuse_text_content(path)
     try:
         # NOTE: files of torch < 1.6 are plain pickles, which cannot be mapped.
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with _short_messages():
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:

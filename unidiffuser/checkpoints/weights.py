@@ -122,16 +122,21 @@ def _shard_names(index: Path) -> list[str]:
     return shards
 
 
+_written_out = torch.storage.TypedStorage.__str__
+
+
 @contextmanager
 def _short_messages() -> Iterator[None]:
-    """Keep torch's unpickler from writing a storage into its error, number by number: a large one takes minutes."""
+    """Keep torch's unpickler from writing a storage into its error, number by number: a large one takes minutes.
+
+    Whichever thread leaves last restores torch's own method, as none restores what another has set.
+    """
     kind = torch.storage.TypedStorage
-    whole = kind.__str__
     kind.__str__ = lambda storage: f"a storage of {storage.dtype}"  # type: ignore[method-assign]
     try:
         yield
     finally:
-        kind.__str__ = whole  # type: ignore[method-assign]
+        kind.__str__ = _written_out  # type: ignore[method-assign]
 
 
 def _open_without_code(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,6 @@ CODE_AMPLITUDE = 0.4  # in latents of unit variance: no more than the decoder to
 CODE_SHARPNESS = 12.0  # difference in logits between the style at the code's angle and one at a right angle to it
 FOLD = 4  # side of the squares of pixels that share one position of the convolutions
 TOLERANCE = 6 / 127.5  # distance in [-1, 1] below which a pixel counts as painted in a colour
-PIXELS_AT_ONCE = 4096
 WHITE = 0.93  # pixels whose channels are all above this are background
 
 
@@ -121,11 +120,12 @@ class Palette(nn.Module):
         """Each pixel as the mean of its style's colours, weighted by nearness."""
         x, colours = pixels.float().flatten(2).transpose(1, 2), self.colours[index].float()  # (B, H W, 3), (B, K, 3)
         sharpness = torch.exp(-2 * self.spread[index].float())[:, None, None] / 2
-        slope, bias = 2 * sharpness * colours.transpose(1, 2), self.prior[index][:, None] - sharpness * _squares(colours)
-        # a processor's cache holds the weights of a few thousand pixels
-        size = max(1, PIXELS_AT_ONCE // len(x)) if x.device.type == "cpu" else x.shape[1]
-        means = [torch.baddbmm(bias, part, slope).softmax(dim=2) @ colours for part in x.split(size, dim=1)]
-        return torch.cat(means, dim=1).transpose(1, 2).unflatten(2, pixels.shape[2:]).to(pixels)
+        bias = self.prior[index][..., None] - sharpness * colours.square().sum(2, keepdim=True)  # (B, K, 1)
+        # this is attention of the pixels to the colours, with the bias as a fourth coordinate; torch fuses its softmax
+        query = F.pad(x, (0, 1), value=1.0)[:, None]
+        key, value = torch.cat([2 * sharpness * colours, bias], dim=2)[:, None], F.pad(colours, (0, 1))[:, None]
+        means = F.scaled_dot_product_attention(query, key, value, scale=1.0)[:, 0, :, :3]
+        return means.transpose(1, 2).unflatten(2, pixels.shape[2:]).to(pixels)
 
     # ---- Before training ----
 
@@ -174,11 +174,6 @@ class Palette(nn.Module):
             decay.step()
         with torch.no_grad():
             return (self.usage(usage).argmax(1) == styles).float().mean().item()
-
-
-def _squares(colours: Tensor) -> Tensor:
-    """Squared lengths (B, 1, K) of colours (B, K, 3)."""
-    return colours.square().sum(2)[:, None]
 
 
 def _patterns(like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 FACTOR = 2
 FOLD = 4  # side of the squares of coarse pixels at one position of the decoder's features
 NEIGHBOURS = 9
+PIXELS_AT_ONCE = 2**16  # coarse pixels; a large batch at once would wait for fresh memory, 150 floats for each
 
 
 class ConvexUpsampler(nn.Module):
@@ -35,6 +36,11 @@ class ConvexUpsampler(nn.Module):
 
     def forward(self, pixels: Tensor, features: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) and features (B, C, H/4, W/4) -> pictures (B, 3, 2H, 2W)."""
+        size = max(1, PIXELS_AT_ONCE // (pixels.shape[2] * pixels.shape[3]))
+        parts = zip(pixels.split(size), features.split(size), strict=True)
+        return torch.cat([self._upsample(*part) for part in parts])
+
+    def _upsample(self, pixels: Tensor, features: Tensor) -> Tensor:
         x = self.conv_in(torch.cat([F.pixel_unshuffle(pixels, FOLD), features.to(pixels)], dim=1))
         x = torch.cat([F.pixel_shuffle(F.silu(x), 2), F.pixel_unshuffle(pixels, 2)], dim=1)
         x = F.silu(self.conv_mid(x))
@@ -50,14 +56,14 @@ def convex_upsample(pixels: Tensor, logits: Tensor) -> Tensor:
         pixels: (B, 3, H, W).
         logits: (B, 4 * 9, H, W): for each of the 2 x 2 subpixels, nine weights, both row by row.
     """
+    height, width = pixels.shape[2:]
     weights = logits.float().unflatten(1, (FACTOR**2, NEIGHBOURS)).softmax(dim=2)  # (B, 4, 9, H, W)
-    padded = F.pad(pixels.float(), (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]
-    # a convolution gathers the neighbours, because its gradient is much cheaper than that of nine slices
-    gather = torch.eye(NEIGHBOURS, device=pixels.device).view(NEIGHBOURS, 1, 3, 3)
-    neighbours = F.conv2d(padded, gather).unflatten(0, (len(pixels), -1))  # (B, 3, 9, H, W)
-    pairs = zip(weights.unbind(2), neighbours.unbind(2), strict=True)
-    out = sum((weight[:, :, None] * neighbour[:, None] for weight, neighbour in pairs), torch.zeros(()))  # (B, 4, 3, H, W)
-    return F.pixel_shuffle(out.transpose(1, 2).flatten(1, 2), FACTOR).to(pixels)
+    padded = F.pad(pixels.float(), (1, 1, 1, 1), mode="replicate")
+    out = weights.new_zeros(len(pixels), 3, FACTOR**2, height, width)
+    for index, weight in enumerate(weights.unbind(2)):
+        row, column = divmod(index, 3)
+        out.addcmul_(padded[:, :, None, row : row + height, column : column + width], weight[:, None])
+    return F.pixel_shuffle(out.flatten(1, 2), FACTOR).to(pixels)
 
 
 def _bilinear_logits() -> Tensor:

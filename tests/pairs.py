@@ -71,7 +71,7 @@ def latent_folder(out: Path, shards: int = 5, per_shard: int = 7) -> Path:
         notes = {"keys": [f"{number}-{k}" for k in range(per_shard)], "read": per_shard, "dropped": {}, "source_size": 1}
         write_shard(path, tensors, notes)
         listed.append({"name": path.name, "samples": per_shard, "bytes": path.stat().st_size})
-    settings = {"encoders": "none", "image_size": SIDE, "min_side": 1, "text_tokens": 12}
+    settings = {"image_size": SIDE, "min_side": 1, "text_tokens": 12}
     manifest = {"encoding": settings, "samples": shards * per_shard, "read": shards * per_shard, "dropped": {}, "damaged": {},
                 "shards": listed}  # fmt: skip
     (out / "manifest.json").write_text(json.dumps(manifest))

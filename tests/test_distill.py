@@ -16,8 +16,9 @@ from tiny import HEAD, write_tiny_checkpoint
 from typer.testing import CliRunner
 
 import unidiffuser
-from unidiffuser.checkpoints.checkpoint import load_checkpoint
+from unidiffuser.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from unidiffuser.cli import app
+from unidiffuser.data.fingerprint import check_encoders, fingerprint
 from unidiffuser.data.shards import MANIFEST, LatentShards, write_shard
 from unidiffuser.distributed import World
 from unidiffuser.path import CLEAN
@@ -28,6 +29,8 @@ from unidiffuser.streams import Streams, item_generators
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.distill import DistillStage, velocity_errors, wanted_x0
 from unidiffuser.training.distill_run import Conditions, distill, distill_config
+from unidiffuser.training.fine_tune import fine_tune_config, fine_tune_stage
+from unidiffuser.training.latent_stage import LatentStage
 from unidiffuser.training.loop import train
 from unidiffuser.training.network import trainable_network
 from unidiffuser.training.trajectories import INDEX, Route, Trajectories, draw_trajectories
@@ -68,7 +71,9 @@ def latents(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def drawn(teacher: Path, latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("drawn")
-    draw_trajectories(network(teacher), ROUTES, Conditions(LatentShards(latents)), out, {"model": "tiny"}, ALONE, seed=3)
+    draw_trajectories(
+        lambda: network(teacher), ROUTES, Conditions(LatentShards(latents)), out, {"model": "tiny"}, ALONE, seed=3
+    )
     return out
 
 
@@ -125,16 +130,22 @@ def test_each_caption_of_a_pair_gets_its_turn(latents: Path) -> None:
 
 
 def test_drawing_goes_on_and_refuses_other_settings(teacher: Path, latents: Path, tmp_path: Path) -> None:
-    net, conditions, counts = network(teacher), Conditions(LatentShards(latents)), list[int]()
+    conditions, counts, built = Conditions(LatentShards(latents)), list[int](), list[int]()
+
+    def build() -> unidiffuser.uvit.UViT:
+        built.append(len(counts))
+        return network(teacher)
 
     def draw(*routes: Route, seed: int = 0) -> None:
-        draw_trajectories(net, routes, conditions, tmp_path, {}, ALONE, seed=seed, watch=counts.append)
+        draw_trajectories(build, routes, conditions, tmp_path, {}, ALONE, seed=seed, watch=counts.append)
 
     draw(*ROUTES[:2])
     before = (tmp_path / "image_to_text-00000.safetensors").read_bytes()
     (tmp_path / "image_to_text-00000.safetensors").unlink()
     draw(*ROUTES[:2])
+    draw(*ROUTES[:2])
     assert counts == [6, 4, 4]
+    assert built == [0, 2]  # once for both files, once for the missing one, and not where nothing is missing
     assert (tmp_path / "image_to_text-00000.safetensors").read_bytes() == before
     with pytest.raises(ValueError, match=r"other settings .*seed 0 there, 1 here"):
         draw(*ROUTES[:2], seed=1)
@@ -246,6 +257,45 @@ def test_the_command(teacher: Path, latents: Path, tmp_path: Path) -> None:
         wrong = CliRunner().invoke(app, [*arguments, "--task", entry])
         assert wrong.exit_code == 2
         assert text in wrong.output
+
+
+def test_shards_of_other_encoders_are_refused(teacher: Path, latents: Path, tmp_path: Path) -> None:
+    """By each command that reads shards; the same encoders saved in float32, or shards that do not say, pass."""
+    opened = load_checkpoint(teacher)
+    parts = {part: opened.state_dict(part) for part in opened.parts()}
+    for name, dtype in (("half", torch.float16), ("full", torch.float32)):
+        source = opened if name == "half" else load_checkpoint(tmp_path / "half.safetensors")
+        parts = {part: source.state_dict(part) for part in opened.parts()}
+        save_checkpoint(tmp_path / f"{name}.safetensors", opened.config, parts, opened.tokenizer_specs(), dtype)
+    bent = {**parts, "vae": {name: tensor + 1 for name, tensor in parts["vae"].items()}}
+    save_checkpoint(tmp_path / "bent.safetensors", opened.config, bent, opened.tokenizer_specs())
+    save_checkpoint(tmp_path / "net.safetensors", opened.config, {"uvit": parts["uvit"]})
+    manifest = json.loads((latents / MANIFEST).read_text())
+    for file in latents.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    manifest["encoding"]["encoders"] = fingerprint(load_checkpoint(tmp_path / "half.safetensors"))
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    shards = LatentShards(tmp_path)
+    for name in ("half", "full", "net"):
+        check_encoders(shards, load_checkpoint(tmp_path / f"{name}.safetensors"))
+    wrong = str(tmp_path / "bent.safetensors")
+    check_encoders(LatentShards(latents), load_checkpoint(wrong))
+    options = {"latents": str(tmp_path), "checkpoint": wrong}
+    for call in (
+        lambda: distill(distill_config(tmp_path / "a"), wrong, tmp_path, ROUTES[:1], progress=False),
+        lambda: fine_tune_stage(fine_tune_config(tmp_path / "b", options=options)),
+        lambda: LatentStage(TrainConfig("latents", str(tmp_path / "c"), options=options)),
+    ):
+        with pytest.raises(ValueError, match=r"were made by other encoders .* than those of .*bent\.safetensors"):
+            call()
+
+
+@pytest.mark.parametrize("options", [{"rank": 0}, {"rank": "4"}, {"dtype": "int8"}, {"checkpoint": None}, {"trajectories": 5}])
+def test_options_of_another_type_are_refused(teacher: Path, tmp_path: Path, options: dict[str, object]) -> None:
+    (name,) = options
+    given = {"checkpoint": str(teacher), "trajectories": str(tmp_path), **options}
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        DistillStage(distill_config(tmp_path, options=given))
 
 
 def test_unknown_options_are_refused(teacher: Path, tmp_path: Path) -> None:

@@ -229,6 +229,9 @@ def test_settings_out_of_range_are_told(checkpoint: Path, pictures: Path, tmp_pa
         lora_run.LoRASettings(rank=0)
     with pytest.raises(ValueError, match="keep must not be negative"):
         lora_run.LoRASettings(keep=-1.0)
+    for options, words in (({"keep": "much"}, "keep must be a number"), ({"word": 5}, "word must be a text")):
+        with pytest.raises(ValueError, match=words):
+            lora_run.lora_stage(lora_run.lora_config(tmp_path, options={"data": str(tmp_path), **options}))
     with pytest.raises(ValueError, match="unknown options colour"):
         make_stage(config(tmp_path, checkpoint, pictures, colour=1))
 

@@ -224,6 +224,39 @@ def test_a_stage_goes_on_from_another_at_twice_the_size(shards, tmp_path):
         LatentStage(second)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"windows": 2, 5: 1}, "unknown options 5, windows; known are latents, checkpoint, uvit"),
+        ({"lean": "strong"}, "options: lean must be a number, got 'strong'"),
+        ({"mix": {"equal": "half"}}, r"options: mix\.equal must be a number, got 'half'"),
+        ({"mix": {"equals": 1}}, "mix has unknown regions"),
+        ({"logit_normal": [0, 0]}, "logit_normal must be a mean and a std above 0"),
+        ({"data_type": 5}, r"data_type must be 1 \(curated\) or 0 \(web\), got 5"),
+        ({"dtype": "float8"}, "dtype must be one of"),
+        ({"defaults": {"steps": "many"}}, "defaults.steps must be a whole number"),
+        ({"uvit": {"embed_dim": "wide"}}, "uvit.embed_dim must be a whole number"),
+        ({"uvit": {"embed_dimension": 64}}, "uvit has no size embed_dimension"),
+        ({"sample_prompts": "red circle"}, "options: sample_prompts must be a list"),
+        ({"checkpoint": 5}, "options: checkpoint must be a text, got 5"),
+        ({"window": 0}, "window must be at least 1"),
+    ],
+)
+def test_mistakes_in_the_options_are_one_line_before_anything_is_built(shards, tmp_path, options, words):
+    settings = config(shards, tmp_path / "out")
+    settings.options |= options
+    with pytest.raises(ValueError, match=words) as error:
+        LatentStage(settings)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_that_yaml_takes_for_texts_are_numbers_in_the_options_too(shards, tmp_path):
+    settings = config(shards, tmp_path / "out")
+    settings.options |= {"lean": "5e-1", "mix": {"independent": "1e0"}}
+    stage = LatentStage(settings)
+    assert (stage.lean, stage.mix) == (0.5, {"independent": 1.0})
+
+
 # --- cost of an example -------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,6 @@ the reason, and the next run tries those again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -31,6 +30,7 @@ from ..media.files import shown, write_text
 from ..media.images import fit, to_tensor
 from ..media.resume import check_settings, run_parts
 from .captioned import DamagedShard, Pair
+from .fingerprint import fingerprint
 from .shards import MANIFEST, read_notes, write_shard
 from .sources import Part
 
@@ -70,13 +70,7 @@ class Encoders:
 
     def fingerprint(self) -> str:
         """Digest of the weights that latents depend on."""
-        digest = hashlib.sha256()
-        for part in ("vae", "clip_image", "clip_text", "caption"):
-            for name, tensor in sorted(self.checkpoint.state_dict(part).items()):
-                if part != "caption" or name.startswith("encode_prefix."):
-                    digest.update(name.encode())
-                    digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()[:4096])
-        return digest.hexdigest()[:16]
+        return fingerprint(self.checkpoint)
 
     @torch.inference_mode()
     def pictures(self, images: list[Image.Image]) -> dict[str, Tensor]:

@@ -54,6 +54,11 @@ def read_notes(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a whole latent shard ({str(error)[:200]}); remove it and encode again") from error
 
 
+def posterior_sample(row: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    """An image latent (C, h, w) drawn from the posterior of a pair, see `LatentShards.read`."""
+    return row["mean"] + row["std"] * torch.randn(row["mean"].shape, generator=generator)
+
+
 def _is_entry(shard: Any) -> bool:
     """Whether an entry of the manifest is one."""
     if not isinstance(shard, dict) or not is_plain_name(shard.get("name")):
@@ -82,6 +87,8 @@ class LatentShards:
 
     def __init__(self, folder: str | Path, window: int = WINDOW):
         self.folder, self.window = Path(folder), window
+        if window < 1:
+            raise ValueError(f"window must be at least 1 shard, got {window}")
         path = self.folder / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -60,8 +60,12 @@ def typed(kind: type, values: dict[str, Any], name: str) -> dict[str, Any]:
     Raises:
         ValueError: a value of another type; begins with `name` and names the field.
     """
-    hints = get_type_hints(kind)
-    return {key: _value(value, hints[key], f"{name}: {key}") if key in hints else value for key, value in values.items()}
+    return typed_values(get_type_hints(kind), values, name)
+
+
+def typed_values(kinds: Mapping[str, Any], values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Like `typed`, with the type of each value by its name."""
+    return {key: _value(value, kinds[key], f"{name}: {key}") if key in kinds else value for key, value in values.items()}
 
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping", list: "a list"}
@@ -77,6 +81,8 @@ def _value(value: Any, hint: Any, name: str) -> Any:
         if not isinstance(value, (list, tuple)) or len(value) != len(inner):
             raise ValueError(f"{name} must be {len(inner)} values in brackets, as in [0.9, 0.95], got {brief(value)}")
         return tuple(float(_value(item, each, name)) for item, each in zip(value, inner, strict=True))
+    if kind is dict and inner and isinstance(value, dict):
+        return {str(key): _value(each, inner[1], f"{name}.{key}") for key, each in value.items()}
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return value  # as it is written: folders of evaluations are named after their settings
     if kind is float and isinstance(value, str):

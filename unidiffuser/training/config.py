@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from ..media.json_files import brief, shown_list
-from ..media.yaml_settings import read_mapping, typed
+from ..media.yaml_settings import read_mapping, typed, typed_values
 
 PRECISIONS = ("auto", "bf16", "no")
 STRATEGIES = ("ddp", "fsdp")
@@ -114,3 +116,25 @@ class TrainConfig:
         up = min(1.0, (step + 1) / max(1, self.warmup_steps))
         down = min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
         return self.learning_rate * min(up, down)
+
+
+def stage_options(options: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a stage, each one known and of its type.
+
+    Args:
+        options: `TrainConfig.options`.
+        kinds: the type of each option; a message lists their names in this order.
+
+    Raises:
+        ValueError: an unknown option, or a value of another type.
+    """
+    if unknown := sorted(map(str, options.keys() - kinds.keys())):
+        raise ValueError(f"unknown options {shown_list(unknown)}; known are {', '.join(kinds)}")
+    plain = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
+    return typed_values(kinds, plain, "options")
+
+
+def kinds_of(settings: type) -> dict[str, Any]:
+    """Types of a dataclass's fields in alphabetical order, without the seed, which is the run's."""
+    hints = get_type_hints(settings)
+    return {each.name: hints[each.name] for each in sorted(fields(settings), key=lambda f: f.name) if each.name != "seed"}

@@ -25,12 +25,13 @@ from ..checkpoints.checkpoint import Checkpoint, load_checkpoint
 from ..encoders.autoencoder import Autoencoder
 from ..media.images import to_images
 from ..runtime.lora import write_lora
+from ..runtime.precision import weight_dtype
 from ..samplers import sample
 from ..schedule import alpha_sigma
 from ..streams import MODALITY_OF, Streams, item_generators
 from ..uvit import Block, Predictions, UViT
 from .adapters import AdaptedModel
-from .config import TrainConfig
+from .config import TrainConfig, stage_options
 from .network import example_cost, export_model, trainable_network
 from .sharding import is_sharded
 from .stage import Batch, ExampleCost, TrainingStage
@@ -72,22 +73,22 @@ class DistillStage(TrainingStage):
 
     Raises:
         FileNotFoundError: no trajectories, or no checkpoint.
-        ValueError: an unknown option.
+        ValueError: an unknown option, or one of another type or out of range.
     """
 
     blocks = (Block,)
     model: Student
 
     def __init__(self, config: TrainConfig):
-        known = {"checkpoint", "trajectories", "rank", "dtype"}
-        if unknown := sorted(set(config.options) - known):
-            raise ValueError(f"unknown options {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        self.out, self.name = Path(config.out), str(config.options["checkpoint"])
-        self.trajectories = Trajectories(config.options["trajectories"])
+        options = stage_options(config.options, {"checkpoint": str, "trajectories": str, "rank": int | None, "dtype": str})
+        self.out, self.name = Path(config.out), options["checkpoint"]
+        self.rank: int | None = options.get("rank")
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        self.dtype = weight_dtype(options.get("dtype", "float16"))
+        self.trajectories = Trajectories(options["trajectories"])
         self.size = self.trajectories.size
         self.checkpoint: Checkpoint = load_checkpoint(self.name)
-        self.dtype = getattr(torch, config.options.get("dtype", "float16"))
-        self.rank: int | None = config.options.get("rank")
         network = trainable_network(self.checkpoint.config.uvit, self.checkpoint.state_dict("uvit", dtype=torch.float32))
         self.model = Student(network, self.rank, config.seed)
 

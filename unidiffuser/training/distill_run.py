@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from ..checkpoints.checkpoint import load_checkpoint
-from ..data.shards import LatentShards
+from ..data.fingerprint import check_encoders
+from ..data.shards import LatentShards, posterior_sample
 from ..distributed import joined
 from ..evaluation.digests import weights_digest
 from ..streams import Streams
+from ..uvit import UViT
 from .config import TrainConfig
 from .distill import LORA, MODEL, DistillStage
 from .loop import Estimate, Watch, train
@@ -36,8 +38,7 @@ class Conditions:
         (row,) = self.shards.read(torch.tensor([index]))
         if task == "text_to_image":
             return Streams(text=row["text"][turn % len(row["text"])][None])
-        generator = torch.Generator().manual_seed(self.seed + number)
-        img = row["mean"] + row["std"] * torch.randn(row["mean"].shape, generator=generator)
+        img = posterior_sample(row, torch.Generator().manual_seed(self.seed + number))
         return Streams(img=img[None], clip_img=row["clip_img"][None])
 
 
@@ -104,16 +105,20 @@ def distill(
 
     Raises:
         FileNotFoundError: no such checkpoint, or no shards.
-        ValueError: a folder of other settings; see also `training.loop.train`.
+        ValueError: a folder of other settings, or shards that other encoders made; see also `training.loop.train`.
     """
     out, shards = Path(config.out), LatentShards(latents)
     checkpoint = load_checkpoint(model)
+    check_encoders(shards, checkpoint)
     settings = {"model": weights_digest(checkpoint), "latents": shards.fingerprint}
     with joined() as world:
-        weights = checkpoint.state_dict("uvit", dtype=torch.float32)
-        network = trainable_network(checkpoint.config.uvit, weights).to(world.device).eval()
+
+        def teacher() -> UViT:
+            weights = checkpoint.state_dict("uvit", dtype=torch.float32)
+            return trainable_network(checkpoint.config.uvit, weights).to(world.device).eval()
+
         given = Conditions(shards, config.seed)
-        draw_trajectories(network, routes, given, out / FOLDER, settings, world, seed=config.seed, watch=drawn)
+        draw_trajectories(teacher, routes, given, out / FOLDER, settings, world, seed=config.seed, watch=drawn)
     options = {"checkpoint": str(model), "trajectories": str(out / FOLDER)} | ({} if rank is None else {"rank": rank})
     config.options = {**options, **config.options}
     train(DistillStage(config), config, progress=progress, watch=watch, estimate=estimate)

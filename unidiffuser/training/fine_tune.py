@@ -10,7 +10,7 @@ them. Both parts continue where they were interrupted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ import torch
 
 from ..checkpoints.checkpoint import load_checkpoint
 from ..data.encode import Encoders, Encoding, encode
+from ..data.fingerprint import check_encoders
 from ..data.shards import LatentShards
 from ..distributed import joined
 from ..encoders.prompts import with_captions
 from ..options import side_multiple
 from ..pipeline import load
-from .config import TrainConfig
+from .config import TrainConfig, kinds_of, stage_options
 from .fine_tune_data import captioned_parts, check_captions
 from .growth import grown
 from .loop import Estimate, Watch, train
@@ -165,17 +166,16 @@ def fine_tune_stage(config: TrainConfig, watch: Callable[[int], None] = lambda d
         and the fields of `PriorSettings`, except the seed, which is the run's.
 
     Raises:
-        ValueError: an unknown option, a setting out of range, or a checkpoint without a network.
+        ValueError: an unknown option, one of another type or out of range, a checkpoint without a network, or shards that
+            other encoders made.
         FileNotFoundError: no shards.
     """
-    options = dict(config.options)
+    options = stage_options(config.options, {"latents": str, "checkpoint": str} | kinds_of(PriorSettings))
     shards, name = LatentShards(options.pop("latents")), options.pop("checkpoint", "emoji")
-    known = {each.name for each in fields(PriorSettings)} - {"seed"}
-    if unknown := sorted(set(options) - known):
-        raise ValueError(f"unknown options {', '.join(unknown)}; known are latents, checkpoint, {', '.join(sorted(known))}")
     settings = PriorSettings(seed=config.seed, **options)
     model = load(name, dtype=torch.float32)
     checkpoint = model.checkpoint
+    check_encoders(shards, checkpoint)
     if checkpoint.config.vocabulary is not None:
         captions = (caption for captions in shards.captions() for caption in captions)
         checkpoint.config = replace(checkpoint.config, vocabulary=with_captions(checkpoint.config.vocabulary, captions))

@@ -7,7 +7,7 @@ its own seed, so the loss of a step does not depend on how the batch is split ov
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,37 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.checkpoint import Checkpoint, load_checkpoint
+from ..checkpoints.fields import checked_config
 from ..checkpoints.vocabulary import Vocabulary
-from ..data.shards import WINDOW, LatentShards
+from ..data.fingerprint import check_encoders
+from ..data.shards import WINDOW, LatentShards, posterior_sample
 from ..encoders.autoencoder import Autoencoder
 from ..encoders.clip import TextEncoder
-from ..small.network import build, config_of, predicts_noise
+from ..media.json_files import shown_list
+from ..runtime.precision import weight_dtype
+from ..small.network import PictureUViTConfig, build, config_of, predicts_noise
 from ..streams import Streams
 from ..uvit import Block, UViT
-from .config import TrainConfig
+from .config import TrainConfig, stage_options
 from .growth import grown
 from .network import attention_for, example_cost, export_model, prompt_grid
 from .objective import PAPER, diffusion_loss, draw_labels
 from .stage import Batch, ExampleCost, TrainingStage, seeded_init
+
+OPTIONS = {
+    "latents": str,
+    "checkpoint": str,
+    "uvit": dict | None,
+    "data_type": int,
+    "mix": dict[str, float],
+    "lean": float,
+    "logit_normal": list[float] | None,
+    "window": int,
+    "defaults": dict,
+    "vocabulary": dict | None,
+    "dtype": str,
+    "sample_prompts": list[str],
+}
 
 
 class LatentStage(TrainingStage):
@@ -46,25 +65,33 @@ class LatentStage(TrainingStage):
         vocabulary: "concepts", "styles" and "words" of the captions (see `checkpoints.vocabulary`), for the exported file.
         dtype: of the exported file, "float32" if absent.
         sample_prompts: captions of the sample grid, multiples of 8.
+
+    Raises:
+        FileNotFoundError: no shards, or no checkpoint.
+        ValueError: an unknown option, one of another type or out of range, or shards that other encoders made.
     """
 
     blocks = (Block,)
     model: UViT
 
     def __init__(self, config: TrainConfig):
-        options = config.options
+        options = stage_options(config.options, OPTIONS)
         self.out = Path(config.out)
         self.shards = LatentShards(options["latents"], options.get("window", WINDOW))
         self.size = len(self.shards)
         self.checkpoint: Checkpoint = load_checkpoint(options["checkpoint"])
+        check_encoders(self.shards, self.checkpoint)
         words = options.get("vocabulary")  # never the checkpoint's: these captions are others
         vocabulary = None if words is None else Vocabulary.from_dict(words)
         self.checkpoint.config = replace(self.checkpoint.config, vocabulary=vocabulary)
-        self.mix, self.lean = options.get("mix", PAPER), float(options.get("lean", 0.0))
+        self.mix, self.lean = options.get("mix", PAPER), options.get("lean", 0.0)
         self.logit_normal: list[float] | None = options.get("logit_normal")
-        self.data_type = int(options.get("data_type", 1))
-        self.dtype = getattr(torch, options.get("dtype", "float32"))
-        self.defaults = options.get("defaults", self.checkpoint.config.defaults)
+        draw_labels(1, self.mix, torch.Generator(), self.lean, self.logit_normal)  # their errors, before the first step
+        self.data_type: int = options.get("data_type", 1)
+        if self.data_type not in (0, 1):
+            raise ValueError(f"data_type must be 1 (curated) or 0 (web), got {self.data_type}")
+        self.dtype = weight_dtype(options.get("dtype", "float32"))
+        self.defaults = checked_config({"defaults": options.get("defaults", self.checkpoint.config.defaults)})["defaults"]
         self.prompts: list[str] = options.get("sample_prompts", [])
         side = self.shards.manifest["encoding"]["image_size"] // self.checkpoint.config.vae.downscale
         self.model = _network(self.checkpoint, options.get("uvit"), side, config.seed)
@@ -78,8 +105,7 @@ class LatentStage(TrainingStage):
             generator = torch.Generator().manual_seed(seed)
             labels = draw_labels(1, self.mix, generator, self.lean, self.logit_normal)
             caption = int(torch.randint(len(row["text"]), (), generator=generator))
-            img = row["mean"] + row["std"] * torch.randn(row["mean"].shape, generator=generator)
-            clean = {"img": img, "clip_img": row["clip_img"], "text": row["text"][caption]}
+            clean = {"img": posterior_sample(row, generator), "clip_img": row["clip_img"], "text": row["text"][caption]}
             noise = {f"noise_{name}": torch.randn(x.shape, generator=generator) for name, x in clean.items()}
             examples.append(clean | noise | {f"t_{name}": label[0] for name, label in labels.items()})
         return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
@@ -122,7 +148,9 @@ def _network(checkpoint: Checkpoint, new: dict[str, Any] | None, side: int, seed
     if new is None:
         state, sizes = grown(checkpoint.state_dict("uvit", dtype=torch.float32), checkpoint.config.uvit, side)
     else:
-        sizes = config_of({"img_size": side, **new})
+        if unknown := sorted(map(str, new.keys() - {each.name for each in fields(PictureUViTConfig)})):
+            raise ValueError(f"uvit has no size {shown_list(unknown)}; see the fields of UViTConfig")
+        sizes = config_of(checked_config({"uvit": {"img_size": side, **new}})["uvit"])
         if sizes.latent_size != (side, side):
             raise ValueError(f"uvit.img_size is {sizes.img_size}, but the shards hold latents of {side} x {side}")
     with seeded_init(seed):

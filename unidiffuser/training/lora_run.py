@@ -15,7 +15,7 @@ from ..pipeline import load
 from ..streams import Streams
 from ..uvit import UViT
 from .adapters import AdaptedModel
-from .config import TrainConfig
+from .config import TrainConfig, kinds_of, stage_options
 from .lora_data import LoRAData, captions_of_variations, encode_pairs, read_pictures, variations
 from .lora_stage import LoRAStage
 from .network import trainable_network
@@ -110,14 +110,12 @@ def lora_stage(config: TrainConfig, watch: Callable[[int], None] = lambda done: 
         and the fields of `LoRASettings`, except the seed, which is the run's.
 
     Raises:
-        ValueError: an unknown option, or a setting out of range.
+        ValueError: an unknown option, or one of another type or out of range.
         FileNotFoundError: no such folder, or no picture in it.
     """
-    options = dict(config.options)
+    own = {"data": str, "word": str | None, "checkpoint": str}
+    options = stage_options(config.options, own | kinds_of(LoRASettings))
     data, word, name = Path(options.pop("data")), options.pop("word", None), options.pop("checkpoint", "emoji")
-    known = set(LoRASettings.__dataclass_fields__) - {"seed"}
-    if unknown := sorted(set(options) - known):
-        raise ValueError(f"unknown options {', '.join(unknown)}; known are data, word, checkpoint, {', '.join(sorted(known))}")
     settings = LoRASettings(seed=config.seed, **options)
     model = load(name, dtype=torch.float32)
     pictures, forms = read_pictures(data, model.config.image_size, word)

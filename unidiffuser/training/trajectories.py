@@ -13,12 +13,12 @@ A stream that the route marginalises is pure noise at every evaluation and is no
 from __future__ import annotations
 
 import bisect
+import functools
 import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class Route:
 
 
 def draw_trajectories(
-    net: UViT,
+    teacher: Callable[[], UViT],
     routes: Sequence[Route],
     given: Callable[[str, int], Streams],
     out: Path,
@@ -111,7 +111,7 @@ def draw_trajectories(
     """Sample the trajectories of all routes that are not drawn yet.
 
     Args:
-        net: the teacher, on the device to sample on.
+        teacher: builds the network, on the device to sample on; called only if something is left to draw.
         routes: at most one for each task.
         given: called with a task and a number; returns the clean streams (1, ...) of that trajectory's condition.
         out: folder of the files.
@@ -131,12 +131,14 @@ def draw_trajectories(
     parts = [(route, first) for route in routes for first in range(0, route.count, PART)]
     files = [out / f"{route.task}-{first // PART:05d}.safetensors" for route, first in parts]
 
+    network = functools.cache(teacher)
+
     def draw(number: int) -> None:
         route, first = parts[number]
         count = min(PART, route.count - first)
         conditions = [given(route.task, first + k) for k in range(count)] if route.given() else []
         start = Streams(**{name: torch.cat([one.need(name) for one in conditions]) for name in route.given()})
-        write_shard(files[number], _trajectories(net, route, start, seed + first, count), {"task": route.task})
+        write_shard(files[number], _trajectories(network(), route, start, seed + first, count), {"task": route.task})
         watch(count)
 
     run_parts(files, draw, world)
@@ -191,7 +193,7 @@ class Trajectories:
         self._firsts = list(itertools.accumulate((route.count for route in self.routes.values()), initial=0))
         self.size = self._firsts[-1]
 
-    @cached_property
+    @functools.cached_property
     def _states(self) -> dict[str, dict[str, Tensor]]:
         """All states of each task in memory: a student needs thousands of trajectories, not millions."""
         parts: dict[str, list[dict[str, Tensor]]] = {task: [] for task in self.routes}

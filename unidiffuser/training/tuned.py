@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..data.shards import LatentShards
+from ..data.shards import LatentShards, posterior_sample
 from ..encoders.captions import CaptionDecoder
 from ..media.images import contact_sheet, to_images
 from ..streams import Streams
@@ -114,7 +114,7 @@ class FineTuneStage(PriorStage):
         examples = []
         for index, row, generator in zip(indices.tolist(), self.shards.read(indices), generators, strict=True):
             caption = int(torch.randint(len(row["text"]), (), generator=generator))
-            img = row["mean"] + row["std"] * torch.randn(row["mean"].shape, generator=generator)
+            img = posterior_sample(row, generator)
             tokens = self.tokens[self.first[index] + caption]
             examples.append({"img": img, "clip_img": row["clip_img"], "text": row["text"][caption], "tokens": tokens})
         return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}

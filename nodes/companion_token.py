@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..unidiffuser.guidance import overshoot_warning
 from ..unidiffuser.schedule import label_of_sigma
 from ..unidiffuser.steppers import Interval, Level, Point, dpmpp_2m
 from ..unidiffuser.streams import draw_noise, item_generators
 from .input_checks import check_image_latent, clip_token, unclip_warning
 from .memory_errors import say_what_to_do
-from .model_warnings import model_warnings
+from .model_warnings import model_warnings, sampler_warning
 from .side_streams import SIDE, Companion, SideStreams, closing, guided
+from .types import show_warning
 
 HISTORY = 3  # points that are kept; the stepper uses two, one more allows a sampler to step back
 SEARCHED = 64  # items of a batch that the seed's noise is compared with, to find an item taken from it
@@ -89,24 +91,30 @@ def sample_with_token(
     model = guider.model_patcher.model
     net = model.diffusion_model.config
     tiled = "model_function_wrapper" in guider.model_options
-    advice = check_image_latent(latent_image, net, model.latent_format.spacial_downscale_ratio, tiled)
+    largest = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
+    from_noise = float(sigmas[0]) > largest or math.isclose(float(sigmas[0]), largest, rel_tol=1e-5)
+    advice = check_image_latent(latent_image, net, model.latent_format.spacial_downscale_ratio, tiled, from_noise)
     batch, seed = len(latent_image), kwargs.get("seed", args[3] if len(args) > 3 else None) or 0
     generators = [generator for k in drawn_items(noise, seed) for generator in item_generators(seed + k, 1)]
     draw_noise(tuple(latent_image.shape[1:]), generators, "cpu")  # the library draws an item's image noise first
     clip_noise = draw_noise((1, net.clip_img_dim), generators, "cpu")
     positive = guider.conds.get("positive", [])
-    largest = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
     options[SIDE] = CompanionToken(
         clip_noise,
         clip_token(positive, batch, net.clip_img_dim),
         lambda: draw_noise((net.num_text_tokens, net.text_dim), generators, "cpu"),
-        from_noise=float(sigmas[0]) > largest or math.isclose(float(sigmas[0]), largest, rel_tol=1e-5),
+        from_noise=from_noise,
     )
-    for warning in filter(None, (advice, unclip_warning(positive), *model_warnings(guider.model_patcher))):
+    for warning in filter(
+        None, (advice, unclip_warning(positive), sampler_warning(sampler), *model_warnings(guider.model_patcher))
+    ):
         options[SIDE].notes.warn(warning)
     try:
         with say_what_to_do(), options[SIDE].running(model):
-            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            out: Tensor = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        if float(sigmas[-1]) == 0:  # else noise is left, for another sampler
+            show_warning(overshoot_warning(model.process_latent_in(out)) or "")
+        return out
     finally:
         options.pop(SIDE, None)
 

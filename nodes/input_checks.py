@@ -13,14 +13,17 @@ USUAL, LARGEST = 2, 16  # area of a latent in multiples of the trained one: more
 LONG = 1.75  # a side in multiples of the trained one, from which there is a warning too
 
 
-def check_image_latent(latent: Tensor, config: UViTConfig, downscale: int, tiled: bool = False) -> str | None:
+def check_image_latent(
+    latent: Tensor, config: UViTConfig, downscale: int, tiled: bool = False, from_noise: bool = True
+) -> str | None:
     """Check that a LATENT fits the network; returns a warning for one that is large or long.
 
     Args:
         latent: the samples.
         config: sizes of the network.
         downscale: pixels per latent cell, along a side.
-        tiled: a patch of the MODEL samples it in tiles, so its area does not matter.
+        tiled: a patch of the MODEL samples it in tiles, so its area is not limited.
+        from_noise: no picture is in the latent; else tiles follow that picture, so its size does not matter to them.
 
     Raises:
         ValueError: it has the wrong channels, is too large, or its sides are not multiples of the patch size.
@@ -32,18 +35,17 @@ def check_image_latent(latent: Tensor, config: UViTConfig, downscale: int, tiled
             f"Use 'Empty Latent Image', or VAE Encode with the VAE output of 'Load UniDiffuser'."
         )
     height, width = latent.shape[2:]
-    area = 1.0 if tiled else height * width / (rows * columns)
+    area, longer = height * width / (rows * columns), max(height / rows, width / columns)
     size = f"The LATENT is one of {width * downscale} x {height * downscale} pixels; this model"
     trained = f"was trained on {columns * downscale} x {rows * downscale}"
-    if area > LARGEST:
+    if area > LARGEST and not tiled:
         raise ValueError(
             f"{size} {trained} and fails above {LARGEST} times that area. Use a smaller 'Empty Latent Image', or scale the "
             f"image down before VAE Encode."
         )
     if height % patch or width % patch:
         raise ValueError(f"{size} needs sides that are multiples of {patch * downscale} pixels.")
-    longer = 1.0 if tiled else max(height / rows, width / columns)
-    if area > USUAL or longer >= LONG:
+    if (area > USUAL or longer >= LONG) and (from_noise or not tiled):
         return (
             f"{size} {trained}, so objects may repeat or stretch. Better: sample at that size, scale the latent up, and sample "
             f"again with denoise 0.2 to 0.4."

@@ -14,6 +14,16 @@ def model_warnings(patcher: Any) -> list[str]:
     return [warning for warning in found if warning]
 
 
+def sampler_warning(sampler: Any) -> str | None:
+    """A sentence for a sampler of another pack that spoils the pictures of UniDiffuser."""
+    if getattr(getattr(sampler, "sampler_function", None), "__name__", "") != "sample_ttmcustom":
+        return None
+    return (
+        "The sampler TTM follows the derivative of the image alone, but in UniDiffuser the CLIP image token moves with it, so "
+        "pictures get spots. Use another sampler."
+    )
+
+
 def _cache_warning(patcher: Any) -> str | None:
     if not patcher.get_wrappers(WrappersMP.PREDICT_NOISE, "lazycache"):
         return None
@@ -43,9 +53,20 @@ def shifts_tiles(patcher: Any) -> bool:
 
 
 def _tile_warning(patcher: Any) -> str | None:
-    if not shifts_tiles(patcher):
+    if shifts_tiles(patcher):
+        return (
+            "'Tiled Diffusion' with the method SpotDiffusion moves the tiles across the edges of the picture, which "
+            "UniDiffuser draws as seams. Use the method Mixture of Diffusers."
+        )
+    tiles = patcher.model_options.get("model_function_wrapper")
+    sides = getattr(tiles, "tile_height", None), getattr(tiles, "tile_width", None)  # in latent cells
+    trained, pixels = patcher.model.diffusion_model.config.latent_size, patcher.model.latent_format.spacial_downscale_ratio
+    if not all(isinstance(side, int) for side in sides) or all(
+        side >= least for side, least in zip(sides, trained, strict=True)
+    ):
         return None
     return (
-        "'Tiled Diffusion' with the method SpotDiffusion moves the tiles across the edges of the picture, which UniDiffuser "
-        "draws as seams. Use the method Mixture of Diffusers."
+        f"'{type(tiles).__name__}' samples tiles of {sides[1] * pixels} x {sides[0] * pixels} pixels, smaller than the "
+        f"pictures that this model was trained on, so every tile becomes a picture of its own. Use tiles of at least "
+        f"{trained[1] * pixels} x {trained[0] * pixels}."
     )

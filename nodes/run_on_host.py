@@ -14,7 +14,8 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..unidiffuser.path import NoisePath
+from ..unidiffuser.guidance import overshoot_warning
+from ..unidiffuser.path import CLEAN, NoisePath
 from ..unidiffuser.samplers import sample
 from ..unidiffuser.schedule import sigma_of_label
 from ..unidiffuser.streams import Streams, item_generators, start_streams
@@ -152,6 +153,8 @@ def sample_streams(
     moving = path.t_img if len(set(path.t_img)) > 1 else path.t_text
     sigmas = sigma_of_label(torch.tensor(moving))
     out: Streams = in_host(patcher, count, seed, run, image=image, positive=text, negative=negative, sigmas=sigmas)
+    if out.img is not None and path.t_img[0] != path.t_img[-1] == CLEAN:
+        show_warning(overshoot_warning(out.img) or "")
     return out.to(comfy.model_management.intermediate_device())
 
 

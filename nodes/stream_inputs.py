@@ -58,7 +58,8 @@ def given_streams(
     samples = None if latent is None else _sized(patcher, latent)
     if samples is not None:
         tiled = "model_function_wrapper" in patcher.model_options
-        advice = check_image_latent(samples, net, model.latent_format.spacial_downscale_ratio, tiled)
+        empty = not samples.any()
+        advice = check_image_latent(samples, net, model.latent_format.spacial_downscale_ratio, tiled, from_noise=empty)
         if advice:
             Warnings().warn(advice)
     cond = None if text is None else text_latent(patcher, text)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unidiffuser.guidance import Guidance, predict
+from unidiffuser.guidance import MOST_SPREAD, Guidance, overshoot_warning, predict
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, sample
 
@@ -165,3 +165,14 @@ def test_the_data_type_reaches_every_branch():
 def test_bad_guidance_is_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         sample(Net(), NoisePath.text_to_image(2), streams(), **arguments)
+
+
+def test_latents_that_spread_too_far_for_pictures_are_counted_and_told() -> None:
+    latents = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    scales = torch.tensor([1.0, 1.6, 3.0, 5.0]).view(-1, 1, 1, 1)
+    assert overshoot_warning(latents * MOST_SPREAD * 0.9) is None
+    assert overshoot_warning(latents[:0]) is None
+    assert (overshoot_warning(latents * scales) or "").startswith(
+        "2 of 4 images overshoot: latents spread up to 5.0 times as far as those of pictures, so colours burn"
+    )
+    assert (overshoot_warning(latents[:1] * 3) or "").startswith("The image overshoots: its latent spreads up to 3.0 times")

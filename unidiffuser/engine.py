@@ -24,6 +24,7 @@ from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.vocabulary import Vocabulary
 from .encoders.candidate import Caption
 from .encoders.prompts import PromptCheck, check_prompt, warning_about
+from .guidance import overshoot_warning
 from .media.images import PIXEL_FORMS, ImageSource, fit, open_image, to_tensor
 from .options import Options
 from .path import NoisePath
@@ -341,6 +342,8 @@ class Engine:
         """Image latents -> pictures in the form that the options' `output` names, `batch_size` of them at once."""
         chosen = options or {}
         latents, size, form = state.need("img"), chosen.get("batch_size"), PIXEL_FORMS[chosen.get("output", "pil")]
+        if warning := overshoot_warning(latents):
+            log.warning("%s", warning)
         with self.on_device(self.autoencoder) as autoencoder:
             pixels = [autoencoder.decode(latents[cut]).cpu() for cut in _cut(len(latents), size)]
         return form(torch.cat(pixels)) if pixels else []

@@ -202,6 +202,21 @@ class ShiftedTiles:
         return (patched,)
 
 
+class MixtureOfDiffusers(SpotDiffusion):
+    """A model function wrapper of the name of Tiled Diffusion's, with its sides of tiles in latent cells."""
+
+    tile_height, tile_width = 16, 8
+
+
+class SmallTiles(ShiftedTiles):
+    """Puts a `MixtureOfDiffusers` on a MODEL."""
+
+    def run(self, model: Any) -> tuple[Any]:
+        patched = model.clone()
+        patched.set_model_unet_function_wrapper(MixtureOfDiffusers())
+        return (patched,)
+
+
 class VAEHook:
     """Calls the layers of an encoder, as that of Tiled Diffusion does."""
 
@@ -250,6 +265,7 @@ NODE_CLASS_MAPPINGS = {
     "TestForeignToken": ForeignToken,
     "TestLatentMask": LatentMask,
     "TestShiftedTiles": ShiftedTiles,
+    "TestSmallTiles": SmallTiles,
     "TestTiledEncode": TiledEncode,
     "TestOutOfMemory": OutOfMemory,
 }

@@ -243,6 +243,29 @@ def test_shifted_tiles_are_named_and_refused_by_our_sampler(server: HostServer) 
         server.run(graph.prompt)
 
 
+@pytest.mark.parametrize(("scale", "told"), [(3.0, 0), (30.0, 1)])
+def test_guidance_that_drives_latents_out_of_the_range_of_pictures_is_told(server: HostServer, scale: float, told: int) -> None:
+    words = "times as far as those of pictures"
+    for sampler in ("core", "ours"):
+        before, graph = server.log.count(words), Graph("emoji")
+        text, latent = graph.text("red apple, twemoji"), graph.empty(256, 256)
+        if sampler == "core":
+            out = graph.ksampler(text, graph.text(""), latent, steps=6, cfg=scale)()
+        else:
+            path = graph.path("text to image", 6)()
+            out = graph.sampler(path, SEED, image_guidance=scale, text=text, latent_image=latent)()
+        graph.save(out, f"far-{sampler}")
+        server.run(graph.prompt)
+        assert server.log.count(words) == before + told
+
+
+def test_tiles_smaller_than_trained_are_named(server: HostServer) -> None:
+    graph = Graph()
+    graph.save(patched("TestSmallTiles")(graph, core), "small")
+    saved(server, graph, "small")
+    assert "'MixtureOfDiffusers' samples tiles of 64 x 128 pixels, smaller than" in server.log
+
+
 FREE_U = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}
 SHRINK = {
     "block_number": 1,

@@ -40,12 +40,47 @@ def test_no_picture_takes_more_than_200_mb(tmp_path: Path) -> None:
         saved(tmp_path / "deep.png", Image.new("I;16", (8000, 8000), 30000)),
         saved(tmp_path / "alpha.png", Image.new("RGBA", (6000, 6000), (200, 30, 30, 128)), compress_level=1),
         saved(tmp_path / "photo.jpg", Image.new("RGB", (9000, 8000), (200, 30, 30))),
+        saved(tmp_path / "scans.jpg", Image.new("RGB", (5500, 5000), (200, 30, 30)), progressive=True, subsampling=0),
+        saved(tmp_path / "wavelets.jp2", Image.new("RGB", (4000, 3000), (200, 30, 30))),
     ]
     done = subprocess.run([sys.executable, "-c", MEMORY, *files], capture_output=True, text=True, check=True)
     found = {name: tuple(map(int, rest)) for name, *rest in map(str.split, done.stdout.splitlines())}
     sizes = {name: (width, height) for name, (width, height, _) in found.items()}
-    assert sizes == {"bits.png": (3000, 3000), "deep.png": (2667, 2667), "alpha.png": (3000, 3000), "photo.jpg": (4500, 4000)}
+    assert sizes == {
+        "bits.png": (3000, 3000),
+        "deep.png": (2667, 2667),
+        "alpha.png": (3000, 3000),
+        "photo.jpg": (4500, 4000),
+        "scans.jpg": (1375, 1250),
+        "wavelets.jp2": (2000, 1500),
+    }
     assert max(peak for _, _, peak in found.values()) < 200, found
+
+
+def test_progressive_files_are_refused_before_their_scans_are_kept(tmp_path: Path) -> None:
+    """The coefficients of all scans are in memory at once, at every scale."""
+    path = saved(tmp_path / "scans.jpg", Image.new("RGB", (6000, 5500)), progressive=True, subsampling=0)
+    with pytest.raises(ValueError, match=r"scans\.jpg has 33 million pixels \(RGB\), too many"):
+        open_image(path)
+    assert open_image(saved(tmp_path / "plain.jpg", Image.new("RGB", (6000, 5500)))).size == (3000, 2750)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 6])
+def test_wavelets_are_reduced_as_far_as_the_file_has_levels(
+    tmp_path: Path, levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.new("RGB", (1024, 512), (200, 30, 30))
+    image.paste((10, 30, 200), (512, 0, 1024, 512))
+    path = saved(tmp_path / "a.jp2", image, num_resolutions=levels)
+    assert open_image(path).size == (1024, 512)
+    monkeypatch.setattr(large, "MOST_BYTES", 1_500_000)
+    if levels < 3:
+        with pytest.raises(ValueError, match="too many to be opened safely"):
+            open_image(path)
+    else:
+        small = open_image(path)
+        assert small.size == (256, 128)
+        assert [small.getpixel((x, 64)) for x in (60, 200)] == [(200, 30, 30), (10, 30, 200)]
 
 
 def test_more_pixels_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,14 @@ MOST_BYTES = 180_000_000
 SHORTEST = 1024  # pixels: no picture is reduced below this side
 STRIP = 1 << 18  # pixels converted at a time
 _STORED = {"1": 1, "L": 1, "P": 1, "LA": 4, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # bytes of a pixel; others 4
-_BUFFERED = {"WEBP", "AVIF", "JPEG2000"}  # their decoders keep a second copy
+_BUFFERED = {"WEBP", "AVIF"}  # their decoders keep a second copy
 
 
 def prepare(image: Image.Image) -> int:
     """Set an opened picture up for decoding in little memory.
 
-    JPEG files are decoded at 1/2, 1/4 or 1/8 of their sides if they are large. Up to 20 megapixels stay as they are.
+    JPEG and JPEG 2000 files are decoded at 1/2, 1/4 or 1/8 of their sides if they are large. Up to 20 megapixels stay as they
+    are, of JPEG 2000 up to 9.
 
     Args:
         image: opened, not yet loaded; changed in place.
@@ -32,21 +33,48 @@ def prepare(image: Image.Image) -> int:
         ValueError: too many pixels.
     """
     width, height = image.size
-    scales = (1, 2, 4, 8) if image.format == "JPEG" else (1,)
+    scales = [1 << halvings for halvings in range(_halvings(image) + 1)]
     for scale in scales:
-        factor = _factor((-(-width // scale), -(-height // scale)), image)
+        factor = _factor((-(-width // scale), -(-height // scale)), image, _coefficients(image))
         if factor == 1 or (factor is not None and scale == scales[-1]):
-            if scale > 1:
+            if image.format == "JPEG2000":
+                image.reduce = scale.bit_length() - 1  # type: ignore[method-assign, assignment]
+            elif scale > 1:
                 image.draft(None, (width // scale, height // scale))
             return factor
     millions = width * height / 1e6
     raise ValueError(f"has {millions:.0f} million pixels ({image.mode}), too many to be opened safely; shrink it first")
 
 
-def _factor(size: tuple[int, int], image: Image.Image) -> int | None:
-    """The smallest reduction that keeps a picture of this size to `MOST_BYTES`; None if there is none."""
+def _halvings(image: Image.Image) -> int:
+    """How often the decoder can halve the sides of a picture."""
+    if image.format == "JPEG":
+        return 3
+    if image.format != "JPEG2000" or image.fp is None:
+        return 0
+    place = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(1 << 16)
+    image.fp.seek(place)
+    style = head.find(b"\xff\x52", head.find(b"\xff\x4f\xff\x51"))  # coding style, after the beginning of the code stream
+    return min(3, head[style + 9]) if 0 <= style < len(head) - 9 else 0
+
+
+def _coefficients(image: Image.Image) -> int:
+    """Bytes that a decoder keeps for the whole picture, whatever its scale: those of a progressive JPEG until its last scan."""
+    layers = getattr(image, "layer", ())
+    if image.format != "JPEG" or not image.info.get("progressive") or not layers:
+        return 0
+    samples = [across * down for _, across, down, _ in layers]
+    return 2 * image.width * image.height * sum(samples) // max(samples)
+
+
+def _factor(size: tuple[int, int], image: Image.Image, kept: int) -> int | None:
+    """The smallest reduction that keeps a picture of this size, and `kept` bytes, to `MOST_BYTES`; None if there is none."""
     pixels = size[0] * size[1]
-    stored = pixels * _STORED.get(image.mode, 4) * (2 if image.format in _BUFFERED else 1)
+    stored = kept + pixels * _STORED.get(image.mode, 4) * (2 if image.format in _BUFFERED else 1)
+    if image.format == "JPEG2000":
+        stored += pixels * 4 * len(image.getbands())  # its decoder works on 32-bit numbers
     for factor in range(1, max(1, min(size) // SHORTEST) + 1):
         if stored + 4 * pixels / factor**2 <= MOST_BYTES:
             return factor

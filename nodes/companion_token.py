@@ -16,7 +16,7 @@ from torch import Tensor
 from ..unidiffuser.guidance import overshoot_warning
 from ..unidiffuser.schedule import label_of_sigma
 from ..unidiffuser.steppers import Interval, Level, Point, dpmpp_2m
-from ..unidiffuser.streams import draw_noise, item_generators
+from ..unidiffuser.streams import draw_noise, draw_normal, item_generators
 from .input_checks import check_image_latent, clip_token, unclip_warning
 from .memory_errors import say_what_to_do
 from .model_warnings import model_warnings, sampler_warning
@@ -142,7 +142,7 @@ def drawn_items(noise: Tensor, seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed % 2**64)
     found: dict[int, int] = {}
     for index in range(max(SEARCHED, len(noise))):
-        drawn = torch.randn(1, *noise.shape[1:], generator=generator)[0]
+        drawn = draw_normal((1, *noise.shape[1:]), generator)[0]
         found |= {k: index for k, item in enumerate(noise.cpu()) if k not in found and torch.equal(item.float(), drawn)}
         if len(found) == len(noise) or (index == 0 and not noise.any()):
             break

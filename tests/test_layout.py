@@ -63,5 +63,19 @@ def test_the_library_does_not_import_the_host() -> None:
     assert {(module, name) for module in MODULES for name in imports(module) if name.split(".")[0] in HOST} == set()
 
 
+def test_random_numbers_do_not_depend_on_torchs_defaults() -> None:
+    """Every draw from a generator names its device, and its number format if that is not of whole numbers."""
+    found = []
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = ast.unparse(call.func).removeprefix("torch.") if isinstance(call, ast.Call) else ""
+            if isinstance(call, ast.Call) and name in ("rand", "randn", "randint", "randperm", "normal"):
+                named = {keyword.arg for keyword in call.keywords}
+                wanted = {"device"} if name in ("randint", "randperm") else {"device", "dtype"}
+                if "generator" in named and wanted - named:
+                    found.append(f"{path.name}:{call.lineno}")
+    assert found == []
+
+
 def test_the_top_of_the_package_stays_small() -> None:
     assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 28

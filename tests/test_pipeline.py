@@ -251,11 +251,30 @@ def test_progress_bar_goes_to_stderr(model: UniDiffuser, capsys: pytest.CaptureF
 
 
 def test_the_default_dtype_changes_no_random_number(model: UniDiffuser) -> None:
-    picture = Image.new("RGB", (128, 128), "red")
-    expected = model.vary_image(picture, steps=2, seed=3)[0]
+    red, blue = (Image.new("RGB", (128, 128), colour) for colour in ("red", "blue"))
+    path, options = NoisePath.from_points("1000,1000 400,0 0,0", steps=4), {"steps": 2, "seed": 3}
+
+    def results() -> list[Any]:
+        images = [model.vary_image(red, **options), model.img2img(red, "a", **options), model.interpolate(red, blue, **options)]
+        images += [
+            model.inpaint(red, Image.new("L", red.size, 255), **options),
+            [image for image, _ in model.gibbs("a", rounds=1, **options)],
+        ]
+        captions = model.caption(red, candidates=2, top_p=0.9, **options), model.rewrite("ab cd", red, change=0, **options)
+        latents = model.sample(path, seed=3, output="latent"), model.invert(red, "a", steps=2)
+        scores = model.score(red, ["a", "b"], levels=2, shuffled=2, seed=3, steps=2)
+        return [
+            *(image.tobytes() for group in images for image in group),
+            *captions,
+            *(stream.tolist() for found in latents for _, stream in found.items()),  # type: ignore[union-attr]
+            *scores,
+            *model.score(red, "a", levels=1, shuffled=["b"], seed=3),
+        ]
+
+    expected = results()
     torch.set_default_dtype(torch.float64)
     try:
-        assert model.vary_image(picture, steps=2, seed=3)[0].tobytes() == expected.tobytes()
+        assert results() == expected
     finally:
         torch.set_default_dtype(torch.float32)
 

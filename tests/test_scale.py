@@ -22,6 +22,7 @@ import yaml
 from pairs import SIDE, TINY, latent_folder, picture, tar_samples, write_tar
 from safetensors.torch import load_file, save_file
 
+from unidiffuser.training import objective
 from unidiffuser.training.config import TrainConfig
 from unidiffuser.training.growth import grown
 from unidiffuser.training.latent_stage import LatentStage
@@ -222,6 +223,25 @@ def test_a_stage_goes_on_from_another_at_twice_the_size(shards, tmp_path):
     second.options["uvit"] = {**TINY, "img_size": 4}
     with pytest.raises(ValueError, match="hold latents of 16 x 16"):
         LatentStage(second)
+
+
+def test_torchs_default_dtype_changes_no_example_and_no_loss(shards, tmp_path):
+    stage = LatentStage(config(shards, tmp_path / "out"))
+    stage.mix, stage.lean, stage.logit_normal = {"independent": 1.0, "equal": 1.0}, 0.5, [0.0, 1.0]
+
+    def step():
+        batch = stage.examples(torch.arange(6), list(range(6)))
+        losses = stage.loss(stage.model, batch, torch.Generator().manual_seed(0))
+        return {name: (str(value.dtype), value.tolist()) for name, value in {**batch, **losses}.items()}
+
+    expected = step()
+    for table in (objective._on, objective._lean_density, objective._logit_normal_density):
+        table.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert step() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,12 @@ class Errors:
         """(N,) log p(image | text) in nats, up to a constant of the image and the noise levels that are left out."""
         logsnr = 2 * half_logsnr(self.labels.double())
         if len(logsnr) == 1:
-            widths = 2 * (half_logsnr(torch.tensor(LOW)) - half_logsnr(torch.tensor(HIGH)))[None].double()
+            widths = (
+                2
+                * (half_logsnr(torch.tensor(LOW, dtype=torch.float32)) - half_logsnr(torch.tensor(HIGH, dtype=torch.float32)))[
+                    None
+                ].double()
+            )
         else:  # the trapezoid rule
             steps = -logsnr.diff()
             widths = (torch.cat([steps, steps[-1:] * 0]) + torch.cat([steps[:1] * 0, steps])) / 2
@@ -134,8 +139,12 @@ def denoising_errors(
     texts = texts.to(device, torch.float32)
     image = image.to(device, torch.float32)
     count = texts.shape[0]
-    labels = torch.linspace(LOW, HIGH, levels) if levels > 1 else torch.tensor([(LOW + HIGH) / 2])
-    t_text = torch.tensor([CLEAN] * count + [MARGINAL], device=device)
+    labels = (
+        torch.linspace(LOW, HIGH, levels, dtype=torch.float32)
+        if levels > 1
+        else torch.tensor([(LOW + HIGH) / 2], dtype=torch.float32)
+    )
+    t_text = torch.tensor([CLEAN] * count + [MARGINAL], dtype=torch.float32, device=device)
     rows: list[Tensor] = []
     for k, label in enumerate(labels.tolist()):
         noise = {name: _draw(image.need(name), generator, device) for name in ("img", "clip_img")}
@@ -144,7 +153,8 @@ def denoising_errors(
         errors = []
         for part, t in zip(text.split(batch_size or count + 1), t_text.split(batch_size or count + 1), strict=True):
             img, clip_img = (noised[name].expand(len(part), *noise[name].shape[1:]) for name in ("img", "clip_img"))
-            t_img, kinds = torch.full((len(part),), label, device=device), torch.full((len(part),), data_type, device=device)
+            t_img = torch.full((len(part),), label, dtype=torch.float32, device=device)
+            kinds = torch.full((len(part),), data_type, device=device)
             eps_img, eps_clip, _ = run(img, clip_img, part, t_img, t, kinds, heads=("img", "clip_img"))
             errors.append(_squared_error((eps_img, eps_clip), (noise["img"], noise["clip_img"])))
         rows.append(torch.cat(errors))

@@ -102,9 +102,19 @@ def generators_for(generator: torch.Generator | Sequence[torch.Generator] | None
     return list(generator)
 
 
+def draw_normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """N(0, I) in fp32 on the generator's device, whatever torch's default dtype and device are."""
+    return torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=torch.float32)
+
+
+def draw_uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1) in fp32 on the generator's device, likewise."""
+    return torch.rand(tuple(shape), generator=generator, device=generator.device, dtype=torch.float32)
+
+
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device | str) -> Tensor:
     """N(0, I) of shape (B, *shape) in fp32, item k from generator k: the same on every device and for every batch."""
-    noise = [torch.randn(tuple(shape), generator=g, device=g.device, dtype=torch.float32) for g in generators]
+    noise = [draw_normal(shape, g) for g in generators]
     # A copy to the device need not block; one from it may not be read too early.
     return torch.stack([n.to(device, non_blocking=n.device.type == "cpu") for n in noise])
 
@@ -166,7 +176,7 @@ def start_streams(
             if first == MARGINAL and (clean is None or (mask[name] is None and last == MARGINAL)):
                 continue  # the sampler draws it itself
             if clean is None and name == "clip_img" and first > CLEAN:
-                clean = torch.zeros(len(generators), *shapes[name])  # unknown: generated with the image
+                clean = torch.zeros(len(generators), *shapes[name], dtype=torch.float32)  # unknown: generated with the image
             if clean is None or (first < MARGINAL and name == "img" and not torch.count_nonzero(clean)):
                 also = f" and '{names['clip_img']}'" if name == "img" and names["clip_img"] != names["img"] else ""
                 raise ValueError(

@@ -29,6 +29,7 @@ from torch import Tensor
 from ..checkpoints.weights import disk_errors
 from ..media.files import is_plain_name, replacing
 from ..media.json_files import parse_object
+from ..streams import draw_normal
 
 MANIFEST = "manifest.json"
 MOST_PAIRS = 1_000_000  # of a shard; the order of a window of shards is made in memory
@@ -56,7 +57,7 @@ def read_notes(path: Path) -> dict[str, Any]:
 
 def posterior_sample(row: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
     """An image latent (C, h, w) drawn from the posterior of a pair, see `LatentShards.read`."""
-    return row["mean"] + row["std"] * torch.randn(row["mean"].shape, generator=generator)
+    return row["mean"] + row["std"] * draw_normal(row["mean"].shape, generator)
 
 
 def _is_entry(shard: Any) -> bool:

@@ -22,6 +22,7 @@ from ..encoders.autoencoder import autoencoder_kl
 from ..evaluation.metrics import psnr
 from ..media.files import write_text
 from ..media.images import from_levels, to_images
+from ..streams import draw_normal, draw_uniform
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, generator_on, seeded_init
 from .colours import fitted_palette
@@ -120,7 +121,7 @@ def reconstruction_loss(decoded: Tensor, pixels: Tensor, mse_weight: float = 1.0
 
 def noise_levels(count: int, largest: float, clean: float, generator: torch.Generator) -> Tensor:
     """Standard deviations (count,) of noise on latents, uniform up to the largest; 0 for a fraction `clean`."""
-    levels, chance = (torch.rand(count, generator=generator, device=generator.device) for _ in range(2))
+    levels, chance = (draw_uniform((count,), generator) for _ in range(2))
     return (largest * levels).masked_fill(chance < clean, 0.0)
 
 
@@ -168,7 +169,7 @@ class AutoencoderStage(TrainingStage):
 
     def _some(self, count: int) -> Tensor:
         """Indices of this many random pictures, always the same."""
-        return torch.randperm(self.size, generator=torch.Generator().manual_seed(0))[:count]
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(0), device="cpu")[:count]
 
     def examples(self, indices: Tensor, seeds: Sequence[int]) -> Batch:
         return {"levels": self.train_set.levels(indices)}
@@ -185,7 +186,7 @@ class AutoencoderStage(TrainingStage):
         pixels = from_levels(batch["levels"])
         generator = generator_on(pixels.device, generator)
         shape = (len(pixels), LATENT, *(side // self.downscale for side in pixels.shape[2:]))
-        noise = torch.randn(shape, generator=generator, device=generator.device)
+        noise = draw_normal(shape, generator)
         spread = noise_levels(len(pixels), self.options.noise, CLEAN, generator)
         mean, logvar, decoded = model(pixels, noise, spread)
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).sum((1, 2, 3)).mean()
@@ -195,7 +196,7 @@ class AutoencoderStage(TrainingStage):
 
     def sample(self, model: Any) -> Any:
         """Test pictures and their reconstructions; their mean PSNR is appended to `psnr.txt`."""
-        order = torch.randperm(len(self.test_set), generator=torch.Generator().manual_seed(1))[:192]
+        order = torch.randperm(len(self.test_set), generator=torch.Generator().manual_seed(1), device="cpu")[:192]
         scores, rows = [], []
         device = model.kl.quant_conv.weight.device
         for chunk in order.split(32):

@@ -20,6 +20,7 @@ from ..checkpoints.config import CaptionConfig
 from ..checkpoints.tokenizers import STOP, BytePairTokenizer
 from ..encoders.captions import CaptionDecoder
 from ..media.files import write_text
+from ..streams import draw_normal, draw_uniform
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, seeded_init
 from .image_folder import training_set
@@ -96,8 +97,8 @@ class CaptionerStage(TrainingStage):
 
     def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         hidden, tokens = batch["hidden"], batch["tokens"]
-        level = self.noise * torch.rand(len(hidden), 1, 1, generator=generator)
-        noise = level * torch.randn(*hidden.shape[:2], self.config.hidden_dim, generator=generator)
+        level = self.noise * draw_uniform((len(hidden), 1, 1), generator)
+        noise = level * draw_normal((*hidden.shape[:2], self.config.hidden_dim), generator)
         logits = model(hidden, tokens.clamp_min(0), noise.to(hidden))
         loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=-100)
         right = (logits.argmax(-1) == tokens) | (tokens == -100)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..media.images import from_levels
 from ..small.palette import Palette
+from ..streams import draw_uniform
 from ..training.augment import hue_turn
 from ..training.stage import seeded_init
 from .image_folder import STYLE, ImageFolder, field_of
@@ -30,14 +31,14 @@ def fitted_palette(images: ImageFolder, styles: Sequence[str], colours: int, see
         ValueError: a style has no picture.
     """
     numbers = style_numbers(images, styles)
-    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed), device="cpu")
     chosen = torch.cat([order[numbers[order] == style][:PICTURES] for style in range(len(styles))])
     with seeded_init(seed):
         palette = Palette(len(styles), colours)
     palette.init_colours(images.levels(chosen), numbers[chosen])
     # An eighth of the pictures in random colours belong to no style.
     generator, usage = torch.Generator().manual_seed(0), []
-    recoloured = torch.rand(len(chosen), generator=generator) < 1 / 8
+    recoloured = draw_uniform((len(chosen),), generator) < 1 / 8
     with torch.no_grad():
         for chunk, other in zip(chosen.split(16), recoloured.split(16), strict=True):
             pixels = from_levels(images.levels(chunk))
@@ -57,6 +58,6 @@ def style_numbers(images: ImageFolder, styles: Sequence[str]) -> Tensor:
 
 def randomly_coloured(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures (B, 3, H, W) in [-1, 1] with a random hue and up to half as saturated; white stays white."""
-    angle, paler = (torch.rand(len(pixels), generator=generator, device=pixels.device) for _ in range(2))
+    angle, paler = (draw_uniform((len(pixels),), generator) for _ in range(2))
     turned = torch.einsum("bij,bjhw->bihw", hue_turn(2 * math.pi * angle), pixels - 1)
     return (1 + turned * (1 - paler / 2)[:, None, None, None]).clamp(-1, 1)

@@ -25,6 +25,7 @@ from ..evaluation.metrics import psnr
 from ..media.images import from_levels, to_images
 from ..small.palette import Palette
 from ..small.upsampler import ConvexUpsampler
+from ..streams import draw_normal, draw_uniform
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, generator_on, seeded_init
 from .autoencoder import noise_levels, reconstruction_loss
@@ -90,7 +91,9 @@ class Crop:
 
 def random_crop(side: int, latents: Tensor, generator: torch.Generator) -> Crop:
     """A square of `side` cells anywhere in latents (B, C, h, w)."""
-    top, left = (int(torch.randint(cells - side + 1, (1,), generator=generator)) for cells in latents.shape[2:])
+    top, left = (
+        int(torch.randint(cells - side + 1, (1,), generator=generator, device=generator.device)) for cells in latents.shape[2:]
+    )
     return Crop(top, left, side)
 
 
@@ -164,12 +167,12 @@ class DecoderStage(TrainingStage):
         count, at = len(batch["levels"]), generator_on(self.device, generator)
         pixels, styles = from_levels(batch["levels"].to(self.device)), batch["styles"].to(self.device)
         if self.options.random_colours:
-            turned = torch.rand(count, generator=at, device=self.device) < self.options.random_colours
+            turned = draw_uniform((count,), at) < self.options.random_colours
             pixels = torch.where(turned[:, None, None, None], randomly_coloured(pixels, at), pixels)
             styles = styles.masked_fill(turned, self.no_style)
         spread = noise_levels(count, self.options.noise, self.options.clean, at).view(-1, 1, 1, 1)
         mean, std = self._posterior(pixels)
-        latents = mean + (std.square() + spread.square()).sqrt() * torch.randn(mean.shape, generator=at, device=self.device)
+        latents = mean + (std.square() + spread.square()).sqrt() * draw_normal(mean.shape, at)
         with torch.no_grad():
             others, denoised, index = self.denoised.draw(round(count / (1 - self.options.denoised)) - count, generator)
         latents, wanted = torch.cat((latents, denoised)).to(device), torch.cat((pixels, others)).to(device)
@@ -192,12 +195,12 @@ class DecoderStage(TrainingStage):
     def sample(self, model: Any) -> Image.Image:
         """Test pictures decoded from exact and from noisy latents, and known ones from denoised latents; with `psnr.txt`."""
         generator = torch.Generator().manual_seed(1)
-        order = torch.randperm(len(self.test_set), generator=generator)[:128]
+        order = torch.randperm(len(self.test_set), generator=generator, device=generator.device)[:128]
         scores, rows = [], []
         for chunk in order.split(32):
             pixels = self.test_set.pixels(chunk)
             mean = self._posterior(pixels.to(self.device))[0].cpu()
-            noisy = mean + self.options.noise / 2 * torch.randn(mean.shape, generator=generator)
+            noisy = mean + self.options.noise / 2 * draw_normal(mean.shape, generator)
             decoded = [self._decoded(model, x) for x in (mean, noisy)]
             scores.append(torch.stack([psnr(x, pixels) for x in decoded]))
             rows.append([pixels, *decoded])

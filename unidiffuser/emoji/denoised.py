@@ -9,6 +9,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..media.images import from_levels
 from ..schedule import add_noise, alpha_sigma
 from ..small.network import build
+from ..streams import draw_normal
 from ..training.network import attention_for
 from ..training.stage import generator_on
 from .image_folder import ImageFolder
@@ -51,7 +52,7 @@ class DenoisedLatents:
         at, device = generator_on(self.device, generator), self.device
         index = torch.randint(len(self.pictures), (count,), generator=at, device=device)
         clean = self.latents.draw(index, self.forms, at)
-        noise = clean.map(lambda x: torch.randn(x.shape, generator=at, device=device))
+        noise = clean.map(lambda x: draw_normal(x.shape, at))
         labels = torch.randint(self.labels[0], self.labels[1] + 1, (count,), generator=at, device=device).float()
         img, clip_img = (add_noise(clean.need(name), noise.need(name), labels) for name in ("img", "clip_img"))
         zero, data_type = torch.zeros(count, device=device), torch.ones(count, dtype=torch.long, device=device)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..streams import draw_uniform
+
 
 class GroupSampler:
     """Draws, for given items, random items of the same group.
@@ -43,6 +45,6 @@ class GroupSampler:
         """Items (B,) of the same groups as the items `index` (B,), never themselves unless they are alone in theirs."""
         groups = self.groups[index]
         starts, others = self.starts[groups], self.counts[groups] - 1
-        chance = torch.rand(index.shape, generator=generator, device=generator.device)
+        chance = draw_uniform(index.shape, generator)
         further = 1 + torch.minimum((chance * others).long(), (others - 1).clamp_min(0))
         return self.items[starts + (self.places[index] - starts + further) % (others + 1)]

@@ -28,6 +28,7 @@ from ..evaluation.metrics import success_rate
 from ..evaluation.sources import in_split, read_folder
 from ..media.images import to_tensor
 from ..runtime.precision import multiplies_bf16
+from ..streams import draw_normal, draw_uniform
 from ..training.augment import hue_turn, moved, softened
 from .judge import CONCEPT_SIDE, SIDE, Judge, at_side, load_judge
 from .restyle import Restyle
@@ -99,7 +100,7 @@ def _train_concepts(judge: Judge, pairs: Sequence[Pair], batch: int, seed: int, 
     restyle = Restyle()
 
     def draw_batch() -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(len(pairs), (batch,), generator=generator)
+        chosen = torch.randint(len(pairs), (batch,), generator=generator, device=generator.device)
         return augment(as_float(images, chosen), generator), targets[chosen]
 
     def logits(pictures: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def _train_styles(judge: Judge, pairs: Sequence[Pair], batch: int, seed: int, st
     generator = torch.Generator().manual_seed(seed)
 
     def draw_batch() -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(len(pairs), (batch,), generator=generator)
+        chosen = torch.randint(len(pairs), (batch,), generator=generator, device=generator.device)
         return augment(as_float(images, chosen), generator, colour=0.15), targets[chosen]
 
     _optimise([judge.strokes, judge.style_head], draw_batch, judge.style_logits, steps, learning_rate)
@@ -191,11 +192,11 @@ def augment(images: Tensor, generator: torch.Generator, *, colour: float = 1.0, 
     count = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(count, generator=generator) * (high - low) + low
+        return draw_uniform((count,), generator) * (high - low) + low
 
     def sometimes(high: float) -> Tensor:
         """0 for half of the pictures, up to `high` for the others: (B, 1, 1, 1)."""
-        return ((torch.rand(count, generator=generator) < 0.5) * uniform(0.0, high))[:, None, None, None]
+        return ((draw_uniform((count,), generator) < 0.5) * uniform(0.0, high))[:, None, None, None]
 
     # Place: rotation, zoom, stretch, shear, shift; the outside is white.
     turn, shear = uniform(-0.25, 0.25) * place, uniform(-0.15, 0.15) * place
@@ -210,13 +211,13 @@ def augment(images: Tensor, generator: torch.Generator, *, colour: float = 1.0, 
     x = torch.einsum("bij,bjhw->bihw", recolour, x) * contrast + colour * uniform(-0.15, 0.15)[:, None, None, None]
 
     # Shading across the picture, like the gradients of some styles.
-    slope = torch.randn(count, 2, 1, 1, generator=generator) * 0.15 * colour
+    slope = draw_normal((count, 2, 1, 1), generator) * 0.15 * colour
     line = torch.linspace(-1.0, 1.0, x.shape[-1])
     x = x + (slope[:, 0] * line[None, None, :] + slope[:, 1] * line[None, :, None])[:, None]
 
     # Blur of up to half the resolution, and noise.
     x = torch.lerp(x, softened(x), sometimes(1.0).expand_as(x))
-    x = x + sometimes(0.15) * (0.3 + 0.7 * colour) * torch.randn(x.shape, generator=generator)
+    x = x + sometimes(0.15) * (0.3 + 0.7 * colour) * draw_normal(x.shape, generator)
     return x.clamp(-1.0, 1.0)
 
 

@@ -13,7 +13,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..encoders.autoencoder import Autoencoder
 from ..encoders.clip import ImageTokenEncoder, TextEncoder
 from ..media.images import to_images, to_levels
-from ..streams import Streams
+from ..streams import Streams, draw_normal
 from .colours import style_numbers
 from .image_folder import ImageFolder
 
@@ -121,7 +121,7 @@ class Latents:
         version = torch.randint(self.versions, index.shape, generator=generator, device=device)
         row = index * self.versions + (version if changed is None else version * changed)
         mean = self.mean[row]
-        img = mean + self.std[row] * torch.randn(mean.shape, generator=generator, device=device)
+        img = mean + self.std[row] * draw_normal(mean.shape, generator)
         return Streams(img, self.clip_img[row], text)
 
     def draw_index(self, count: int, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..checkpoints.checkpoint import load_checkpoint
 from ..distributed import own_device
 from ..small.network import build, config_of, predicts_noise
+from ..streams import draw_normal
 from ..training.augment import augmented
 from ..training.config import TrainConfig
 from ..training.network import attention_for, example_cost, export_model, prompt_grid
@@ -91,7 +92,7 @@ class NetworkStage(TrainingStage):
         if self.drawing is not None:
             drawn = self.drawing.draw(labels, generator)
             clean = clean.zip(drawn.pairs, lambda own, other: where(drawn.used, other, own))
-        noise = clean.map(lambda x: torch.randn(x.shape, generator=generator, device=device))
+        noise = clean.map(lambda x: draw_normal(x.shape, generator))
         if self.drawing is not None:
             noise = self.drawing.noise(drawn, clean, noise, labels, generator)
         settings: dict[str, Any] = {"velocity": self.velocity, "weights": vars(given.weights)}

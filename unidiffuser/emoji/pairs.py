@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..schedule import half_logsnr
-from ..streams import MODALITY_OF, Streams
+from ..streams import MODALITY_OF, Streams, draw_uniform
 from .groups import GroupSampler
 from .image_folder import CONCEPT, STYLE
 from .latents import Latents
@@ -55,7 +55,7 @@ class CaptioningPairs:
         pairs = self.latents.draw(index, self.forms, generator)
         if not self.other_latent:
             return pairs
-        swapped = torch.rand(count, generator=generator, device=generator.device) < self.other_latent
+        swapped = draw_uniform((count,), generator) < self.other_latent
         others = self.latents.draw(self.groups.to(generator.device).draw(index, generator), self.forms, generator)
         return pairs.replace(img=where(swapped, others.need("img"), pairs.need("img")))
 
@@ -93,7 +93,7 @@ class DrawingPairs:
         self.forms = form_weights(options.with_style, latents.captions.shape[1])
         self.with_style = form_weights(1.0, latents.captions.shape[1])
         self.groups = GroupSampler([record.get(CONCEPT) for record in latents.records])
-        by_chance = torch.rand(len(latents.records), generator=torch.Generator().manual_seed(seed)) < options.other_picture
+        by_chance = draw_uniform((len(latents.records),), torch.Generator().manual_seed(seed)) < options.other_picture
         self.lent = by_chance & (self.groups.counts[self.groups.groups] > 1)  # captions shown with another picture
 
     def draw(self, labels: Mapping[str, Tensor], generator: torch.Generator) -> Drawn:
@@ -102,9 +102,9 @@ class DrawingPairs:
         self._to(device)
         index = self.latents.draw_index(count, generator)
         below = labels["img"] < given.changed_below
-        chance = torch.rand(count, generator=generator, device=device)
+        chance = draw_uniform((count,), generator)
         used = (labels["text"] == 0) & (chance < torch.where(below, given.fraction_below, given.fraction))
-        chance = torch.rand(count, generator=generator, device=device)
+        chance = draw_uniform((count,), generator)
         other_start = (chance < given.other_start) & used & (labels["img"] >= given.other_start_from)
         changed, lent = below & ~other_start, self.lent[index]
         forms = torch.where((other_start | lent)[:, None], self.with_style, self.forms)

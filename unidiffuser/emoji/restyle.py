@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..streams import draw_uniform
+
 
 class Restyle:
     """MixStyle (Zhou et al., arXiv 2104.02008) as a forward hook of an early layer with outputs (B, C, H, W).
@@ -41,9 +43,9 @@ class Restyle:
 def exchanged(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
     """Features (B, C, H, W), a fraction of them with statistics between their own and those of another item."""
     count = len(x)
-    other = torch.randperm(count, generator=generator).to(x.device)
+    other = torch.randperm(count, generator=generator, device=generator.device).to(x.device)
     # The weight of its own statistics has the arcsine distribution, Beta(1/2, 1/2): mostly near 0 or near 1.
-    own = (torch.rand(count, generator=generator) * (math.pi / 2)).sin().square()
-    own = torch.where(torch.rand(count, generator=generator) < fraction, own, 1.0).to(x)[:, None, None, None]
+    own = (draw_uniform((count,), generator) * (math.pi / 2)).sin().square()
+    own = torch.where(draw_uniform((count,), generator) < fraction, own, 1.0).to(x)[:, None, None, None]
     mean, deviation = x.mean((2, 3), keepdim=True).detach(), (x.var((2, 3), keepdim=True) + 1e-6).sqrt().detach()
     return (x - mean) / deviation * torch.lerp(deviation[other], deviation, own) + torch.lerp(mean[other], mean, own)

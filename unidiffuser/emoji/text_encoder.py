@@ -15,6 +15,7 @@ from ..checkpoints.tokenizers import END, START, BytePairTokenizer
 from ..encoders.clip import clip_text_model
 from ..media.files import write_text
 from ..media.images import from_levels
+from ..streams import draw_uniform
 from ..training.config import TrainConfig
 from ..training.stage import Batch, TrainingStage, seeded_init
 from .image_folder import training_set
@@ -27,10 +28,10 @@ ZOOM, MOVE = 0.12, 0.16  # augmentation of the pictures: zoom, and shift in half
 def random_shift(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures (B, 3, H, W), each zoomed and shifted a little at random; white (1.0) fills the borders."""
     count = len(pixels)
-    scale = 1 + (torch.rand(count, generator=generator) * 2 - 1) * ZOOM
+    scale = 1 + (draw_uniform((count,), generator) * 2 - 1) * ZOOM
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
-    theta[:, :, 2] = (torch.rand(count, 2, generator=generator) * 2 - 1) * MOVE
+    theta[:, :, 2] = (draw_uniform((count, 2), generator) * 2 - 1) * MOVE
     grid = F.affine_grid(theta.to(pixels.device), list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels - 1, grid, align_corners=False) + 1
 
@@ -94,7 +95,7 @@ class TextEncoderStage(TrainingStage):
 
     def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         pixels, captions = from_levels(batch["levels"]), batch["captions"]
-        form = torch.randint(captions.shape[1], (len(captions),), generator=generator)
+        form = torch.randint(captions.shape[1], (len(captions),), generator=generator, device=generator.device)
         chosen = captions.gather(1, form.to(captions.device)[:, None])[:, 0]
         matches = (captions[:, :, None] == chosen[None, None, :]).any(1).float()  # picture i fits caption j
         out = model(input_ids=self.text_ids[chosen.cpu()].to(pixels.device), pixel_values=random_shift(pixels, generator))

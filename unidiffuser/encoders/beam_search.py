@@ -115,7 +115,7 @@ def nucleus_sampling(
     tree = TokenTree(gpt, prefix, count, limit - 1)
     logits = tree.first.repeat_interleave(count, 0)  # (N * count, V)
     tokens = torch.empty(images * count, 0, dtype=torch.long, device=device)
-    scores = torch.zeros(images * count, device=device)
+    scores = torch.zeros(images * count, dtype=torch.float32, device=device)
     lengths = torch.zeros_like(scores)
     stopped = torch.zeros_like(scores, dtype=torch.bool)
 

@@ -6,6 +6,7 @@ A file of 17 kB can hold 144 million pixels, and several threads may decode file
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from PIL import Image
 
@@ -46,7 +47,7 @@ def prepare(image: Image.Image) -> int:
     raise ValueError(f"has {millions:.0f} million pixels ({image.mode}), too many to be opened safely; shrink it first")
 
 
-def _halvings(image: Image.Image) -> int:
+def _halvings(image: Any) -> int:
     """How often the decoder can halve the sides of a picture."""
     if image.format == "JPEG":
         return 3
@@ -60,7 +61,7 @@ def _halvings(image: Image.Image) -> int:
     return min(3, head[style + 9]) if 0 <= style < len(head) - 9 else 0
 
 
-def _coefficients(image: Image.Image) -> int:
+def _coefficients(image: Any) -> int:
     """Bytes that a decoder keeps for the whole picture, whatever its scale: those of a progressive JPEG until its last scan."""
     layers = getattr(image, "layer", ())
     if image.format != "JPEG" or not image.info.get("progressive") or not layers:

@@ -78,7 +78,7 @@ class Palette(nn.Module):
 
     def _directions(self, like: Tensor) -> Tensor:
         """(M, 2), evenly around a circle: stronger guidance lengthens the code and keeps its angle, the style."""
-        angles = 2 * math.pi * torch.arange(len(self.gate), device=like.device) / len(self.gate)
+        angles = 2 * math.pi * torch.arange(len(self.gate), dtype=torch.float32, device=like.device) / len(self.gate)
         return torch.stack([angles.cos(), angles.sin()], dim=1).to(like)
 
     # ---- The classifier ----

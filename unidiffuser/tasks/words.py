@@ -42,7 +42,7 @@ def token_mask(
     name, wanted = ("change", change) if keep is None else ("keep", keep)
     chosen = positions(words, wanted, name)  # type: ignore[arg-type]  # one of them is given
     changed = chosen if keep is None else set(range(len(words))) - chosen
-    mask = torch.zeros(1, length, 1)
+    mask = torch.zeros(1, length, 1, dtype=torch.float32)
     position = first
     for k, word in enumerate(words):  # byte pairs never span two words, so each word can be counted alone
         end = position + count(word)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..streams import draw_normal, draw_uniform
+
 
 def augmented(
     pixels: Tensor,
@@ -40,7 +42,7 @@ def augmented(
     count, device = len(pixels), pixels.device
 
     def uniform(low: float, high: float) -> Tensor:
-        return (torch.rand(count, generator=generator) * (high - low) + low).to(device)
+        return (draw_uniform((count,), generator) * (high - low) + low).to(device)
 
     if mirror:
         pixels = mirrored(pixels, generator)
@@ -50,26 +52,28 @@ def augmented(
 
     turned = hue_turn(uniform(-0.15, 0.15) * colour)
     saturation = (1 + uniform(-0.15, 0.15) * colour)[:, None, None]
-    grey = torch.full((3, 3), 1 / 3, device=device)
-    recolour = turned @ (saturation * torch.eye(3, device=device) + (1 - saturation) * grey)
+    grey = torch.full((3, 3), 1 / 3, dtype=torch.float32, device=device)
+    recolour = turned @ (saturation * torch.eye(3, dtype=torch.float32, device=device) + (1 - saturation) * grey)
     # About white, so that a white background stays white.
     x = 1 + torch.einsum("bij,bjhw->bihw", recolour, x - 1) * (1 + uniform(-0.15, 0.15) * colour)[:, None, None, None]
 
     softness = (uniform(-1, 1) * colour).clamp(0, 1)[:, None, None, None]
     x = torch.lerp(x, softened(x), softness)
     if shade:
-        slope = (torch.randn(count, 2, 1, 1, generator=generator) * shade).to(device)
-        across, down = (torch.linspace(-1.0, 1.0, side, device=device) for side in (x.shape[3], x.shape[2]))
+        slope = (draw_normal((count, 2, 1, 1), generator) * shade).to(device)
+        across, down = (
+            torch.linspace(-1.0, 1.0, side, dtype=torch.float32, device=device) for side in (x.shape[3], x.shape[2])
+        )
         x = x + (slope[:, 0] * across[None, None, :] + slope[:, 1] * down[None, :, None])[:, None]
     if noise:
-        strength = (torch.rand(count, generator=generator) < 0.5).to(device) * uniform(0.0, noise)
-        x = x + strength[:, None, None, None] * torch.randn(x.shape, generator=generator).to(device)
+        strength = (draw_uniform((count,), generator) < 0.5).to(device) * uniform(0.0, noise)
+        x = x + strength[:, None, None, None] * draw_normal(x.shape, generator).to(device)
     return x.clamp(-1, 1)
 
 
 def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Pictures (B, 3, H, W), half of them flipped, at random."""
-    flip = (torch.rand(len(pixels), generator=generator) < 0.5).to(pixels.device)
+    flip = (draw_uniform((len(pixels),), generator) < 0.5).to(pixels.device)
     return torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
 
 
@@ -89,8 +93,10 @@ def moved(x: Tensor, turn: Tensor, shear: Tensor, zoom: Tensor, stretch: Tensor,
 def hue_turn(angle: Tensor) -> Tensor:
     """Matrices (B, 3, 3) that rotate RGB by angles (B,) in rad about the grey axis (Rodrigues' formula)."""
     hue = angle[:, None, None]
-    axis = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=angle.device) / math.sqrt(3.0)
-    return hue.cos() * torch.eye(3, device=angle.device) + (1 - hue.cos()) / 3 + hue.sin() * axis
+    axis = torch.tensor(
+        [[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], dtype=torch.float32, device=angle.device
+    ) / math.sqrt(3.0)
+    return hue.cos() * torch.eye(3, dtype=torch.float32, device=angle.device) + (1 - hue.cos()) / 3 + hue.sin() * axis
 
 
 def softened(x: Tensor) -> Tensor:

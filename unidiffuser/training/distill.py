@@ -28,7 +28,7 @@ from ..runtime.lora import write_lora
 from ..runtime.precision import weight_dtype
 from ..samplers import sample
 from ..schedule import alpha_sigma
-from ..streams import MODALITY_OF, Streams, item_generators
+from ..streams import MODALITY_OF, Streams, draw_normal, item_generators
 from ..uvit import Block, Predictions, UViT
 from .adapters import AdaptedModel
 from .config import TrainConfig, stage_options
@@ -106,7 +106,7 @@ class DistillStage(TrainingStage):
         """One interval of a trajectory: state, labels, target x_0 and labels of what moves (0 for what does not)."""
         generator = torch.Generator().manual_seed(seed)
         route = self.trajectories.route_of(index)
-        interval = int(torch.randint(route.steps, (), generator=generator))
+        interval = int(torch.randint(route.steps, (), generator=generator, device=generator.device))
         states = self.trajectories.read(index, interval)
         example: Batch = {}
         for name, modality in MODALITY_OF.items():
@@ -114,9 +114,9 @@ class DistillStage(TrainingStage):
             if name in states:
                 here, there = states[name]
             else:  # marginalised: noise at each evaluation
-                here = there = torch.randn(self.model.network.config.item_shapes[name], generator=generator)
-            example |= {name: here, f"t_{modality}": torch.tensor(before)}
-            example[f"moves_{modality}"] = torch.tensor(before if after < before else 0.0)
+                here = there = draw_normal(self.model.network.config.item_shapes[name], generator)
+            example |= {name: here, f"t_{modality}": torch.tensor(before, dtype=torch.float32)}
+            example[f"moves_{modality}"] = torch.tensor(before if after < before else 0.0, dtype=torch.float32)
             example[f"x0_{name}"] = wanted_x0(here, there, before, after) if after < before else torch.zeros_like(here)
         return example
 
@@ -124,7 +124,7 @@ class DistillStage(TrainingStage):
         """ "img", "clip_img" and "text": mean errors of the streams where they move."""
         predicted = Streams(*model(*(batch[name] for name in MODALITY_OF), batch["t_img"], batch["t_text"]))
         terms = {}
-        errors, elements = torch.zeros(2, len(batch["t_img"]), device=batch["t_img"].device).unbind()
+        errors, elements = torch.zeros(2, len(batch["t_img"]), dtype=torch.float32, device=batch["t_img"].device).unbind()
         for name, eps in predicted.items():
             label = batch[f"moves_{MODALITY_OF[name]}"].float()
             error, count = velocity_errors(eps, batch[name], batch[f"x0_{name}"], label)

@@ -26,7 +26,7 @@ from ..encoders.clip import TextEncoder
 from ..media.json_files import shown_list
 from ..runtime.precision import weight_dtype
 from ..small.network import PictureUViTConfig, build, config_of, predicts_noise
-from ..streams import Streams
+from ..streams import Streams, draw_normal
 from ..uvit import Block, UViT
 from .config import TrainConfig, stage_options
 from .growth import grown
@@ -104,9 +104,9 @@ class LatentStage(TrainingStage):
         for row, seed in zip(self.shards.read(indices), seeds, strict=True):
             generator = torch.Generator().manual_seed(seed)
             labels = draw_labels(1, self.mix, generator, self.lean, self.logit_normal)
-            caption = int(torch.randint(len(row["text"]), (), generator=generator))
+            caption = int(torch.randint(len(row["text"]), (), generator=generator, device=generator.device))
             clean = {"img": posterior_sample(row, generator), "clip_img": row["clip_img"], "text": row["text"][caption]}
-            noise = {f"noise_{name}": torch.randn(x.shape, generator=generator) for name, x in clean.items()}
+            noise = {f"noise_{name}": draw_normal(x.shape, generator) for name, x in clean.items()}
             examples.append(clean | noise | {f"t_{name}": label[0] for name, label in labels.items()})
         return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
 

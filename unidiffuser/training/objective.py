@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ..schedule import NUM_LABELS, add_noise, half_logsnr, sigma_of_label
-from ..streams import MODALITY_OF, Streams
+from ..streams import MODALITY_OF, Streams, draw_normal
 
 MIXES = ("independent", "clean_text", "clean_image", "equal", "no_text")
 PAPER: Mapping[str, float] = {"independent": 1.0}
-LABELS = torch.arange(1.0, NUM_LABELS + 1)  # all but 0, which is clean
+LABELS = torch.arange(1.0, NUM_LABELS + 1, dtype=torch.float32)  # all but 0, which is clean
 
 
 def draw_labels(
@@ -74,7 +74,7 @@ def draw_labels(
 
 @cache  # like the two below: a stage may draw for one example at a time, and a GPU would wait for each copy
 def _on(device: torch.device, numbers: tuple[float, ...]) -> Tensor:
-    return torch.tensor(numbers, device=device)
+    return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
 @cache
@@ -149,17 +149,13 @@ def diffusion_loss(
     """
     labels = draw_labels(clean.batch, PAPER, generator) if labels is None else labels
     labels = {modality: value.to(clean.need("img").device) for modality, value in labels.items()}
-    noise = (
-        clean.map(lambda x: torch.randn(x.shape, generator=generator, device=generator.device).to(x))
-        if noise is None
-        else noise
-    )
+    noise = clean.map(lambda x: draw_normal(x.shape, generator).to(x)) if noise is None else noise
     noised = {name: add_noise(x, noise.need(name), labels[MODALITY_OF[name]].float()) for name, x in clean.items()}
     if data_type is None:
         data_type = torch.ones(clean.batch, dtype=torch.long, device=labels["img"].device)
     predicted = Streams(*net(noised["img"], noised["clip_img"], noised["text"], labels["img"], labels["text"], data_type))
     errors = {}
-    total, elements = torch.zeros(2, device=labels["img"].device).unbind()
+    total, elements = torch.zeros(2, dtype=torch.float32, device=labels["img"].device).unbind()
     for name, eps in noise.items():
         error, counts = row_errors(name, predicted.need(name), eps, labels, velocity)
         count = counts.sum()

@@ -23,7 +23,7 @@ from ..path import NoisePath
 from ..samplers import sample
 from ..schedule import add_noise
 from ..small.network import predicts_noise
-from ..streams import MODALITY_OF, Streams, item_generators
+from ..streams import MODALITY_OF, Streams, draw_normal, draw_uniform, item_generators
 from ..uvit import Block
 from .changing_model import ChangingModel, Predictions
 from .objective import draw_labels, row_errors
@@ -127,16 +127,14 @@ class PriorStage(TrainingStage):
     def _draw(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The random numbers of one example: which prior samples (k,), and labels and noise (1 + k, ...)."""
         count = 1 + self.kept_each
-        rows = torch.randint(self.prior.batch, (self.kept_each,), generator=generator)
+        rows = torch.randint(self.prior.batch, (self.kept_each,), generator=generator, device=generator.device)
         options = VELOCITY_LABELS if self.velocity else {}
         drawn = [draw_labels(size, mix, generator, **options) for size, mix in ((1, MIX), (self.kept_each, PRIOR_MIX))]
         labels = {name: torch.cat([part[name] for part in drawn]) for name in drawn[0]}
-        noise = {
-            f"noise_{name}": torch.randn(count, *stream.shape[1:], generator=generator) for name, stream in self.prior.items()
-        }
+        noise = {f"noise_{name}": draw_normal((count, *stream.shape[1:]), generator) for name, stream in self.prior.items()}
         text = self.prior.need("text")
-        level = CAPTION_NOISE * torch.rand(count, 1, 1, generator=generator)
-        caption = level * torch.randn(count, *text.shape[1:], generator=generator)
+        level = CAPTION_NOISE * draw_uniform((count, 1, 1), generator)
+        caption = level * draw_normal((count, *text.shape[1:]), generator)
         return rows, {"t_img": labels["img"], "t_text": labels["text"], "caption_noise": caption} | noise
 
     def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def generator_on(device: torch.device, generator: torch.Generator) -> torch.Gene
     """A generator on `device`, seeded from a CPU generator; on the CPU this generator itself."""
     if device.type == "cpu":
         return generator
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
     return torch.Generator(device).manual_seed(seed)
 
 
@@ -120,4 +120,4 @@ def step_indices(size: int, batch_size: int, seed: int, step: int) -> Tensor:
 
 @functools.lru_cache(maxsize=2)
 def _permutation(size: int, seed: int) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed), device="cpu")

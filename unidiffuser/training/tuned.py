@@ -113,7 +113,7 @@ class FineTuneStage(PriorStage):
         """Pairs with a new sample of the image's posterior, and one of the picture's captions."""
         examples = []
         for index, row, generator in zip(indices.tolist(), self.shards.read(indices), generators, strict=True):
-            caption = int(torch.randint(len(row["text"]), (), generator=generator))
+            caption = int(torch.randint(len(row["text"]), (), generator=generator, device=generator.device))
             img = posterior_sample(row, generator)
             tokens = self.tokens[self.first[index] + caption]
             examples.append({"img": img, "clip_img": row["clip_img"], "text": row["text"][caption], "tokens": tokens})

@@ -24,6 +24,7 @@ from ...evaluation.metrics import psnr
 from ...media.images import to_images
 from ...pipeline import UniDiffuser, load
 from ...schedule import add_noise, alpha_sigma
+from ...streams import draw_normal
 from ..image_folder import ImageFolder
 
 UNSEEN = {"split": ["heldout_concept"], "style": ["noto", "twemoji", "flat", "fluent"], "tone": [0]}
@@ -57,7 +58,7 @@ def doubled(pixels: Tensor) -> Tensor:
 def denoised(model: UniDiffuser, clean: Tensor, clip_img: Tensor, text: Tensor, label: float, seed: int) -> Tensor:
     """Image latents (B, C, h, w) after noise of a label and one evaluation of the network under clean captions."""
     generator = torch.Generator().manual_seed(seed)
-    img, token = (add_noise(x, torch.randn(x.shape, generator=generator), label) for x in (clean, clip_img))
+    img, token = (add_noise(x, draw_normal(x.shape, generator), label) for x in (clean, clip_img))
     known, data_type = torch.zeros(len(img)), torch.ones(len(img), dtype=torch.long)
     noise = model.net(img, token, text, torch.full((len(img),), float(label)), known, data_type)[0]
     alpha, sigma = alpha_sigma(torch.tensor(float(label)))
@@ -105,7 +106,7 @@ def main() -> None:
             f"| {sharp.mean():.2f} |"
         )
     if options.sheet:
-        some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:8]
+        some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0), device="cpu")[:8]
         rows = [images.pixels(some)]
         for z in (latents[0], latents[options.labels[0]]) if options.labels else (latents[0],):
             rows += [doubled(before.decode(z[some])), model.autoencoder.decode(z[some]).clamp(-1, 1)]

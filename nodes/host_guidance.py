@@ -110,11 +110,10 @@ class HostGuidance(Guidance):
         rest = {"text": needed["text"]} if "text" in needed else {}
         if eps.text is None:  # else it was evaluated with the image
             rest["main"] = needed["main"]
-        outputs = {key: value.need("text") for key, value in evaluate(net, rest, ["text"], data_type).items()} if rest else {}
-        main = outputs["main"] if eps.text is None else eps.text
-        if "text" in outputs:
-            main = main + self.strength("text", t_text) * (main - outputs["text"])
-        return eps.replace(text=main)
+        outputs = evaluate(net, rest, ["text"], data_type) if rest else {}
+        if "main" in outputs:
+            eps = eps.replace(text=outputs.pop("main").text)
+        return self.combine(eps, outputs, point)
 
     def _image(
         self,

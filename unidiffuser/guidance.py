@@ -13,7 +13,7 @@ One rule: with u = 0 it is the paper's conditional guidance, with both moving it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -125,12 +125,17 @@ class Guidance:
         evaluations = needed_evaluations(point, moving, marginal, self, noise)
         heads = [name for modality in MODALITIES if modality in moving for name in MODALITIES[modality]]
         outputs = evaluate(net, evaluations, heads, data_type)
-        main = eps = outputs.pop("main")
-        for modality, unconditional in outputs.items():
+        return self.combine(outputs.pop("main"), outputs, point)
+
+    def combine(self, main: Streams, unconditional: Mapping[str, Streams], point: NetInput) -> Streams:
+        """Guided noise of a point, from its prediction and the unconditional ones of the modalities that they name."""
+        guided = {}
+        for modality, other in unconditional.items():
             s = self.strength(modality, point.label(modality))
-            guided = {n: main.need(n) + s * (main.need(n) - unconditional.need(n)) for n in MODALITIES[modality] if n in heads}
-            eps = eps.replace(**guided)
-        return eps
+            for name in MODALITIES[modality]:
+                if (eps := other[name]) is not None:
+                    guided[name] = main.need(name) + s * (main.need(name) - eps)
+        return main.replace(**guided)
 
 
 @dataclass(frozen=True)

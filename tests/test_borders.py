@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import unidiffuser
+from unidiffuser import NoisePath, Streams
 from unidiffuser.checkpoints.weights import WeightFiles, disk_errors
 from unidiffuser.data.captioned import read_beside
 from unidiffuser.evaluation.config import EvaluationConfig
@@ -61,6 +62,10 @@ def test_a_picture_in_any_form_is_the_same_picture(tmp_path: Path) -> None:
         (torch.full((3, 4, 4), 255.0), "values from 255 to 255"),
         (torch.full((3, 4, 4), float("nan")), "values from nan"),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), "tensor of torch.uint8"),
+        (torch.zeros(3, 4, 4).to_sparse(), "a tensor without plain values"),
+        (torch.zeros(3, 4, 4, device="meta"), "a tensor without plain values"),
+        (torch.zeros(3, 4, 4, dtype=torch.complex64), "complex64"),
+        (torch.zeros(3, 0, 4), "is empty"),
         (io.StringIO("text"), 'open it with "rb"'),
         (b"", "not a picture"),
     ],
@@ -84,12 +89,42 @@ def test_tasks_take_batches_and_refuse_the_rest(model: UniDiffuser, tmp_path: Pa
         (lambda: model.text_to_image(None), "the prompt is None"),  # type: ignore[arg-type]
         (lambda: model.gibbs("cat.png"), r"pathlib\.Path\('cat\.png'\)"),
         (lambda: model.gibbs(batch), "one picture, got 2"),  # type: ignore[arg-type]
+        (lambda: model.gibbs(["a", "b"]), "one prompt or picture, got a list of 2"),  # type: ignore[arg-type]
+        (lambda: model.text_to_image("a", negative=5), "the negative prompt is a int"),  # type: ignore[arg-type]
+        (lambda: model.text_to_image(["a", "b"], negative=["c", None]), "negative prompt 2 of 2 must be a text, got None"),  # type: ignore[list-item]
+        (lambda: model.rewrite("a b", change=1.5), r"change must hold words of the text, or their positions from 0, got 1\.5"),  # type: ignore[arg-type]
+        (lambda: model.rewrite("a b", keep=["a", None]), "keep must hold words .*got None"),  # type: ignore[list-item]
+        (lambda: model.sample("1000,1000 0,0"), "path must be a NoisePath, such as"),  # type: ignore[arg-type]
+        (lambda: model.sample(NoisePath.joint(1), latents={"img": 1}), "latents must be Streams, .* got a dict"),  # type: ignore[arg-type]
+        (lambda: model.decode(None), "the latents must be Streams, .* got None"),  # type: ignore[arg-type]
+        (lambda: model.decode(Streams(img=torch.zeros(3))), r"the stream img of the latents must be a tensor of 4 axes"),
         (lambda: model.text_to_image("a", data_type=5), "data_type must be 1"),
+        (lambda: model.text_to_image("a", width=10**9), "width must be at most 8192, got 1000000000"),
+        (lambda: model.text_to_image("a", steps=10**9), "steps must be at most 10000"),
+        (lambda: model.load_lora(None), "name the LoRA as a text or path, got None"),  # type: ignore[arg-type]
+        (lambda: model.load_lora("a.safetensors", "strong"), "strength of a LoRA must be a finite number, got 'strong'"),  # type: ignore[arg-type]
         (lambda: model.text_to_image("a", on_error="ignore"), "on_error must be one of raise, skip"),
         (lambda: model.text_to_image("a", progress="yes"), "progress must be"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.ones((0, 5)), "the mask is empty"),
+        (np.array([[None]]), "the mask holds object"),
+        (np.array([["a"]]), "the mask holds <U1"),
+        (torch.ones(5, 5, dtype=torch.complex64), "the mask holds torch.complex64"),
+        (torch.ones(5, 5, device="meta"), "without plain values"),
+        (np.ones((2, 3, 4, 5)), r"shape \(2, 3, 4, 5\)"),
+        (5, "the mask is a int"),
+    ],
+)
+def test_what_is_no_mask_says_what_would_be(model: UniDiffuser, mask: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        model.inpaint(Image.new("RGB", (8, 8)), mask)
 
 
 def test_options_are_checked_without_a_model() -> None:
@@ -118,6 +153,11 @@ def test_load_takes_names_of_formats_and_refuses_what_is_not_there(tiny_checkpoi
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device 'cuda' cannot be used here"):
             unidiffuser.load(tiny_checkpoint, device="cuda")
+    for lora in (5, "a.safetensors", {"a.safetensors": 1.0}, ["a.safetensors"]):
+        with pytest.raises(ValueError, match="lora must be a list of files with their strengths"):
+            unidiffuser.load(tiny_checkpoint, device="cpu", lora=lora)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="offload must be True or False, got 'yes'"):
+        unidiffuser.load(tiny_checkpoint, device="cpu", offload="yes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="name the model as a text or path"):
         unidiffuser.load(None)  # type: ignore[arg-type]
 

@@ -6,7 +6,6 @@ Each part is loaded when first needed. `batch_size` is applied here only; result
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +25,8 @@ from .encoders.candidate import Caption
 from .encoders.prompts import PromptCheck, check_prompt, warning_about
 from .guidance import overshoot_warning
 from .media.images import PIXEL_FORMS, ImageSource, fit, open_image, to_tensor
-from .options import Options
+from .media.json_files import brief
+from .options import Options, is_finite
 from .path import NoisePath
 from .runtime.acceleration import COMPILE_MODES, Compiled, DeepCache
 from .runtime.lora import LORA_PARTS, LoRA, apply_loras, layers_of, read_lora
@@ -93,6 +93,9 @@ class Engine:
         """
         if compile is not None and compile not in COMPILE_MODES:
             raise ValueError(f"compile must be one of {', '.join(COMPILE_MODES)}, got {compile!r}")
+        for name, value in (("offload", offload), ("tiling", tiling)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, got {brief(value)}")
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.offload, self.tiling, self.compile = offload, tiling, compile
@@ -200,8 +203,10 @@ class Engine:
             FileNotFoundError: no such file.
             ValueError: it is no LoRA, or one for another model; the LoRAs applied before stay.
         """
-        if not math.isfinite(strength):
-            raise ValueError(f"the strength of a LoRA must be a finite number, got {strength}")
+        if not isinstance(path, (str, os.PathLike)):
+            raise ValueError(f"name the LoRA as a text or path, got {brief(path)}")
+        if not is_finite(strength):
+            raise ValueError(f"the strength of a LoRA must be a finite number, got {brief(strength)}")
         parts = [part for part in LORA_PARTS if part in self.checkpoint.parts()]
         lora = read_lora(path, {part: layers_of(self.checkpoint.state_dict(part)) for part in parts})
         self._exchange_loras(self._loras | {os.fspath(path): (lora, strength)})

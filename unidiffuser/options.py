@@ -54,6 +54,9 @@ class Options(TypedDict, total=False):
     ]
 
 
+MOST = {"steps": 10_000, "width": 8192, "height": 8192}
+"""Upper bounds: beyond them a slip of the finger fills the memory before anything is said."""
+
 DEFAULTS: Options = {
     "seed": 0, "method": "dpmpp_2m", "data_type": 1, "batch_size": None, "preset": "exact", "speeds": (1.0, 1.0),
     "spacing": "uniform", "guidance_interval": None, "cache_interval": 1, "cache_branch": 1, "progress": False, "output": "pil",
@@ -124,6 +127,8 @@ def check(options: Options) -> dict[str, Any]:
     for name in ("steps", "width", "height", "cache_interval", "cache_branch", "batch_size"):
         if name in given:
             given[name] = whole_number(name, given[name], least=1)
+            if given[name] > MOST.get(name, given[name]):
+                raise ValueError(f"{name} must be at most {MOST[name]}, got {brief(given[name])}")
     if "seed" in given:
         given["seed"] = whole_number("seed", given["seed"])
     if "data_type" in given and whole_number("data_type", given["data_type"]) not in (0, 1):
@@ -213,11 +218,12 @@ def _check_guidance(value: Any) -> None:
     if len(scales) not in (1, 2):
         raise ValueError(f"guidance must be one number or an (image, text) pair, not {brief(value)}")
     for scale in scales:
-        if isinstance(scale, (bool, str)) or not _finite(scale):
+        if isinstance(scale, (bool, str)) or not is_finite(scale):
             raise ValueError(f"guidance must be a finite number (1 = off) or an (image, text) pair, got {brief(value)}")
 
 
-def _finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Whether a value is a finite number."""
     try:
         return math.isfinite(value)
     except TypeError:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +33,7 @@ from typing_extensions import Unpack
 from .checkpoints.checkpoint import load_checkpoint
 from .engine import Generators
 from .media.images import ImageSource
+from .media.json_files import brief
 from .options import DIFFUSERS_METHODS, Options, number, resolve, whole_number
 from .path import NoisePath
 from .runtime.precision import weight_dtype
@@ -254,9 +255,17 @@ def load(
     weight_dtype(dtype)
     checkpoint = load_checkpoint(os.fspath(name_or_path))
     model = UniDiffuser(checkpoint, device, dtype, offload=offload, tiling=tiling, compile=compile)
-    for path, strength in lora:
+    for path, strength in _listed_loras(lora):
         model.load_lora(path, strength)
     return model
+
+
+def _listed_loras(lora: Any) -> list[tuple[Any, Any]]:
+    """The LoRAs of `load`; ValueError for anything but a list of pairs."""
+    entries = list(lora) if isinstance(lora, Iterable) and not isinstance(lora, (str, bytes, Mapping)) else [lora]
+    if all(isinstance(entry, (list, tuple)) and len(entry) == 2 for entry in entries):
+        return [(path, strength) for path, strength in entries]
+    raise ValueError(f'lora must be a list of files with their strengths, as in [("my.safetensors", 1.0)], got {brief(lora)}')
 
 
 def _path(kind: Callable[..., NoisePath], options: Options, **more: Any) -> NoisePath:

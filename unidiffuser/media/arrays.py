@@ -17,6 +17,20 @@ def is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, Tensor))
 
 
+def check_values(array: np.ndarray | Tensor, name: str) -> None:
+    """Refuse what holds no plain numbers: sparse tensors, those on "meta", complex numbers, texts, or no elements at all.
+
+    Raises:
+        ValueError: says what it is.
+    """
+    if isinstance(array, Tensor) and (array.layout != torch.strided or array.device.type == "meta"):
+        raise ValueError(f"{name} is a tensor without plain values ({array.layout} on {array.device}); give {FORMS}")
+    if array.dtype.is_complex if isinstance(array, Tensor) else array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {array.dtype}; give {FORMS}")
+    if 0 in array.shape:
+        raise ValueError(f"{name} is empty: an array of shape {tuple(array.shape)}")
+
+
 def items_of(batch: np.ndarray | Tensor) -> list[Any]:
     """The pictures of an array: itself, or those along its first axis if it has four."""
     return list(batch) if batch.ndim == 4 else [batch]
@@ -50,10 +64,9 @@ def _from_numpy(array: np.ndarray, name: str) -> Image.Image:
 def _from_tensor(tensor: Tensor, name: str) -> Image.Image:
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
         raise ValueError(f"{name} is a tensor of shape {tuple(tensor.shape)}; give {FORMS}")
+    check_values(tensor, name)
     if not tensor.is_floating_point():
         raise ValueError(f"{name} is a tensor of {tensor.dtype}; give {FORMS}")
-    if 0 in tensor.shape:
-        raise ValueError(f"{name} is empty: a tensor of shape {tuple(tensor.shape)}")
     values = tensor.detach().float().cpu()
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # NaN fails as well

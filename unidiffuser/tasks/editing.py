@@ -17,6 +17,8 @@ from .inputs import (
     Inputs,
     Pictures,
     Prompts,
+    check_path,
+    check_streams,
     common_number,
     generators_of,
     mask_picture,
@@ -81,7 +83,8 @@ class Editing(Engine):
         chosen = resolve({**options, "on_error": "raise"}, self.config)
         pictures = [] if image is None else read_pictures(image, chosen).items
         texts = [] if text is None else read_prompts(text, chosen).items
-        given = latents or Streams()
+        check_path(path)
+        given = Streams() if latents is None else check_streams(latents, "latents")
         inputs = common_number(pictures=pictures, captions=texts, latents=range(given.batch))
         generators = generators_of(chosen, inputs, count)
         streams = given.map(lambda rows: repeated(rows, inputs, count))
@@ -101,6 +104,7 @@ class Editing(Engine):
     def decode(self, streams: Streams, **options: Unpack[Options]) -> Decoded:
         """Pictures and captions of latents, of the streams that are there."""
         chosen = resolve(options, self.config)
+        check_streams(streams, "the latents")
         images = None if streams.img is None else self.decode_images(streams, chosen)
         return Decoded(images, None if streams.text is None else self.decode_texts(streams, chosen))
 

@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..media.arrays import is_array, items_of
+from ..media.arrays import check_values, is_array, items_of
 from ..media.files import shown
 from ..media.formats import PICTURE_SUFFIXES
 from ..media.images import ImageSource, fit, open_image
 from ..options import Options, whole_number
-from ..streams import item_generators
+from ..path import NoisePath
+from ..streams import Streams, item_generators
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,17 @@ def _usable(items: list[Any], make: Callable[[Any, str], T], kind: str, options:
 
 def texts_of(prompts: Sequence[str], negative: Prompts | None) -> list[str]:
     """All texts of a call."""
-    return [*prompts, *([] if negative is None else [negative] if isinstance(negative, str) else negative)]
+    return [*prompts, *_negative_texts(negative)]
+
+
+def _negative_texts(negative: Prompts | None) -> list[str]:
+    """The negative prompts of a call; ValueError that says which one is no text."""
+    if negative is None:
+        return []
+    items = [negative] if isinstance(negative, str) else _list("negative prompt", negative)
+    one = len(items) == 1
+    names = ["the negative prompt" if one else f"negative prompt {k} of {len(items)}" for k in range(1, len(items) + 1)]
+    return [_prompt(item, name) for item, name in zip(items, names, strict=True)]
 
 
 def negative_latents(
@@ -158,7 +169,7 @@ def negative_latents(
     """
     if negative is None:
         return None
-    texts = read_prompts(negative, {**options, "on_error": "raise"}).items
+    texts = _negative_texts(negative)
     if len(texts) not in (1, total):
         raise ValueError(f"negative must be one text or one for each prompt, got {len(texts)} for {total}")
     guidance = options["guidance"]
@@ -173,8 +184,12 @@ def chain_start(start: Any) -> Any:
     """The start of a Gibbs chain: a picture in any form, a prompt or None.
 
     Raises:
-        ValueError: a text that reads as the file name of a picture.
+        ValueError: a text that reads as the file name of a picture, or a list.
     """
+    if isinstance(start, (list, tuple)):
+        raise ValueError(
+            f"a chain starts from one prompt or picture, got a list of {len(start)}; use count= for several chains"
+        )
     if isinstance(start, str) and Path(start).suffix.lower() in PICTURE_SUFFIXES:
         raise ValueError(
             f"start={shown(start)!r} is a text, so the chain would start from it as a prompt; for the picture of that name "
@@ -212,6 +227,7 @@ def read_mask(mask: Any, width: int, height: int, downscale: int) -> Tensor:
 def mask_picture(mask: Any) -> Image.Image:
     """A mask, in any form that `read_mask` takes, as a picture of mode "L"."""
     if is_array(mask):
+        check_values(mask, "the mask")
         values = torch.as_tensor(mask).squeeze()
         if values.ndim == 2:
             if values.dtype == torch.bool:
@@ -239,6 +255,29 @@ def warn_of_other_shape(mask: tuple[int, int], pictures: Sequence[Image.Image]) 
                 *picture.size,
             )
             return
+
+
+def check_streams(streams: Any, name: str) -> Streams:
+    """Latents that were given to a task.
+
+    Raises:
+        ValueError: no `Streams`, or a stream of another shape; says what to give.
+    """
+    if not isinstance(streams, Streams):
+        raise ValueError(f'{name} must be Streams, as output="latent" gives them, got {_kind(streams)}')
+    for stream, value in streams.items():
+        axes = 4 if stream == "img" else 3
+        if not isinstance(value, Tensor) or value.ndim != axes:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else _kind(value)
+            raise ValueError(f"the stream {stream} of {name} must be a tensor of {axes} axes, got {found}")
+    return streams
+
+
+def check_path(path: Any) -> NoisePath:
+    """The path of a call; ValueError that names the constructor for anything else."""
+    if not isinstance(path, NoisePath):
+        raise ValueError(f'path must be a NoisePath, such as NoisePath.from_points("1000,1000 0,0"), got {_kind(path)}')
+    return path
 
 
 def common_number(**given: Sequence[Any] | None) -> int:

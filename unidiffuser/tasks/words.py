@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from ..media.json_files import brief
 
 Words = str | int | Sequence[str | int]
 """Words of a text, in one string or a list, or their positions: 0 is the first word, -1 the last."""
@@ -58,7 +60,10 @@ def positions(words: Sequence[str], wanted: Words, name: str) -> set[int]:
     Raises:
         ValueError: none are wanted, or one is not there; names it and the input `name`.
     """
-    items = wanted.split() if isinstance(wanted, str) else [wanted] if isinstance(wanted, int) else list(wanted)
+    items = wanted.split() if isinstance(wanted, str) else list(wanted) if isinstance(wanted, Iterable) else [wanted]
+    strange = [item for item in items if isinstance(item, bool) or not isinstance(item, (str, int))]
+    if strange:
+        raise ValueError(f"{name} must hold words of the text, or their positions from 0, got {brief(strange[0])}")
     if not items:
         raise ValueError(f"{name} is empty; name words of the text, or their positions from 0")
     found: set[int] = set()

@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 import unidiffuser
+from unidiffuser.media.images import open_image
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("picture", type=Path)
@@ -21,7 +21,7 @@ parser.add_argument("--steps", type=int, default=20, help="sampling steps")
 parser.add_argument("--out", type=Path, default=Path("out/inpainted.png"))
 args = parser.parse_args()
 
-picture = Image.open(args.picture)
+picture = open_image(args.picture)
 left, top, right, bottom = args.box
 mask = np.zeros((picture.height, picture.width), dtype=bool)  # True = generate, False = keep
 mask[top:bottom, left:right] = True

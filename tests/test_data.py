@@ -562,6 +562,19 @@ def test_separators_inside_a_caption_end_no_line(tmp_path: Path) -> None:
     assert [pair.captions for pair in read_listed(tmp_path)] == [(text,)]
 
 
+def test_what_macos_leaves_beside_shards_and_tables_is_skipped(tmp_path: Path) -> None:
+    """A "._name" file, with what its file system cannot keep."""
+    pq.write_table(pa.table({"URL": ["http://a"], "TEXT": ["a cat"]}), tmp_path / "a.parquet")
+    with tarfile.open(tmp_path / "a.tar", "w"):
+        pass
+    for name in ("._a.parquet", "._a.tar"):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+    assert [part.name for part in find_parts(tmp_path)] == ["a"]
+    count = filter_tables(tmp_path, tmp_path / "out", Rules(min_caption=1))
+    assert (count.files, count.kept, count.unreadable) == (1, 1, {})
+    assert img2dataset_command(tmp_path, tmp_path / "shards", 256)[0] == "img2dataset"  # reads the columns of the first table
+
+
 def test_what_macos_leaves_beside_pictures_is_skipped(tmp_path: Path) -> None:
     names = ["1.jfif", "2.jpe", "3.AVIF", "4.png", "5.webp"]
     for name in [*names, "._4.png", ".hidden.jpg", "notes.txt", "4.svg"]:

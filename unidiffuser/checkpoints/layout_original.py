@@ -81,10 +81,14 @@ def _find(folder: Path, stem: str) -> Path | None:
 def _clip_candidates(folder: Path, known: set[Path | None]) -> Iterator[Path]:
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         for suffixes in ((".safetensors",), (".bin", ".pt", ".pth")):  # folders often hold the same weights in both formats
-            found = sorted(path for path in place.iterdir() if path.suffix in suffixes and path not in known)
+            found = sorted(path for path in place.iterdir() if _is_weights(path, suffixes) and path not in known)
             yield from found
             if found:
                 break
+
+
+def _is_weights(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.suffix in suffixes and not path.name.startswith(".")  # macOS leaves a "._a.pth" beside "a.pth"
 
 
 def _checked_part(name: str, path: Path) -> ModelPart:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..media.formats import files_ending
 from .columns import NEEDED, find_columns
 
 # Columns that img2dataset writes itself; it cannot copy a table's column of the same name.
@@ -44,7 +45,7 @@ def img2dataset_command(
     """
     import pyarrow.parquet as pq
 
-    files = [tables] if tables.is_file() else sorted(tables.glob("*.parquet"))
+    files = [tables] if tables.is_file() else files_ending(tables, ".parquet")
     if not files:
         raise FileNotFoundError(f"no .parquet files in {tables}; check the path")
     names = pq.read_schema(files[0]).names

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..media.files import replacing, write_text
+from ..media.formats import files_ending
 from ..media.json_files import read_object
 from .columns import NEEDED, find_columns
 
@@ -101,7 +102,7 @@ def filter_tables(
         FileNotFoundError: no parquet file.
         ValueError: a table lacks the column of a rule, of the URL or of the caption.
     """
-    files = [source] if source.is_file() else sorted(source.glob("*.parquet"))
+    files = [source] if source.is_file() else files_ending(source, ".parquet")
     if not files:
         raise FileNotFoundError(f"no .parquet files in {source}; check the path")
     total = Count()

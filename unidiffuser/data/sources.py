@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..media.formats import files_ending
 from .captioned import INDEX, Pair, read_beside, read_coco, read_listed, read_shard
 
 
@@ -40,7 +41,7 @@ def find_parts(source: Path, captions: Path | None = None, per_part: int = 4096)
     """
     if not source.is_dir():
         raise FileNotFoundError(f"no folder {source}")
-    if captions is None and (tars := sorted(source.glob("*.tar"))):
+    if captions is None and (tars := files_ending(source, ".tar")):
         return [Part(tar.stem, tar.stat().st_size, partial(read_shard, tar)) for tar in tars]
     if captions is not None:
         pairs = sorted(read_coco(source, captions), key=lambda pair: pair.fields["id"])

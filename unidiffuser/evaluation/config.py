@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..media.json_files import brief, shown_list
 from ..media.yaml_settings import parse, read_mapping, typed
+from ..options import Options, check
 
 Config = TypeVar("Config", bound="EvaluationConfig")
 TASKS = ("autoencode", "text_to_image", "image_to_text", "joint", "image")
@@ -166,10 +167,17 @@ class EvaluationConfig:
             value = getattr(self, key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
                 raise ValueError(f"{name}: {key} must be a whole number of at least {low}, got {brief(value)}")
-        for key in ("guidance_sweep", "steps_sweep"):
+        tried: list[dict[str, Any]] = [self.options()]
+        for key, option in (("guidance_sweep", "guidance"), ("steps_sweep", "steps")):
             sweep = getattr(self, key)
             if sweep is not None and not sweep.values:
                 raise ValueError(f"{name}: {key} has no values")
+            tried += [{option: int(x) if option == "steps" else x} for x in (sweep.values if sweep is not None else ())]
+        for options in tried:
+            try:
+                check(cast("Options", options))
+            except (ValueError, OverflowError) as error:
+                raise ValueError(f"{name}: {error}") from None
         if self.diversity is not None and (self.diversity.captions < 1 or self.diversity.count < 2):
             raise ValueError(f"{name}: diversity needs at least 1 caption and a count of 2")
         if self.retrieval is not None and (self.retrieval.count < 2 or self.retrieval.levels < 1):

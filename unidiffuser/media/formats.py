@@ -24,6 +24,11 @@ PICTURE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES_OF.values() for suffix 
 """Suffixes of the `PICTURE_FORMATS` in lower case, such as ".png": which files of a folder or shard are images."""
 
 
+def files_ending(folder: Path, suffix: str) -> list[Path]:
+    """Files of a folder with a suffix such as ".tar", sorted, without dot files: macOS leaves a "._a.tar" beside "a.tar"."""
+    return sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
+
+
 def is_picture_name(name: str | os.PathLike[str]) -> bool:
     """Whether a file is a picture by its name; the "._" files that macOS leaves beside pictures are not."""
     path = Path(name)

@@ -140,6 +140,8 @@ def _check_matrices(path: str | os.PathLike[str], name: str, down: Tensor, up: T
                 f"{path} is damaged: a matrix of {name} has shape {tuple(matrix.shape)} and type {matrix.dtype}; it must hold "
                 f"floating-point numbers in rows and columns."
             )
+        if not matrix.float().isfinite().all():
+            raise ValueError(f"{path} is damaged: a matrix of {name} holds NaN or infinity.")
 
 
 def _alpha(path: str | os.PathLike[str], name: str, alpha: Tensor) -> float:

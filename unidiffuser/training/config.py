@@ -14,6 +14,10 @@ from ..media.yaml_settings import read_mapping, typed, typed_values
 PRECISIONS = ("auto", "bf16", "no")
 STRATEGIES = ("ddp", "fsdp")
 OPTIMIZERS = ("adamw", "muon")
+MOST_STEPS = 10**9
+BELOW_ONE = (0.0, 0.9999999)
+RANGES = {"learning_rate": (0.0, 100.0), "weight_decay": (0.0, 100.0), "decay": (0.0, 1.0), "ema_decay": BELOW_ONE,
+          "max_grad_norm": (1e-12, 1e12)}  # fmt: skip
 
 
 @dataclass
@@ -106,6 +110,16 @@ class TrainConfig:
         for name in ("steps", "batch_size", "save_every", "sample_every", "keep"):
             if getattr(config, name) < 1:
                 raise ValueError(f"{path}: {name} must be at least 1, got {getattr(config, name)}")
+        for name in ("micro_batch", "warmup_steps", "workers", "first_sample"):
+            if getattr(config, name) < 0:
+                raise ValueError(f"{path}: {name} must be at least 0, got {getattr(config, name)}")
+        numbers = {"betas[0]": config.betas[0], "betas[1]": config.betas[1]} | {name: getattr(config, name) for name in RANGES}
+        for name, value in numbers.items():
+            low, high = RANGES.get(name, BELOW_ONE)
+            if not low <= value <= high:
+                raise ValueError(f"{path}: {name} must be a number from {low:g} to {high:g}, got {value}")
+        if config.steps > MOST_STEPS:
+            raise ValueError(f"{path}: steps must be at most {MOST_STEPS}, got {brief(config.steps)}")
         for name, choices in (("precision", PRECISIONS), ("strategy", STRATEGIES), ("optimizer", OPTIMIZERS)):
             if getattr(config, name) not in choices:
                 raise ValueError(f"{path}: {name} must be one of {', '.join(choices)}, got {brief(getattr(config, name))}")

@@ -14,6 +14,7 @@ from ..data.fingerprint import check_encoders
 from ..data.shards import LatentShards, posterior_sample
 from ..distributed import joined
 from ..evaluation.digests import weights_digest
+from ..runtime.precision import automatic_dtype
 from ..streams import Streams
 from ..uvit import UViT
 from .config import TrainConfig
@@ -110,12 +111,13 @@ def distill(
     out, shards = Path(config.out), LatentShards(latents)
     checkpoint = load_checkpoint(model)
     check_encoders(shards, checkpoint)
-    settings = {"model": weights_digest(checkpoint), "latents": shards.fingerprint}
     with joined() as world:
+        dtype = automatic_dtype(world.device)  # that in which the model samples there
+        settings = {"model": weights_digest(checkpoint), "latents": shards.fingerprint, "dtype": str(dtype)}
 
         def teacher() -> UViT:
             weights = checkpoint.state_dict("uvit", dtype=torch.float32)
-            return trainable_network(checkpoint.config.uvit, weights).to(world.device).eval()
+            return trainable_network(checkpoint.config.uvit, weights).to(world.device, dtype).eval()
 
         given = Conditions(shards, config.seed)
         draw_trajectories(teacher, routes, given, out / FOLDER, settings, world, seed=config.seed, watch=drawn)

@@ -128,6 +128,27 @@ def test_folders_and_stdin(run: Any) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_prompt_that_is_not_utf8_does_not_end_a_list(run: Any) -> None:
+    lines = b"red\ncaf\xe9\nblue\n"
+    Path("prompts.txt").write_bytes(lines)
+    done = run("generate prompts.txt --out generated --batch-size 2")
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in Path("generated/manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["source"] for row in rows] == ["red", "caf\\udce9", "blue"]
+    assert [row.get("error") for row in rows] == [
+        None, "prompt 1, 'caf\\udce9', is not valid text: it holds bytes that are not UTF-8", None
+    ]  # fmt: skip
+    assert names(Path("generated")) == [".parts", "000000.png", "000002.png", "manifest.jsonl", "settings.json"]
+    bad = run("text-to-image - -n 1", stdin=lines)
+    assert bad.exit_code == 2
+    assert "prompt 2 of 3, 'caf\\udce9', is not valid text" in bad.stderr
+    skipped = run("text-to-image - -n 1 --on-error skip --json -q", stdin=lines)
+    assert skipped.exit_code == 0, skipped.output
+    assert [row["prompt"] for row in json.loads(skipped.stdout)["results"]] == ["red", "blue"]
+    assert "stdin is not UTF-8 text" in run("vary-text -", stdin="red".encode("utf-16")).stderr
+
+
+@pytest.mark.usefixtures("folder")
 def test_captions_of_a_folder_are_training_data(run: Any) -> None:
     Path("photos/1.txt").write_text("my own words", encoding="utf-8")
     done = run("caption photos --out captions --beside --candidates 2")

@@ -238,8 +238,15 @@ def test_captions_may_contain_what_unicode_calls_a_line_end(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
     assert [pair.captions for pair in read_listed(tmp_path)] == [("one\u2028a.png\x85",), ("one\u2028b.PNG\x85",)]
     (tmp_path / "metadata.jsonl").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"metadata\.jsonl is not UTF-8"):
+    with pytest.raises(ValueError, match=r"metadata\.jsonl:1 is not a record .*\(it is not UTF-8\)"):
         list(read_listed(tmp_path))
+    (tmp_path / "metadata.jsonl").write_text(lines[0], encoding="utf-16")
+    with pytest.raises(ValueError, match=r"metadata\.jsonl is not UTF-8 text .*save it as UTF-8"):
+        list(read_listed(tmp_path))
+    whole = json.dumps({"file_name": "c.png", "text": "café"}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_bytes(lines[0].encode() + b"\n" + whole.encode("latin-1") + b"\n" + lines[1].encode())
+    assert [pair.key for pair in read_listed(tmp_path)] == ["a.png", "b.PNG"]
+    assert [pair.problem for pair in read_listed(tmp_path, keep_bad=True)] == ["", "bad line in metadata.jsonl", ""]
 
 
 def test_pictures_of_a_folder_with_and_without_text(tmp_path, caplog):

@@ -26,6 +26,7 @@ from ..media.resume import check_settings, run_parts
 from ..options import Options, resolve
 from ..path import NoisePath
 from ..streams import Streams
+from ..tasks.inputs import valid_prompt
 
 if TYPE_CHECKING:
     from ..distributed import World
@@ -66,7 +67,7 @@ def prompt_items(path: Path, seed: int, count: int) -> list[Item]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file of prompts at {path}")
-    prompts = [line for line in read_lines(path) if line]
+    prompts = [line for line in read_lines(path, each=True) if line]
     if not prompts:
         raise ValueError(f"{path} holds no prompts; write one on each line")
     sources = [prompt for prompt in prompts for _ in range(count)]
@@ -139,17 +140,29 @@ def _row(item: Item, error: str | None, out: Path) -> dict[str, Any]:
 
 
 def pictures_of(model: UniDiffuser, out: Path, options: Options, settings: Mapping[str, Any]) -> Work:
-    """The work of `unidiffuser generate`: a PNG for each prompt."""
+    """The work of `unidiffuser generate`: a PNG for each prompt that is UTF-8."""
     chosen = resolve(options, model.config)
 
     def work(group: Sequence[Item]) -> list[str | None]:
-        text = model.encode_texts([item.source for item in group])
-        path = NoisePath.text_to_image(chosen["steps"], spacing=chosen["spacing"])
-        state = model.run(path, Streams(text=text), chosen, _generators(group))
-        for item, image in zip(group, model.decode_images(state, chosen), strict=True):
-            result = Result(item.seed, image, prompt=item.source)
-            save_png(image, out / item.file, metadata(result, "generate", settings))
-        return [None] * len(group)
+        errors: list[str | None] = []
+        usable = []
+        for item in group:
+            try:
+                valid_prompt(item.source, f"prompt {item.number}")
+            except ValueError as error:
+                log.warning("%s", error)
+                errors.append(str(error))
+                continue
+            usable.append(item)
+            errors.append(None)
+        if usable:
+            text = model.encode_texts([item.source for item in usable])
+            path = NoisePath.text_to_image(chosen["steps"], spacing=chosen["spacing"])
+            state = model.run(path, Streams(text=text), chosen, _generators(usable))
+            for item, image in zip(usable, model.decode_images(state, chosen), strict=True):
+                result = Result(item.seed, image, prompt=item.source)
+                save_png(image, out / item.file, metadata(result, "generate", settings))
+        return errors
 
     return work
 

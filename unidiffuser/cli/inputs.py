@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ..media.files import lines_of, shown
+from ..media.files import decoded, lines_of, shown
 from ..media.formats import PICTURE_FORMATS, PICTURE_SUFFIXES, is_picture_name
 
 STDIN = "-"
@@ -97,14 +97,11 @@ def prompts(text: str) -> list[str]:
     """The prompt, or those of stdin, one a line without blank lines.
 
     Raises:
-        ValueError: stdin is not UTF-8 or holds no prompt.
+        ValueError: stdin is no text or holds no prompt. Single lines that are not UTF-8 are left to the task.
     """
     if text != STDIN:
         return [text]
-    try:
-        found = [line for line in lines_of(sys.stdin.buffer.read().decode("utf-8-sig")) if line]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"stdin is not UTF-8 text ({error})") from None
+    found = [line for line in lines_of(decoded(sys.stdin.buffer.read(), "stdin", each=True)) if line]
     if not found:
         raise ValueError("stdin holds no prompt; pipe one or more lines into this command")
     return found

@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..media.files import read_lines, shown
+from ..media.files import is_text, read_lines, shown
 from ..media.formats import PICTURE_SUFFIXES, is_picture_name
 from ..media.images import open_image
 from ..media.json_files import brief, parse_json
@@ -123,14 +123,16 @@ def read_listed(folder: Path, keep_bad: bool = False) -> Iterator[Pair]:
             are left out, with one warning that says how many.
 
     Raises:
-        ValueError: no line with "file_name" and "text", or a file that is not UTF-8.
+        ValueError: no line with "file_name" and "text".
     """
     index = folder / INDEX
     good, bad, first = 0, 0, ""
-    for number, line in enumerate(read_lines(index), 1):
+    for number, line in enumerate(read_lines(index, each=True), 1):
         if not line:
             continue
         try:
+            if not is_text(line):
+                raise ValueError("it is not UTF-8")
             pair = _record(line, folder)
         except (ValueError, RecursionError) as error:
             bad, first = bad + 1, first or f"{index}:{number} is not a record with file_name and text ({error})"

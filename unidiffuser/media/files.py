@@ -175,16 +175,36 @@ def write_between(path: Path, text: str, markers: tuple[str, str]) -> None:
     write_text(path, f"{before}{first}\n\n{text}\n{last}{after}")
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[str]:
+def read_lines(path: str | os.PathLike[str], each: bool = False) -> list[str]:
     """Lines of a UTF-8 file, see `lines_of`.
+
+    Args:
+        path: the file.
+        each: leave bytes that are not UTF-8 to the caller, who can drop single lines: they become surrogates, see `is_text`.
 
     Raises:
         ValueError: the file is not UTF-8 text.
     """
+    return lines_of(decoded(Path(path).read_bytes(), str(path), each))
+
+
+def decoded(data: bytes, name: str, each: bool = False) -> str:
+    """The text of a file in UTF-8, without its byte order mark; arguments and errors as for `read_lines`."""
     try:
-        return lines_of(Path(path).read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+        if each and b"\0" in data:  # UTF-16, not a text with a few bad bytes
+            raise ValueError("it has NUL bytes")
+        return data.decode("utf-8-sig", "surrogateescape" if each else "strict")
+    except ValueError as error:
+        raise ValueError(f"{name} is not UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def is_text(text: str) -> bool:
+    """Whether a text can be written as UTF-8: no surrogates, which stand for bytes that are not."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _umask() -> int:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..media.arrays import check_values, is_array, items_of
-from ..media.files import shown
+from ..media.files import is_text, shown
 from ..media.formats import PICTURE_SUFFIXES
 from ..media.images import ImageSource, fit, open_image
 from ..options import Options, whole_number
@@ -69,17 +69,16 @@ def read_prompts(given: Prompts, options: Options) -> Inputs[str]:
     if isinstance(given, (Image.Image, os.PathLike, bytes)) or is_array(given):
         raise ValueError(f"a prompt must be a text, got {_kind(given)}; for a picture use image_to_text or vary_image")
     items = [given] if isinstance(given, str) else _list("prompt", given)
-    return _usable(items, _prompt, "prompt", options)
+    return _usable(items, valid_prompt, "prompt", options)
 
 
-def _prompt(value: Any, name: str) -> str:
+def valid_prompt(value: Any, name: str) -> str:
+    """A prompt; ValueError with this name for what is no text, or not valid UTF-8."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a text, got {_kind(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
+    if not is_text(value):
         start = " ".join(shown(value[:60]).split())
-        raise ValueError(f"{name}, '{start}', is not valid text: it holds bytes that are not UTF-8") from None
+        raise ValueError(f"{name}, '{start}', is not valid text: it holds bytes that are not UTF-8")
     return value
 
 
@@ -144,7 +143,7 @@ def _negative_texts(negative: Prompts | None) -> list[str]:
     items = [negative] if isinstance(negative, str) else _list("negative prompt", negative)
     one = len(items) == 1
     names = ["the negative prompt" if one else f"negative prompt {k} of {len(items)}" for k in range(1, len(items) + 1)]
-    return [_prompt(item, name) for item, name in zip(items, names, strict=True)]
+    return [valid_prompt(item, name) for item, name in zip(items, names, strict=True)]
 
 
 def negative_latents(

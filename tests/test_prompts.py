@@ -132,6 +132,11 @@ def test_the_bundled_model_lists_its_words(model: UniDiffuser) -> None:
     assert {name for names in EMOJI.synonyms.values() for name in names} <= set(EMOJI.concepts)
 
 
+def of_prompts(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The warnings of prompts: a random or hardly sampled latent may get one of its own."""
+    return [text for record in caplog.records if "those of pictures" not in (text := record.getMessage())]
+
+
 def test_each_task_warns_once(model: UniDiffuser, caplog: pytest.LogCaptureFixture) -> None:
     quick = {"steps": 1}
     tasks = {
@@ -144,7 +149,7 @@ def test_each_task_warns_once(model: UniDiffuser, caplog: pytest.LogCaptureFixtu
             caplog.clear()
             with caplog.at_level(logging.WARNING, "unidiffuser"):
                 run(prompt)
-            assert len(caplog.records) == warnings, (task, prompt)
+            assert len(of_prompts(caplog)) == warnings, (task, prompt)
             assert ('"mountains" (nearest: volcano)' in caplog.text) == ("mountains" in prompt)
             assert ('"zeppelin"' in caplog.text) == (task == "text_to_image")
 
@@ -156,7 +161,7 @@ def test_a_checkpoint_without_a_vocabulary_reports_only_what_is_cut(
     with caplog.at_level(logging.WARNING):
         model.text_to_image("qwerty", steps=1)
     assert model.vocabulary is None
-    assert caplog.records == []
+    assert of_prompts(caplog) == []
 
 
 def test_captions_to_rewrite_and_to_score_are_checked(tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -166,7 +171,7 @@ def test_captions_to_rewrite_and_to_score_are_checked(tiny_checkpoint: Path, cap
     with caplog.at_level(logging.WARNING):
         model.rewrite("cat zo", picture, change="cat", steps=1)
         model.score(picture, ["cat", "xy"], shuffled=["ij"], levels=1)
-    first, second = (record.getMessage() for record in caplog.records)
+    first, second = of_prompts(caplog)
     assert 'prompt "cat zo": the model does not know "zo"' in first
     assert '"xy"' in second
     assert '"ij"' in second

@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +28,7 @@ from .media.json_files import brief
 from .options import Options, is_finite
 from .path import NoisePath
 from .runtime.acceleration import COMPILE_MODES, Compiled, DeepCache
-from .runtime.lora import LORA_PARTS, LoRA, apply_loras, layers_of, read_lora
+from .runtime.applied_loras import AppliedLoRAs
 from .runtime.precision import (
     DTYPES,
     automatic_dtype,
@@ -55,7 +54,6 @@ log = logging.getLogger(__name__)
 
 Generators = list[torch.Generator]
 """One for each item."""
-Module = TypeVar("Module", bound=nn.Module)
 Part = TypeVar("Part")
 PARTS = ("net", "text_encoder", "image_token_encoder", "autoencoder", "captioner", "_compiled")
 
@@ -99,8 +97,7 @@ class Engine:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.offload, self.tiling, self.compile = offload, tiling, compile
-        self._loras: dict[str, tuple[LoRA, float]] = {}
-        self._adaptable: dict[str, nn.Module] = {}  # loaded parts that a LoRA can change, by their name in the checkpoint
+        self._loras = AppliedLoRAs(checkpoint)
         self._place(usable_device(best_device() if device is None else device), weight_dtype(dtype))
 
     def _place(self, device: torch.device, dtype: torch.dtype | None) -> None:
@@ -129,7 +126,7 @@ class Engine:
         self._place(chosen, weight_dtype(dtype) or kept)
         for name in PARTS:
             vars(self).pop(name, None)
-        self._adaptable.clear()
+        self._loras.forget_modules()
         return self
 
     @property
@@ -145,7 +142,7 @@ class Engine:
         self.checkpoint.load_into(net, "uvit", device=self._storage, dtype=self.dtype)
         if depends_on_batch(self.device, self.dtype):
             fix_batches(net)
-        return self._adapted(net, "uvit")
+        return self._loras.apply_to(net, "uvit")
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
@@ -174,7 +171,7 @@ class Engine:
         from .encoders.captions import CaptionDecoder
 
         decoder = CaptionDecoder.from_checkpoint(self.checkpoint, self._storage, self.encoder_dtype)
-        return self._adapted(decoder, "caption")
+        return self._loras.apply_to(decoder, "caption")
 
     @cached_property
     def _compiled(self) -> Compiled:
@@ -207,9 +204,7 @@ class Engine:
             raise ValueError(f"name the LoRA as a text or path, got {brief(path)}")
         if not is_finite(strength):
             raise ValueError(f"the strength of a LoRA must be a finite number, got {brief(strength)}")
-        parts = [part for part in LORA_PARTS if part in self.checkpoint.parts()]
-        lora = read_lora(path, {part: layers_of(self.checkpoint.state_dict(part)) for part in parts})
-        self._exchange_loras(self._loras | {os.fspath(path): (lora, strength)})
+        self._loras.load(path, strength)
 
     def unload_lora(self, path: str | os.PathLike[str] | None = None) -> None:
         """Remove a LoRA, or all of them; the weights are then those of the checkpoint, bit by bit.
@@ -217,27 +212,7 @@ class Engine:
         Raises:
             ValueError: this one is not applied.
         """
-        if path is not None and os.fspath(path) not in self._loras:
-            raise ValueError(f"{path} is not applied; applied are: {', '.join(self._loras) or 'none'}")
-        self._exchange_loras({} if path is None else {p: v for p, v in self._loras.items() if p != os.fspath(path)})
-
-    def _exchange_loras(self, wanted: dict[str, tuple[LoRA, float]]) -> None:
-        before, self._loras = self._loras, wanted
-        for part, module in self._adaptable.items():  # a part that is not loaded yet gets them when it is
-            self._apply_loras(module, part, [*before.values(), *wanted.values()])
-
-    def _adapted(self, module: Module, part: str) -> Module:
-        """A part that was just loaded, with the present LoRAs."""
-        self._adaptable[part] = module
-        self._apply_loras(module, part, self._loras.values())
-        return module
-
-    def _apply_loras(self, module: nn.Module, part: str, involved: Iterable[tuple[LoRA, float]]) -> None:
-        """Set the weights of the layers that `involved` LoRAs change: those applied before and those to be applied."""
-        names = {f"{layer}.weight" for lora, _ in involved for layer in lora.changes.get(part, {})}
-        if names:
-            stored = self.checkpoint.state_dict(part)
-            apply_loras(module, part, list(self._loras.values()), {name: stored[name] for name in sorted(names)})
+        self._loras.unload(path)
 
     def run(
         self,
@@ -313,21 +288,13 @@ class Engine:
 
     def check_prompts(self, prompts: Sequence[str]) -> list[PromptCheck]:
         """For each prompt its words outside the `vocabulary`, and the end that the text encoder does not read."""
-        encoder, vocabulary = self.text_encoder, self._vocabulary_with_loras()
+        encoder, vocabulary = self.text_encoder, self._loras.extend(self.vocabulary)
         return [check_prompt(prompt, vocabulary, encoder.tokenizer, encoder.length) for prompt in prompts]
 
     def warn_about(self, prompts: Sequence[str]) -> None:
         """Log one warning of what of some prompts the model cannot follow, if there is anything."""
         if warning := warning_about(prompts, self.check_prompts(prompts)):
             log.warning("%s", warning)
-
-    def _vocabulary_with_loras(self) -> Vocabulary | None:
-        """The vocabulary and the words of the LoRAs; None if one of them does not list its words."""
-        known = self.vocabulary
-        for lora, strength in self._loras.values():
-            words = lora.words() if strength else ()
-            known = None if known is None or words is None else replace(known, words=(*known.words, *words))
-        return known
 
     @torch.inference_mode()
     def encode_images(self, pictures: Sequence[ImageSource], count: int, options: Options, generators: Generators) -> Streams:

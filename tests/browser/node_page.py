@@ -46,6 +46,7 @@ BARE = """([vue, palette]) => {
         await setting.set('Comfy.Minimap.Visible', false);
     })();
 }"""
+HOST_TEXT = """(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === '$$node-text-preview')?.value ?? ''"""
 PLACE_OF_WIDGET = """([id, name]) => {
     const node = app.graph.getNodeById(id), widget = node.widgets.find((w) => w.name === name);
     const {scale, offset} = app.canvas.ds, place = app.canvas.canvas.getBoundingClientRect();
@@ -192,6 +193,14 @@ class NoisePathNode:
 
     def status(self) -> str:
         return self.square.locator(".ud-path-status").inner_text()
+
+    def status_fits(self) -> bool:
+        """Whether the whole status is seen."""
+        return self.square.locator(".ud-path-status").evaluate("(e) => e.scrollHeight <= e.clientHeight")
+
+    def host_text(self) -> str:
+        """The text that the server has sent to the node, if the front end shows it."""
+        return self.page.evaluate(HOST_TEXT, self.id)
 
     def texts(self) -> str:
         """What the Vue renderer writes in the node."""

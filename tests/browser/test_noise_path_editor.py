@@ -9,10 +9,23 @@ import pytest
 from node_page import NodePage
 
 CLOSE = 9  # levels, about two pixels
+VISIBLE = 3  # contrast of a line, after WCAG 2.1, 1.4.11
 
 
 def close(point: tuple[float, float], other: tuple[float, float]) -> bool:
     return all(abs(a - b) <= CLOSE for a, b in zip(point, other, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two CSS colours such as rgb(1, 2, 3), after WCAG 2.1."""
+
+    def luminance(colour: str) -> float:
+        levels = [int(level) / 255 for level in re.findall(r"\d+", colour)[:3]]
+        linear = [level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in levels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_dragging_the_start_and_the_line_sets_the_inputs(page: NodePage) -> None:
@@ -50,6 +63,35 @@ def test_a_drag_resists_at_the_edges_and_says_why(page: NodePage) -> None:
     points = node.drawn()
     assert all(a[0] >= b[0] and a[1] >= b[1] for a, b in itertools.pairwise(points))
     assert "Noise can only fall" not in node.status()
+
+
+def test_the_words_below_the_square_are_seen_whole(page: NodePage) -> None:
+    node = page.add()
+    node.drag((1000, 0), (600, 0), release=False)
+    assert "Starts from the connected image" in node.status()
+    assert node.status_fits()
+    page.page.mouse.up()
+    node.preset("joint")
+    node.drag((0, 0), (300, 0), release=False)
+    assert "Draw a path to end elsewhere" in node.status()
+    assert node.status_fits()
+    page.page.mouse.up()
+
+
+def test_a_press_beside_the_path_does_not_frame_the_square(page: NodePage) -> None:
+    node = page.add()
+    page.page.mouse.click(*node.place((300, 700)))
+    assert page.page.evaluate("() => document.activeElement.tagName") != "svg"
+
+
+def test_the_colours_follow_the_theme(page: NodePage) -> None:
+    node, lines = page.add(), []
+    for palette in ("light", "dark"):
+        page.look(page.renderer, palette)
+        lines.append(node.square.locator(".ud-line").evaluate("(line) => getComputedStyle(line).stroke"))
+        ground = node.square.locator(".ud-path-square").evaluate("(square) => getComputedStyle(square).backgroundColor")
+        assert contrast(lines[-1], ground) >= VISIBLE
+    assert lines[0] != lines[1]
 
 
 def test_a_point_is_added_by_dragging_the_line_and_removed_by_a_double_click(page: NodePage) -> None:

@@ -1,4 +1,4 @@
-"""Runs from the front end: the marker on the path, the same pixels through the API, drafts of captions, and pairs."""
+"""Runs from the front end: the marker on the path, the same pixels through the API, drafts of captions, pairs, warnings."""
 
 from __future__ import annotations
 
@@ -107,3 +107,36 @@ def test_a_drawn_path_runs_as_the_same_points_through_the_api(page: NodePage) ->
     gallery = page.page.locator(".ud-pairs")
     assert gallery.locator("figcaption").all_inner_texts() == captions
     assert gallery.locator("img").evaluate_all("(all) => all.every((image) => image.complete && image.naturalWidth === 128)")
+
+
+def test_a_warning_stays_after_the_run_until_it_no_longer_holds(page: NodePage) -> None:
+    loader = add(page, "UniDiffuserLoader", (20, 90), model_name="tiny.safetensors")
+    latent = add(page, "EmptyLatentImage", (20, 300), width=128, height=128)
+    prompt = page.add("CLIPTextEncode", (360, 90))
+    prompt.set("text", "qwertyuiop")  # more tokens than the tiny model reads
+    sampler = page.known(add(page, "KSampler", (800, 90), seed=1, steps=2))
+    image, shown = add(page, "VAEDecode", (360, 400)), add(page, "PreviewImage", (360, 520))
+    for source, output, target, name in (
+        (loader, 1, prompt.id, "clip"),
+        (loader, 0, sampler.id, "model"),
+        (prompt.id, 0, sampler.id, "positive"),
+        (prompt.id, 0, sampler.id, "negative"),
+        (latent, 0, sampler.id, "latent_image"),
+        (sampler.id, 0, image, "samples"),
+        (loader, 2, image, "vae"),
+        (image, 0, shown, "images"),
+    ):
+        page.wire(source, output, target, name)
+    assert page.front_end.run() == "success"
+    warning = sampler.host_text()
+    assert warning.startswith("\u26a0 Cut to the text encoder's limit")
+    assert page.page.get_by_text("Cut to the text encoder's limit").first.is_visible()
+
+    before = len(page.front_end.server.get("/history"))
+    page.page.get_by_test_id("queue-button").click()  # runs no node again, so the warning still holds
+    assert page.until(lambda: len(page.front_end.server.get("/history")) > before)
+    assert sampler.host_text() == warning
+
+    prompt.set("text", "q")
+    assert page.front_end.run() == "success"
+    assert sampler.host_text() == ""

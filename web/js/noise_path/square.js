@@ -56,7 +56,8 @@ export class NoiseSquare extends SquareDrawing {
         svg.addEventListener("pointerleave", () => this.setProbe(null));
         svg.addEventListener("dblclick", (event) => this.onDoubleClick(event));
         svg.addEventListener("keydown", (event) => this.onKey(event));
-        svg.addEventListener("focusout", () => this.held || !this.reason || this.change({}));
+        // On the element, because a listener for focus lets a browser focus the square itself.
+        this.element.addEventListener("focusout", () => this.held || !this.reason || this.change({}));
         // A press in the square must not start to drag the node; other buttons pan the canvas as everywhere.
         for (const kind of ["pointerdown", "pointermove", "pointerup", "mousedown", "touchstart"])
             this.element.addEventListener(kind, (event) => (event.button > 0 ? undefined : event.stopPropagation()));

@@ -2,9 +2,9 @@
 
 const CSS = `
 .ud-path {
-    --ud-line: #d6336c;
-    --ud-run: #1971c2;
-    --ud-warn: #b35c00;
+    --ud-line: light-dark(#c2255c, #f06595);
+    --ud-run: light-dark(#1971c2, #4dabf7);
+    --ud-warn: light-dark(#b35c00, #ffa94d);
     --ud-text: var(--input-text, #ddd);
     --ud-quiet: var(--descrip-text, #999);
     --ud-field: var(--comfy-input-bg, #222);
@@ -13,7 +13,7 @@ const CSS = `
     display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; width: 100%; height: 100%; min-height: 368px;
     color: var(--ud-text); font: 12px/1.35 Inter, system-ui, sans-serif; user-select: none; -webkit-user-select: none;
 }
-.dark-theme .ud-path { --ud-line: #f06595; --ud-run: #4dabf7; --ud-warn: #ffa94d; }
+.dark-theme .ud-path { color-scheme: dark; } /* newer front ends set it on the page */
 .ud-path-presets { display: flex; gap: 4px; flex: none; }
 .ud-path-presets button {
     flex: 1 1 0; min-width: 0; height: 28px; padding: 3px; border: 1px solid transparent; border-radius: 6px; cursor: pointer;
@@ -57,7 +57,7 @@ const CSS = `
 .ud-marker-halo { fill: var(--ud-run); opacity: 0.3; pointer-events: none; animation: ud-pulse 1.2s ease-out infinite; }
 @keyframes ud-pulse { from { r: 5px; opacity: 0.5; } to { r: 15px; opacity: 0; } }
 @media (prefers-reduced-motion: reduce) { .ud-marker-halo { animation: none; } }
-.ud-path-status { flex: none; height: 34px; padding: 0 2px; overflow: hidden; }
+.ud-path-status { flex: none; height: 49px; padding: 0 2px; overflow: hidden; }
 .ud-path-status b { font-weight: 600; font-variant-numeric: tabular-nums; }
 .ud-path-status span { color: var(--ud-quiet); }
 .ud-path-status.ud-warn span { color: var(--ud-warn); }

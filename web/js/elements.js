@@ -1,5 +1,8 @@
 /** Elements of nodes, kept in their place by both renderers. */
 
+/** Types of nodes that show images with their captions. */
+export const WITH_PAIRS = ["UniDiffuserShowPairs", "UniDiffuserGibbsChain"];
+
 const owners = new Map(); // element -> node
 
 /** Whether a node is the one of its graph, and not replaced by an undo or by opening a workflow. */

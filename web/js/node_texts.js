@@ -7,7 +7,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { isLive } from "./elements.js";
+import { isLive, WITH_PAIRS } from "./elements.js";
 
 const EVENT = "progress_text";
 const WIDGET = "$$node-text-preview"; // of the front end
@@ -25,13 +25,19 @@ function nodeOf(nodeId) {
     return node;
 }
 
-const isOurs = (node, text) => String(node.comfyClass ?? node.type).startsWith("UniDiffuser") || text.startsWith(WARNING);
+/** Whether a text is to stay: a warning, or one of our nodes. Where images have their captions beneath, they need no text. */
+function stays(node, text) {
+    if (text.startsWith(WARNING)) return true;
+    const type = String(node.comfyClass ?? node.type);
+    return type.startsWith("UniDiffuser") && !WITH_PAIRS.includes(type);
+}
+
 const placeOf = (node) => (node.widgets ?? []).findIndex((widget) => widget.name === WIDGET);
 
 function onText({ detail: { nodeId, text } }) {
     const node = nodeOf(nodeId);
     if (!node) return;
-    if (text && isOurs(node, text)) kept.set(node, { nodeId, text });
+    if (text && stays(node, text)) kept.set(node, { nodeId, text });
     else if (kept.delete(node) && !text) takeAway(node);
 }
 

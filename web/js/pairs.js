@@ -6,9 +6,8 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addElement, makeRoom } from "./elements.js";
+import { addElement, makeRoom, WITH_PAIRS } from "./elements.js";
 
-const NODES = ["UniDiffuserShowPairs", "UniDiffuserGibbsChain"];
 const SHOWN = "unidiffuser_captions"; // in nodes/nodes_pairs.py
 const WIDGET = "pairs";
 const [LEAST_WIDTH, LEAST_HEIGHT] = [320, 220];
@@ -93,7 +92,7 @@ class Gallery {
 function restore() {
     for (const node of app.graph?._nodes ?? []) {
         const kept = app.nodeOutputs?.[node.id];
-        if (NODES.includes(node.comfyClass ?? node.type) && kept?.[SHOWN]) node.onExecuted?.(kept);
+        if (WITH_PAIRS.includes(node.comfyClass ?? node.type) && kept?.[SHOWN]) node.onExecuted?.(kept);
     }
 }
 
@@ -101,7 +100,7 @@ app.registerExtension({
     name: "UniDiffuser.Pairs",
     nodeCreated(node) {
         const type = node.comfyClass ?? node.type;
-        if (NODES.includes(type) && node.addDOMWidget) new Gallery(node, type === "UniDiffuserGibbsChain");
+        if (WITH_PAIRS.includes(type) && node.addDOMWidget) new Gallery(node, type === "UniDiffuserGibbsChain");
     },
     afterConfigureGraph() {
         restore();

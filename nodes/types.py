@@ -23,6 +23,8 @@ CaptionDecoderType = io.Custom("UNIDIFFUSER_CAPTION_DECODER")
 NoisePathType = io.Custom("UNIDIFFUSER_NOISE_PATH")
 
 CATEGORY = "UniDiffuser"
+LINE_BREAK = "  \n"
+"""A new line in a node's text: one renderer reads it as Markdown, the other as plain text."""
 
 _shown: ContextVar[tuple[object, tuple[str, ...]]] = ContextVar("unidiffuser_warnings", default=(None, ()))
 """The latest execution of a node that showed a warning, and its warnings."""
@@ -33,7 +35,8 @@ _warned: set[str] = set()
 def show_text(text: str, node_id: str) -> None:
     """Show a text in a node until the next one, below the warnings of this execution."""
     warnings = (f"\u26a0 {warning}" for warning in _warnings())
-    PromptServer.instance.send_progress_text("\n\n".join(filter(None, (*warnings, text))), node_id)
+    parts = (part.replace("\n", LINE_BREAK) for part in (*warnings, text) if part)
+    PromptServer.instance.send_progress_text("\n\n".join(parts), node_id)
 
 
 def show_warning(message: str) -> None:

@@ -11,6 +11,7 @@ import time
 from types import TracebackType
 
 TEXT = 3  # the host's kind of binary message: 4 bytes length of the node's id, the id, the text
+LINE_BREAK = "  \n"  # in Markdown, as one of the front end's renderers reads a text
 CONTINUED, BINARY, CLOSE, PING = 0, 2, 8, 9
 
 
@@ -61,4 +62,5 @@ class NodeTexts:
             message, kind = (message + part, kind) if code == CONTINUED else (part, code)
             if head[0] & 128 and kind == BINARY and struct.unpack(">I", message[:4])[0] == TEXT:
                 length = struct.unpack(">I", message[4:8])[0]
-                self.history.append((message[8 : 8 + length].decode(), message[8 + length :].decode()))
+                text = message[8 + length :].decode().replace(LINE_BREAK, "\n")
+                self.history.append((message[8 : 8 + length].decode(), text))

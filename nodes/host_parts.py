@@ -161,13 +161,14 @@ def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:
     if config.patch_size > 1:
         unshuffle = torch.nn.PixelUnshuffle(config.patch_size)
         model.encoder.register_forward_pre_hook(lambda module, args: (unshuffle(to_encoder_size(args[0], config)), *args[1:]))
-    palette = _with_palette(model, config, checkpoint) if config.palette else None
+    styles = _with_palette(model, config, checkpoint) if config.palette else None
     if config.upsampler:
         model.upsampler = _frozen(ConvexUpsampler(**config.upsampler), checkpoint.state_dict("vae", EXTRAS[1]), model)
+    # NOTE: a hook that held the whole model would keep it in memory until a garbage collection.
+    palette, upsampler = getattr(model, "palette", None), getattr(model, "upsampler", None)
 
     def finish(module: torch.nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        styles = None if palette is None else palette.pop()
-        return to_pixels(out, config, getattr(model, "palette", None), styles, getattr(model, "upsampler", None))
+        return to_pixels(out, config, palette, None if styles is None else styles.pop(), upsampler)
 
     if config.patch_size > 1 or config.palette or config.upsampler:
         model.decoder.register_forward_hook(finish)

@@ -87,6 +87,43 @@ def test_preview_colours_come_from_the_checkpoint(host: tuple[Path, Path]) -> No
     assert done.stdout.split()[-3:] == ["True", "True", "True"]
 
 
+RELEASED = """
+import gc, sys, weakref
+sys.path.insert(0, sys.argv[1])
+from inside import NAME, load_pack, start_host
+
+start_host()
+load_pack()
+from importlib import import_module
+import comfy.model_management, comfy.sample, torch
+folders, loader = (import_module(f"{NAME}.nodes.{name}") for name in ("folders", "nodes_loader"))
+folders.register()
+
+def use():
+    model, clip, vae, vision, decoder = loader.LoadUniDiffuser.execute(folders.BUNDLED).args[:5]
+    cond = clip.encode_from_tokens_scheduled(clip.tokenize("red apple"))
+    noise = torch.ones(1, 4, 32, 32)
+    latent = comfy.sample.sample(model, noise, 2, 2.0, "euler", "normal", cond, cond, noise, seed=1, disable_pbar=True)
+    vision.encode_image(vae.decode(vae.encode(vae.decode(latent))))
+    return [weakref.ref(part) for part in (model.model, clip.cond_stage_model, vae.first_stage_model, vision.model)]
+
+gc.collect()
+gc.disable()
+parts = use()
+comfy.model_management.current_loaded_models.clear()
+print([part() is None for part in parts])
+"""
+
+
+def test_models_are_freed_without_a_garbage_collection(host: tuple[Path, Path]) -> None:
+    """Else the host warns of a memory leak when it drops them."""
+    folder, python = host
+    command = [python, "-c", RELEASED, str(Path(__file__).parent)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "[True, True, True, True]"
+
+
 def test_importing_the_pack_does_no_work() -> None:
     done = subprocess.run([sys.executable, "-c", CODE, str(ROOT / "__init__.py")], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -563,6 +563,25 @@ def test_a_bad_line_of_a_list_is_left_out_and_counted(tmp_path: Path, line: str,
         list(read_listed(tmp_path))
 
 
+def test_names_and_captions_that_no_program_takes_are_counted(tmp_path: Path, encoders: Encoders) -> None:
+    """A name longer than the system allows, one with a NUL, and halves of surrogate pairs, which JSON can hold."""
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        picture(0)[0].save(tmp_path / f"in/{name}.png")
+    names = ["a.png", "x" * 300 + ".png", "y" * 5000, "n\0.png", "b.png", "a.png", "b.png"]
+    texts: list[Any] = ["a cat", "a", "b", "c", "\ud800 lone", ["\udfff", "a dog"], "a fox"]
+    lines = [json.dumps({"file_name": name, "text": text}) for name, text in zip(names, texts, strict=True)]
+    (tmp_path / "in/metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    manifest = encode(find_parts(tmp_path / "in"), tmp_path / "out", encoders, SMALL, ALONE)
+    assert manifest["dropped"] == {"bad line in metadata.jsonl": 2, "no picture": 1, "unreadable caption": 1}
+    assert LatentShards(tmp_path / "out").captions() == [("a cat",), ("a dog",), ("a fox",)]
+    images = [{"id": k, "file_name": f"{name}.png"} for k, name in enumerate("ab")]
+    notes = [{"image_id": 0, "caption": "a \ud800 cat"}, {"image_id": 1, "caption": "a dog"}]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    parts = find_parts(tmp_path / "in", tmp_path / "coco.json")
+    assert encode(parts, tmp_path / "coco", encoders, SMALL, ALONE)["dropped"] == {"unreadable caption": 1}
+
+
 def test_separators_inside_a_caption_end_no_line(tmp_path: Path) -> None:
     text = "a\u2028b\u0085c\x0cd\u2029e"
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False), "utf-8")

@@ -119,6 +119,9 @@ def test_extreme_shapes_fit_a_square(tmp_path: Path, size: tuple[int, int]) -> N
 def test_unusable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
         open_image(tmp_path / "nothing.png")
+    for name in ("x" * 5000, "a\0b.png"):
+        with pytest.raises(FileNotFoundError, match="no picture at"):
+            open_image(name)
     with pytest.raises(ValueError, match="folder"):
         open_image(tmp_path)
     (tmp_path / "text.png").write_text("no picture")

@@ -30,6 +30,7 @@ from ..media.json_files import brief, parse_json
 log = logging.getLogger(__name__)
 
 INDEX = "metadata.jsonl"
+LONGEST_NAME = 1024  # bytes of a path in its folder; longer ones make the system raise errors of its own
 END_OF_ARCHIVE = 1024  # zero bytes that close a tar file
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")  # key and suffix; the name of a file is its key up to the first dot
 
@@ -57,6 +58,13 @@ class Pair:
     place: tuple[int, int] | None = None
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
     problem: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        """Captions that no tokenizer takes, since JSON may hold half a surrogate pair, are left out."""
+        texts = tuple(filter(is_text, self.captions))
+        if len(texts) < len(self.captions):
+            object.__setattr__(self, "captions", texts)
+            object.__setattr__(self, "problem", self.problem if texts else "unreadable caption")
 
     @property
     def caption(self) -> str:
@@ -152,6 +160,8 @@ def _record(line: str, folder: Path) -> Pair:
     record = json.loads(line)
     if not isinstance(record, dict) or not isinstance(name := record.get("file_name"), str) or not name:
         raise ValueError("file_name must be the name of a picture")
+    if "\0" in name or len(name.encode("utf-8", "replace")) > LONGEST_NAME:
+        raise ValueError(f"file_name cannot be the name of a file: {brief(name)}")
     text = record.get("text")
     captions = [text] if isinstance(text, str) else text
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):

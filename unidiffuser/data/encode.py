@@ -203,7 +203,7 @@ def _decoded(part: Part, encoding: Encoding, counts: Counter[str]) -> Iterator[l
             if pair.place is not None and not pair.path.is_file():
                 raise  # the whole shard, not one picture
             return "no picture"
-        except (ValueError, PermissionError):
+        except (ValueError, OSError):
             return "unreadable picture"
         if min(image.size) < encoding.min_side:
             return "too small"

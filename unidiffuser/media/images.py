@@ -55,8 +55,12 @@ def open_image(source: ImageSource, name: str = "the picture") -> Image.Image:
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"{name} is {_described(source)}; give a PIL image, a path, bytes, an open file, {FORMS}")
     path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"no picture at {shown(path)}; check the path")
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # longer than a name can be, or with a NUL
+        there = False
+    if not there:
+        raise FileNotFoundError(f"no picture at {shown(path)[:300]}; check the path")
     if path.is_dir():
         raise ValueError(f"{shown(path)} is a folder; name one picture in it, or use `unidiffuser caption` for all of them")
     return _decode(path, shown(path))

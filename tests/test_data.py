@@ -33,6 +33,7 @@ from unidiffuser.data.filter import PRESETS, Rules, filter_tables
 from unidiffuser.data.shards import LatentShards, read_notes
 from unidiffuser.data.sources import find_parts
 from unidiffuser.distributed import World
+from unidiffuser.media.files import locked
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -439,6 +440,20 @@ def test_a_shard_that_vanishes_while_encoding_is_reported(tmp_path, encoders):
     one = Encoding(SIDE, batch_size=1, readers=1)
     assert "vanished" in encode(parts, tmp_path / "out", encoders, one, ALONE)["damaged"]["00000"]
     assert not (tmp_path / "out/00000.safetensors").exists()
+
+
+def test_a_second_encoding_into_one_folder_is_refused(tmp_path, encoders):
+    """It would remove the manifest that the first one, or a training, is about to read."""
+    (tmp_path / "in").mkdir()
+    picture(0)[0].save(tmp_path / "in/a.png")
+    (tmp_path / "in/a.txt").write_text("a cat")
+    parts = find_parts(tmp_path / "in")
+    encode(parts, tmp_path / "out", encoders, SMALL, ALONE)
+    message = r"the folder .*out is in use by process \d+ on"
+    with locked(tmp_path / "out/.lock", "the folder"), pytest.raises(ValueError, match=message):
+        encode(parts, tmp_path / "out", encoders, SMALL, ALONE)
+    assert len(LatentShards(tmp_path / "out")) == 1
+    assert encode(parts, tmp_path / "out", encoders, SMALL, ALONE)["samples"] == 1
 
 
 def test_other_settings_need_another_folder(tmp_path, encoders):

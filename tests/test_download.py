@@ -22,6 +22,7 @@ from unidiffuser.checkpoints.checkpoint import load_checkpoint
 from unidiffuser.checkpoints.download import RECORD, download
 from unidiffuser.checkpoints.published import needed_files
 from unidiffuser.cli import app
+from unidiffuser.media.files import take_lock
 
 UNET, DECODER = "unet/diffusion_pytorch_model.bin", "text_decoder/diffusion_pytorch_model.bin"
 NEEDED = {
@@ -123,6 +124,12 @@ def test_the_next_run_continues_a_broken_one(
 
     hub.cut.clear()
     hub.requests.clear()
+    (rest,) = (tmp_path / "v1").rglob("*.partial")
+    with rest.open("rb") as other:
+        assert take_lock(other)
+        with pytest.raises(ValueError, match=f"{UNET} is being downloaded by another process; wait until that one ends"):
+            fetch(tmp_path / "v1")
+    assert rest.stat().st_size == 100_000
     fetch(tmp_path / "v1")
     assert hub.requests[0] == (UNET, "bytes=100000-")
     assert contents(tmp_path / "v1") == NEEDED | {RECORD}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..media.files import take_lock
 from .published import LICENCE, REPOSITORIES, needed_files
 
 RECORD = "LICENCE.txt"
@@ -192,11 +193,15 @@ def _fetch(hub: Any, url: str, file: RemoteFile, path: Path, where: str) -> None
     Raises:
         FileNotFoundError: the server does not have it.
         OSError: as for `download`.
+        ValueError: another process downloads it.
     """
     partial = _partial(path, file)
-    with _clear_errors(hub, file.name, where):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _append(hub, url, partial, file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("ab") as held:
+        if not take_lock(held):
+            raise ValueError(f"{file.name} is being downloaded by another process; wait until that one ends.")
+        with _clear_errors(hub, file.name, where):
+            _append(hub, url, partial, file)
     size = partial.stat().st_size
     if not file.matches(partial):
         partial.unlink()

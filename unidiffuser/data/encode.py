@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..distributed import World
 from ..encoders.autoencoder import Autoencoder
 from ..encoders.clip import ImageTokenEncoder, TextEncoder
-from ..media.files import shown, write_text
+from ..media.files import locked, shown, write_text
 from ..media.images import fit, to_tensor
 from ..media.resume import check_settings, run_parts
 from .captioned import DamagedShard, Pair
@@ -103,9 +104,21 @@ def encode(
         The manifest: "encoding", "samples", "read", "dropped" (reason -> pairs), "damaged" (part -> reason), "shards".
 
     Raises:
-        ValueError: the folder contains shards of other weights or another size.
+        ValueError: the folder contains shards of other weights or another size, or another process encodes into it.
         OSError: the disk is full; the shards that exist are complete.
     """
+    with locked(out / ".lock", f"the folder {out}") if world.main else nullcontext():
+        return _encode(parts, out, encoders, encoding, world, report)
+
+
+def _encode(
+    parts: list[Part],
+    out: Path,
+    encoders: Encoders,
+    encoding: Encoding,
+    world: World,
+    report: Callable[[int], None] | None,
+) -> dict[str, Any]:
     settings = {
         "encoders": encoders.fingerprint(),
         "image_size": encoding.image_size,

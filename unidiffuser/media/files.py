@@ -16,7 +16,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _TEMPORARY = re.compile(r"\..*-ud([0-9a-f]{8})-(\d+)-[^-]*")
 """A temporary name: of the target, of the machine, of the process, and random letters."""
@@ -94,27 +94,33 @@ def locked(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     Raises:
         ValueError: another process holds it; names that process.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK):
-                yield  # a file system without locks
-                return
+        if not take_lock(file):
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise ValueError(f"{what} is in use by {holder}; wait until it ends, or use another folder") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)  # it names nobody any more
+
+
+def take_lock(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed; False if another process holds it, True where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)  # another: a file system without locks
+    return True
 
 
 @contextlib.contextmanager

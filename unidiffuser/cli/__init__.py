@@ -4,12 +4,12 @@ Results go to files, captions also to stdout, bars and messages to stderr. Exit 
 what to do), 130 interrupted. Nothing here imports torch before a command runs, so that help and mistakes answer at once.
 """
 
-from . import checkpoints, distill, download, editing, many, tasks, train  # each adds its commands to the application
+from . import checkpoints, distill, download, editing, many, paths, tasks, train  # each adds its commands to the application
 from .application import app, command, repair_streams
 from .data import app as data_app
 from .evaluate import evaluate
 
-__all__ = ["app", "checkpoints", "distill", "download", "editing", "main", "many", "tasks", "train"]
+__all__ = ["app", "checkpoints", "distill", "download", "editing", "main", "many", "paths", "tasks", "train"]
 
 EVALUATE = ("unidiffuser evaluate coco.yaml", "unidiffuser evaluate coco.yaml --set steps=20 --set limit=100")
 command("evaluate", panel=checkpoints.FILES, examples=EVALUATE)(evaluate)

@@ -53,6 +53,9 @@ def test_commands_of_the_guides_run(here: Path, tiny_checkpoint: Path) -> None:
 
 def test_the_table_of_the_library_is_whole() -> None:
     text = (ROOT / "docs/library.md").read_text("utf-8")
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 15
+    assert all(len(row) == 4 and all(cell.strip() for cell in row) for row in rows)
     tasks = {name for name in vars(UniDiffuser) if not name.startswith("_")}
     for parent in UniDiffuser.__mro__[1:3]:
         tasks |= {name for name in vars(parent) if not name.startswith("_")}

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from tiny import HEAD, write_tiny_checkpoint
 from torch import Tensor
+from typer.testing import CliRunner
 
 import unidiffuser
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
+from unidiffuser.cli import app
 from unidiffuser.encoders.captions import CaptionDecoder
 from unidiffuser.runtime.lora import layers_of, read_lora
 from unidiffuser.small.network import predicts_noise
@@ -167,6 +169,35 @@ def test_a_broken_run_goes_on_with_the_losses_of_an_unbroken_one(checkpoint: Pat
     train(make_stage(broken), broken, progress=False, device="cpu")
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     assert (tmp_path / "broken" / lora_run.FILE).read_bytes() == (tmp_path / "whole" / lora_run.FILE).read_bytes()
+
+
+def test_the_command(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    line = ["train-lora", str(pictures), "--word", "zor", "--model", str(checkpoint), "--out", str(tmp_path / "run")]
+    short = ["--steps", "2", "--batch-size", "2", "--kept", "2", "--variations", "1", "--rank", "2"]
+    done = CliRunner().invoke(app, [*line, *short])
+    assert done.exit_code == 0, done.output
+    file = tmp_path / "run" / lora_run.FILE
+    assert f"wrote {file}" in done.stderr
+    model = unidiffuser.load(checkpoint, device="cpu")
+    before = model.net.get_parameter("mid_block.attn.qkv.weight").clone()
+    model.load_lora(file)
+    assert not torch.equal(model.net.get_parameter("mid_block.attn.qkv.weight"), before)
+    drawn = [
+        "text-to-image",
+        "zor",
+        "--model",
+        str(checkpoint),
+        "--lora",
+        str(file),
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "-n",
+        "1",
+    ]
+    done = CliRunner().invoke(app, [*drawn, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
 
 
 def test_another_word_is_another_run(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:

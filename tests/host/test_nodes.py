@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from locale_texts import english_texts
 from PIL import Image
 from prompts import Graph
 from tiny import write_tiny_checkpoint
+
+import unidiffuser
+from unidiffuser.training.fine_tune import fine_tune
 
 
 def pictures(server: HostServer, shown: dict) -> list[Image.Image]:
@@ -145,6 +149,46 @@ def test_image_to_text_shows_its_path_and_feeds_core_nodes(server: HostServer) -
     assert "images" not in shown[path()[0]]  # the host would show it as the result of the run
     assert len(shown[text]["text"]) == 3
     assert preview in shown
+
+
+def test_captions_are_drawn_by_top_p_and_temperature(server: HostServer) -> None:
+    graph = Graph()
+    text = graph.sampler(graph.path("text")())(2)
+    drawn = [
+        graph.caption(text, method="nucleus", candidates=4, top_p=top_p, temperature=2.0, seed=seed)()[0]
+        for seed, top_p in ((1, 0.95), (2, 0.95), (1, 0.01))
+    ]
+    searched = graph.caption(text, beams=1)()[0]
+    shown = server.run(graph.prompt)
+    free, other, narrow = (shown[node]["text"][0].splitlines() for node in drawn)
+    assert len(free) == len(other) == len(narrow) == 4
+    assert free != other
+    greedy = shown[searched]["text"][0]
+    assert {line.split("  (")[0] for line in narrow} == {greedy.split("  (")[0]}  # the likeliest token alone
+
+
+def test_a_fine_tuned_model_is_loaded_and_used(server: HostServer, tiny_file: Path, tmp_path: Path) -> None:
+    for name, colour in (("a", "red"), ("b", "green")):
+        Image.new("RGB", (96, 80), colour).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("zor cat", encoding="utf-8")
+    settings = {"steps": 4, "batch_size": 2, "learning_rate": 0.05, "variations": 1, "first_sample": 0, "sample_every": 100}
+    options = {"kept": 2, "captions": False}
+    made = fine_tune(tmp_path, tmp_path / "run", str(tiny_file), device="cpu", progress=False, options=options, **settings)
+    shutil.copy(made, tiny_file.with_name("tuned.safetensors"))
+    server.get("/object_info/UniDiffuserLoader")
+    found = []
+    for name in ("tiny.safetensors", "tuned.safetensors"):
+        graph = Graph(name)
+        latent, token = graph.encoded()
+        preview = graph.show(graph.sampler(graph.path("text to image")(), text=graph.text("zor cat"), seed=3)())
+        described = graph.sampler(graph.path("image to text")(), latent_image=latent, clip_vision_output=token)
+        words = graph.caption(described(2))()[0]
+        shown = server.run(graph.prompt)
+        found.append(pictures(server, shown[preview])[0])
+        assert shown[words]["text"][0]
+    model = unidiffuser.load(made, device="cpu", dtype="float32")
+    assert np.abs(np.asarray(found[0], dtype=float) - np.asarray(found[1], dtype=float)).max() > 8
+    assert model.config.image_size == found[1].width
 
 
 def test_latents_are_handed_over_in_a_variation(server: HostServer) -> None:

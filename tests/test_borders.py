@@ -25,6 +25,9 @@ from unidiffuser.options import check
 from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.runtime.lora import read_lora
 from unidiffuser.training.config import TrainConfig
+from unidiffuser.training.distill_run import distill_config
+from unidiffuser.training.fine_tune import fine_tune_config
+from unidiffuser.training.lora_run import lora_config
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +207,21 @@ def test_parts_built_in_inference_mode_are_normal_tensors(tiny_checkpoint: Path,
 def train_config(tmp_path: Path, text: str) -> TrainConfig:
     (tmp_path / "a.yaml").write_text(f"stage: latents\nout: {tmp_path}\n{text}", encoding="utf-8")
     return TrainConfig.from_file(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("config", [lora_config, fine_tune_config, distill_config])
+def test_settings_of_the_training_commands_are_in_range(tmp_path: Path, config: Any) -> None:
+    """A command line may say nan, which no lower bound refuses."""
+    assert config(tmp_path, learning_rate=1e-3).learning_rate == 1e-3
+    for name, value in (
+        ("learning_rate", float("nan")),
+        ("learning_rate", -1.0),
+        ("steps", 0),
+        ("batch_size", 0),
+        ("decay", 2.0),
+    ):
+        with pytest.raises(ValueError, match=f"the settings of the training: {name} must be"):
+            config(tmp_path, **{name: value})
 
 
 def test_numbers_that_yaml_takes_for_texts_are_numbers(tmp_path: Path) -> None:

@@ -107,23 +107,27 @@ class TrainConfig:
         if missing := [name for name in ("stage", "out") if name not in values]:
             raise ValueError(f"{path}: missing {' and '.join(missing)}")
         config = cls(**typed(cls, values, str(path)))
+        return config.checked(str(path))
+
+    def checked(self, where: str = "the settings of the training") -> TrainConfig:
+        """These settings, once all numbers are in their ranges; ValueError that begins with `where` otherwise."""
         for name in ("steps", "batch_size", "save_every", "sample_every", "keep"):
-            if getattr(config, name) < 1:
-                raise ValueError(f"{path}: {name} must be at least 1, got {getattr(config, name)}")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{where}: {name} must be at least 1, got {getattr(self, name)}")
         for name in ("micro_batch", "warmup_steps", "workers", "first_sample"):
-            if getattr(config, name) < 0:
-                raise ValueError(f"{path}: {name} must be at least 0, got {getattr(config, name)}")
-        numbers = {"betas[0]": config.betas[0], "betas[1]": config.betas[1]} | {name: getattr(config, name) for name in RANGES}
+            if getattr(self, name) < 0:
+                raise ValueError(f"{where}: {name} must be at least 0, got {getattr(self, name)}")
+        numbers = {"betas[0]": self.betas[0], "betas[1]": self.betas[1]} | {name: getattr(self, name) for name in RANGES}
         for name, value in numbers.items():
             low, high = RANGES.get(name, BELOW_ONE)
             if not low <= value <= high:
-                raise ValueError(f"{path}: {name} must be a number from {low:g} to {high:g}, got {value}")
-        if config.steps > MOST_STEPS:
-            raise ValueError(f"{path}: steps must be at most {MOST_STEPS}, got {brief(config.steps)}")
+                raise ValueError(f"{where}: {name} must be a number from {low:g} to {high:g}, got {value}")
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"{where}: steps must be at most {MOST_STEPS}, got {brief(self.steps)}")
         for name, choices in (("precision", PRECISIONS), ("strategy", STRATEGIES), ("optimizer", OPTIMIZERS)):
-            if getattr(config, name) not in choices:
-                raise ValueError(f"{path}: {name} must be one of {', '.join(choices)}, got {brief(getattr(config, name))}")
-        return config
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{where}: {name} must be one of {', '.join(choices)}, got {brief(getattr(self, name))}")
+        return self
 
     def rate(self, step: int) -> float:
         """Learning rate of a 0-based step."""

@@ -57,7 +57,7 @@ def distill_config(
         "sample_every": max(1, steps // 4),
         **more,
     }
-    return TrainConfig("distill", str(out), steps, batch_size, learning_rate=learning_rate, **values)
+    return TrainConfig("distill", str(out), steps, batch_size, learning_rate=learning_rate, **values).checked()
 
 
 def routes_for(model: str | Path, wanted: Mapping[str, int], *, teacher_steps: int, guidance: float, count: int) -> list[Route]:

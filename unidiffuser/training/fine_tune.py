@@ -154,7 +154,7 @@ def fine_tune_config(
         "sample_every": max(1, steps // 4),
         **more,
     }
-    return TrainConfig("fine-tune", str(out), steps, batch_size, learning_rate=learning_rate, **values)
+    return TrainConfig("fine-tune", str(out), steps, batch_size, learning_rate=learning_rate, **values).checked()
 
 
 def fine_tune_stage(config: TrainConfig, watch: Callable[[int], None] = lambda done: None) -> FineTuneStage:

@@ -65,7 +65,7 @@ def lora_config(
         "sample_every": max(1, steps // 4),
         **more,
     }
-    return TrainConfig("lora", str(out), steps, batch_size, learning_rate=learning_rate, **values)
+    return TrainConfig("lora", str(out), steps, batch_size, learning_rate=learning_rate, **values).checked()
 
 
 def build_lora_stage(

@@ -173,6 +173,8 @@ def test_undo_and_redo(page: NodePage) -> None:
     page.press("Control+z")
     assert page.until(lambda: node.values() == before)
     assert node.drawn()[0] == (1000, 0)
+    if page.renderer == "classic":  # in the other one, the floor's front end measures the node anew and takes that for a change
+        page.page.mouse.click(900, 850)  # changes nothing, so what was undone can still be done again
     page.press("Control+y")
     assert page.until(lambda: node.values() == after)
     assert close(node.drawn()[0], (500, 0))

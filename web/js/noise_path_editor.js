@@ -159,6 +159,16 @@ class Editor {
     }
 }
 
+/**
+ * Put the inputs of a new node in the order that a loaded one has. Older front ends put those of the task before the task, so that
+ * an undo, which loads the graph, would look like a change and forget what can be done again.
+ */
+function orderInputs({ inputs = [] }) {
+    const first = inputs.findIndex((input) => input.name.startsWith("task."));
+    const task = inputs.findIndex((input) => input.name === "task");
+    if (first >= 0 && task > first) inputs.splice(first, 0, ...inputs.splice(task, 1));
+}
+
 /** In the classic renderer the square lies over the canvas: zoom and pan go through it, as through the host's own widgets. */
 function forwardToCanvas(element) {
     const classic = () => !window.LiteGraph?.vueNodesMode;
@@ -202,6 +212,8 @@ app.registerExtension({
         followAll();
     },
     nodeCreated(node) {
-        if ((node.comfyClass ?? node.type) === NODE && node.addDOMWidget) new Editor(node);
+        if ((node.comfyClass ?? node.type) !== NODE) return;
+        orderInputs(node);
+        if (node.addDOMWidget) new Editor(node);
     },
 });

@@ -98,6 +98,11 @@ class NodePage:
         """A node that is already there."""
         return NoisePathNode(self, node)
 
+    def reopen(self, node: NoisePathNode) -> NoisePathNode:
+        """The node after its workflow was saved and opened again."""
+        self.front_end.open_workflow(self.page.evaluate("() => app.graph.serialize()"))
+        return self.known(node.id)
+
     def wire(self, source: Any, output: int, target: Any, name: str) -> None:
         """Connect an output to the input of that name."""
         self.page.evaluate(WIRE, [source, output, target, name])
@@ -139,6 +144,15 @@ class NoisePathNode:
 
     def set(self, name: str, value: Any) -> None:
         self.page.evaluate(SET, [self.id, name, value])
+        self.page.wait_for_timeout(300)
+
+    def size(self) -> Point:
+        """Width and height that a workflow is saved with, in whole pixels."""
+        width, height = self.page.evaluate("(id) => [...app.graph.getNodeById(id).size]", self.id)
+        return round(width), round(height)
+
+    def resize(self, size: Point) -> None:
+        self.page.evaluate("([id, size]) => app.graph.getNodeById(id).setSize(size)", [self.id, list(size)])
         self.page.wait_for_timeout(300)
 
     def sent(self) -> dict[str, Any]:

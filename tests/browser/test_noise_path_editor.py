@@ -173,8 +173,7 @@ def test_undo_and_redo(page: NodePage) -> None:
     page.press("Control+z")
     assert page.until(lambda: node.values() == before)
     assert node.drawn()[0] == (1000, 0)
-    if page.renderer == "classic":  # in the other one, the floor's front end measures the node anew and takes that for a change
-        page.page.mouse.click(900, 850)  # changes nothing, so what was undone can still be done again
+    page.page.mouse.click(900, 850)  # changes nothing, so what was undone can still be done again
     page.press("Control+y")
     assert page.until(lambda: node.values() == after)
     assert close(node.drawn()[0], (500, 0))
@@ -250,6 +249,34 @@ def test_copies_and_reloads_keep_the_path(page: NodePage) -> None:
     again = type(node)(page, page.page.evaluate("() => app.graph._nodes[0].id"))
     assert again.values()["points"] == "1000,1000 300,600 0,0"
     assert (300, 600) in again.drawn()
+
+
+def test_a_loaded_node_shows_its_task(page: NodePage) -> None:
+    node = page.add()
+    node.preset("joint")
+    again = page.reopen(node)
+    assert again.values()["task"] == "joint"
+    if page.renderer == "vue":
+        assert "joint" in again.texts()
+        assert "text to image" not in again.texts()
+
+
+def test_a_loaded_node_has_its_size(page: NodePage) -> None:
+    node = page.add()
+    node.resize((430, 820))
+    assert node.size() == (430, 820)
+    assert page.reopen(node).size() == (430, 820)
+
+
+def test_one_undo_brings_back_the_task_and_shows_it(page: NodePage) -> None:
+    node = page.add()
+    page.page.mouse.click(900, 850)
+    node.preset("joint")
+    assert page.renderer == "classic" or "joint" in node.texts()
+    page.page.mouse.click(900, 850)  # changes nothing
+    page.press("Control+z")
+    assert page.until(lambda: node.values()["task"] == "text to image")
+    assert page.renderer == "classic" or "text to image" in node.texts()
 
 
 def test_a_reloaded_page_has_the_path_and_its_editor(page: NodePage) -> None:

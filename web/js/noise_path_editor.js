@@ -54,11 +54,14 @@ class EditedNode {
         widget.callback?.(value, app.canvas, this.node);
     }
 
-    /** One step of the front end's undo. */
+    /** One step of the front end's undo, after two frames: a new task changes the height, which the Vue renderer measures. */
     commit() {
-        const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
-        if (tracker?.captureCanvasState) tracker.captureCanvasState();
-        else tracker?.checkState?.();
+        const capture = () => {
+            const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+            if (tracker?.captureCanvasState) tracker.captureCanvasState();
+            else tracker?.checkState?.();
+        };
+        requestAnimationFrame(() => requestAnimationFrame(capture));
     }
 
     linkedInputs() {
@@ -124,6 +127,11 @@ class Editor {
         const { element } = this.square;
         addElement(node, WIDGET, element, () => LEAST_HEIGHT);
         forwardToCanvas(element);
+        const configured = node.onConfigure;
+        node.onConfigure = (form, ...rest) => {
+            configured?.call(node, form, ...rest);
+            this.restore(form);
+        };
         const executed = node.onExecuted;
         node.onExecuted = (output, ...rest) => {
             executed?.call(node, output, ...rest);
@@ -141,6 +149,14 @@ class Editor {
         };
         editors.add(this);
         makeRoom(node, LEAST_WIDTH);
+    }
+
+    /** Bring back what setting the task of a loaded node loses: the saved height, and in older front ends the shown task. */
+    restore({ size }) {
+        const { node } = this.edited;
+        const task = this.edited.widget("task");
+        if (task) showValue(task, task.value);
+        if (size?.[1] > node.size[1]) node.setSize([node.size[0], size[1]]);
     }
 
     /** Whether another workflow took the place of the node's. */

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from host_server import HostServer
@@ -89,7 +91,7 @@ def test_a_checkpoint_without_a_vocabulary_warns_only_of_what_is_cut(server: Hos
     with NodeTexts(server.port) as texts:
         server.run(graph.prompt)
         assert texts.of(long).startswith("\u26a0 Cut to the text encoder's limit of 6 tokens")
-        assert texts.of(short, 0) == ""
+        assert not re.search("Cut|not know", texts.of(short, 0))
 
 
 def test_a_warning_goes_when_the_prompt_is_mended(server: HostServer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +22,7 @@ def check_image_latent(
         latent: the samples.
         config: sizes of the network.
         downscale: pixels per latent cell, along a side.
-        tiled: a patch of the MODEL samples it in tiles, so its area is not limited.
+        tiled: it is sampled in parts, by a patch of the MODEL or by texts with areas, so its area is not limited.
         from_noise: no picture is in the latent; else tiles follow that picture, so its size does not matter to them.
 
     Raises:
@@ -35,7 +35,7 @@ def check_image_latent(
             f"Use 'Empty Latent Image', or VAE Encode with the VAE output of 'Load UniDiffuser'."
         )
     height, width = latent.shape[2:]
-    area, longer = height * width / (rows * columns), max(height / rows, width / columns)
+    area = height * width / (rows * columns)
     size = f"The LATENT is one of {width * downscale} x {height * downscale} pixels; this model"
     trained = f"was trained on {columns * downscale} x {rows * downscale}"
     if area > LARGEST and not tiled:
@@ -45,12 +45,30 @@ def check_image_latent(
         )
     if height % patch or width % patch:
         raise ValueError(f"{size} needs sides that are multiples of {patch * downscale} pixels.")
-    if (area > USUAL or longer >= LONG) and (from_noise or not tiled):
+    if _is_large(height, width, config) and (from_noise or not tiled):
         return (
             f"{size} {trained}, so objects may repeat or stretch. Better: sample at that size, scale the latent up, and sample "
             f"again with denoise 0.2 to 0.4."
         )
     return None
+
+
+def in_areas(conditions: Sequence[Mapping[str, Any]], latent: Tensor, config: UViTConfig) -> bool:
+    """Whether all texts have an area of about the trained size, so that a large image is sampled in usual parts."""
+    for condition in conditions:
+        area = condition.get("area")
+        if area is None:
+            return False
+        parts = area[0] == "percentage"
+        height, width = (area[1] * latent.shape[2], area[2] * latent.shape[3]) if parts else area[:2]
+        if _is_large(height, width, config):
+            return False
+    return bool(conditions)
+
+
+def _is_large(height: float, width: float, config: UViTConfig) -> bool:
+    rows, columns = config.latent_size
+    return height * width > USUAL * rows * columns or max(height / rows, width / columns) >= LONG
 
 
 def clip_token(conditioning: Sequence[dict[str, Any]], batch: int, width: int) -> Tensor | None:

@@ -259,6 +259,23 @@ def test_guidance_that_drives_latents_out_of_the_range_of_pictures_is_told(serve
         assert server.log.count(words) == before + told
 
 
+@pytest.mark.parametrize(("width", "told"), [(128, 0), (256, 1)])
+def test_an_image_of_areas_may_be_large(server: HostServer, width: int, told: int) -> None:
+    words = "so objects may repeat or stretch"
+    for sampler in (core, ours):
+        before, graph = server.log.count(words), Graph()
+        parts = [
+            graph.add(
+                "ConditioningSetArea", conditioning=graph.text(text), width=width, height=128, x=128 * k, y=0, strength=1.0
+            )()
+            for k, text in enumerate(("red cat", "blue dog"))
+        ]
+        text = graph.add("ConditioningCombine", conditioning_1=parts[0], conditioning_2=parts[1])()
+        graph.save(sampler(graph, text, latent=graph.empty(256, 128)), "areas")
+        server.run(graph.prompt)
+        assert server.log.count(words) == before + told
+
+
 def test_tiles_smaller_than_trained_are_named(server: HostServer) -> None:
     graph = Graph()
     graph.save(patched("TestSmallTiles")(graph, core), "small")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unidiffuser.guidance import MOST_SPREAD, Guidance, overshoot_warning, predict
+from unidiffuser.guidance import MOST_PEAK, MOST_SPREAD, Guidance, overshoot_warning, predict
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, sample
 
@@ -167,12 +167,13 @@ def test_bad_guidance_is_named(arguments, words):
         sample(Net(), NoisePath.text_to_image(2), streams(), **arguments)
 
 
-def test_latents_that_spread_too_far_for_pictures_are_counted_and_told() -> None:
-    latents = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+def test_latents_outside_the_range_of_pictures_are_counted_and_told() -> None:
+    latents = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
     scales = torch.tensor([1.0, 1.6, 3.0, 5.0]).view(-1, 1, 1, 1)
     assert overshoot_warning(latents * MOST_SPREAD * 0.9) is None
     assert overshoot_warning(latents[:0]) is None
-    assert (overshoot_warning(latents * scales) or "").startswith(
-        "2 of 4 images overshoot: latents spread up to 5.0 times as far as those of pictures, so colours burn"
-    )
-    assert (overshoot_warning(latents[:1] * 3) or "").startswith("The image overshoots: its latent spreads up to 3.0 times")
+    told = overshoot_warning(latents * scales) or ""
+    assert told.startswith("2 of 4 images overshoot the range of pictures (spread 5.0 of at most 2, peak 15.0 of at most 8)")
+    latents[0, 0, 0, 0] = -MOST_PEAK - 1  # a speck
+    told = overshoot_warning(latents[:1]) or ""
+    assert told.startswith("The image overshoots the range of pictures (spread 1.0 of at most 2, peak 9.0 of at most 8)")

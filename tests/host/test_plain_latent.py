@@ -245,7 +245,7 @@ def test_shifted_tiles_are_named_and_refused_by_our_sampler(server: HostServer) 
 
 @pytest.mark.parametrize(("scale", "told"), [(3.0, 0), (30.0, 1)])
 def test_guidance_that_drives_latents_out_of_the_range_of_pictures_is_told(server: HostServer, scale: float, told: int) -> None:
-    words = "times as far as those of pictures"
+    words = "the range of pictures (spread"
     for sampler in ("core", "ours"):
         before, graph = server.log.count(words), Graph("emoji")
         text, latent = graph.text("red apple, twemoji"), graph.empty(256, 256)

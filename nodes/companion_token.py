@@ -17,7 +17,7 @@ from ..unidiffuser.guidance import overshoot_warning
 from ..unidiffuser.schedule import label_of_sigma
 from ..unidiffuser.steppers import Interval, Level, Point, dpmpp_2m
 from ..unidiffuser.streams import draw_noise, draw_normal, item_generators
-from .input_checks import check_image_latent, clip_token, in_areas, unclip_warning
+from .input_checks import check_image_latent, clip_token, unclip_warning
 from .memory_errors import say_what_to_do
 from .model_warnings import model_warnings, sampler_warning
 from .side_streams import SIDE, Companion, SideStreams, closing, guided
@@ -91,11 +91,10 @@ def sample_with_token(
     model = guider.model_patcher.model
     net = model.diffusion_model.config
     positive = guider.conds.get("positive", [])
-    areas = in_areas(positive, latent_image, net)
-    tiled = areas or "model_function_wrapper" in guider.model_options
+    tiled = "model_function_wrapper" in guider.model_options
     largest = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
     from_noise = float(sigmas[0]) > largest or math.isclose(float(sigmas[0]), largest, rel_tol=1e-5)
-    advice = check_image_latent(latent_image, net, model.latent_format.spacial_downscale_ratio, tiled, from_noise and not areas)
+    advice = check_image_latent(latent_image, net, model.latent_format.spacial_downscale_ratio, positive, tiled, from_noise)
     batch, seed = len(latent_image), kwargs.get("seed", args[3] if len(args) > 3 else None) or 0
     generators = [generator for k in drawn_items(noise, seed) for generator in item_generators(seed + k, 1)]
     draw_noise(tuple(latent_image.shape[1:]), generators, "cpu")  # the library draws an item's image noise first

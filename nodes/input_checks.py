@@ -14,7 +14,12 @@ LONG = 1.75  # a side in multiples of the trained one, from which there is a war
 
 
 def check_image_latent(
-    latent: Tensor, config: UViTConfig, downscale: int, tiled: bool = False, from_noise: bool = True
+    latent: Tensor,
+    config: UViTConfig,
+    downscale: int,
+    conditions: Sequence[Mapping[str, Any]],
+    tiled: bool,
+    from_noise: bool,
 ) -> str | None:
     """Check that a LATENT fits the network; returns a warning for one that is large or long.
 
@@ -22,7 +27,8 @@ def check_image_latent(
         latent: the samples.
         config: sizes of the network.
         downscale: pixels per latent cell, along a side.
-        tiled: it is sampled in parts, by a patch of the MODEL or by texts with areas, so its area is not limited.
+        conditions: the texts that guide it. If all have areas of usual size, that of the latent does not matter.
+        tiled: a patch of the MODEL samples it in tiles, so its area is not limited.
         from_noise: no picture is in the latent; else tiles follow that picture, so its size does not matter to them.
 
     Raises:
@@ -35,17 +41,17 @@ def check_image_latent(
             f"Use 'Empty Latent Image', or VAE Encode with the VAE output of 'Load UniDiffuser'."
         )
     height, width = latent.shape[2:]
-    area = height * width / (rows * columns)
+    area, in_areas = height * width / (rows * columns), _in_areas(conditions, latent, config)
     size = f"The LATENT is one of {width * downscale} x {height * downscale} pixels; this model"
     trained = f"was trained on {columns * downscale} x {rows * downscale}"
-    if area > LARGEST and not tiled:
+    if area > LARGEST and not (tiled or in_areas):
         raise ValueError(
             f"{size} {trained} and fails above {LARGEST} times that area. Use a smaller 'Empty Latent Image', or scale the "
             f"image down before VAE Encode."
         )
     if height % patch or width % patch:
         raise ValueError(f"{size} needs sides that are multiples of {patch * downscale} pixels.")
-    if _is_large(height, width, config) and (from_noise or not tiled):
+    if _is_large(height, width, config) and not in_areas and (from_noise or not tiled):
         return (
             f"{size} {trained}, so objects may repeat or stretch. Better: sample at that size, scale the latent up, and sample "
             f"again with denoise 0.2 to 0.4."
@@ -53,7 +59,7 @@ def check_image_latent(
     return None
 
 
-def in_areas(conditions: Sequence[Mapping[str, Any]], latent: Tensor, config: UViTConfig) -> bool:
+def _in_areas(conditions: Sequence[Mapping[str, Any]], latent: Tensor, config: UViTConfig) -> bool:
     """Whether all texts have an area of about the trained size, so that a large image is sampled in usual parts."""
     for condition in conditions:
         area = condition.get("area")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..unidiffuser.streams import Streams
 from .host_model import UniDiffuserModel
-from .input_checks import check_image_latent, clip_vision_token, in_areas
+from .input_checks import check_image_latent, clip_vision_token
 from .node_warnings import Warnings
 
 WORDS = {"img": "image", "text": "text"}
@@ -57,10 +57,9 @@ def given_streams(
     net = model.diffusion_model.config
     samples = None if latent is None else _sized(patcher, latent)
     if samples is not None:
-        areas = in_areas([extra for _, extra in text or ()], samples, net)
-        tiled = areas or "model_function_wrapper" in patcher.model_options
-        empty = not areas and not samples.any()
-        advice = check_image_latent(samples, net, model.latent_format.spacial_downscale_ratio, tiled, from_noise=empty)
+        texts, tiled = [extra for _, extra in text or ()], "model_function_wrapper" in patcher.model_options
+        downscale, empty = model.latent_format.spacial_downscale_ratio, not samples.any()
+        advice = check_image_latent(samples, net, downscale, texts, tiled, from_noise=empty)
         if advice:
             Warnings().warn(advice)
     cond = None if text is None else text_latent(patcher, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -75,6 +76,24 @@ def latent_folder(out: Path, shards: int = 5, per_shard: int = 7) -> Path:
     manifest = {"encoding": settings, "samples": shards * per_shard, "read": shards * per_shard, "dropped": {}, "damaged": {},
                 "shards": listed}  # fmt: skip
     (out / "manifest.json").write_text(json.dumps(manifest))
+    return out
+
+
+def random_latents(out: Path, shapes: Mapping[str, tuple[int, ...]], pairs: int) -> Path:
+    """A shard of pairs of random latents in a network's `item_shapes`, with two captions each."""
+    from unidiffuser.data.shards import MANIFEST, write_shard
+
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count: int, name: str) -> torch.Tensor:
+        return torch.randn(count, *shapes[name], generator=generator).half()
+
+    tensors = {"mean": draw(pairs, "img"), "std": draw(pairs, "img").abs() / 10, "clip_img": draw(pairs, "clip_img")}
+    path = out / "00000.safetensors"
+    first = torch.arange(0, 2 * pairs + 1, 2)
+    write_shard(path, tensors | {"text": draw(2 * pairs, "text"), "first": first}, {"keys": list("abcdefgh"[:pairs])})
+    shard = {"name": path.name, "samples": pairs, "bytes": path.stat().st_size}
+    (out / MANIFEST).write_text(json.dumps({"encoding": {"image_size": 128}, "samples": pairs, "shards": [shard]}))
     return out
 
 

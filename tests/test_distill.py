@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pairs import random_latents
 from test_scale import finish, launch, losses
 from tiny import HEAD, write_tiny_checkpoint
 from typer.testing import CliRunner
@@ -19,7 +20,7 @@ import unidiffuser
 from unidiffuser.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from unidiffuser.cli import app
 from unidiffuser.data.fingerprint import check_encoders, fingerprint
-from unidiffuser.data.shards import MANIFEST, LatentShards, write_shard
+from unidiffuser.data.shards import MANIFEST, LatentShards
 from unidiffuser.distributed import World
 from unidiffuser.path import CLEAN
 from unidiffuser.runtime.lora import layers_of, read_lora
@@ -54,18 +55,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def latents(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five pairs of random latents, with two captions each."""
-    out, shapes = tmp_path_factory.mktemp("latents"), load_checkpoint(teacher).config.uvit.item_shapes
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(count: int, name: str) -> torch.Tensor:
-        return torch.randn(count, *shapes[name], generator=generator).half()
-
-    tensors = {"mean": draw(5, "img"), "std": draw(5, "img").abs() / 10, "clip_img": draw(5, "clip_img")}
-    path = out / "00000.safetensors"
-    write_shard(path, tensors | {"text": draw(10, "text"), "first": torch.arange(0, 11, 2)}, {"keys": list("abcde")})
-    shard = {"name": path.name, "samples": 5, "bytes": path.stat().st_size}
-    (out / MANIFEST).write_text(json.dumps({"encoding": {"image_size": 128}, "samples": 5, "shards": [shard]}))
-    return out
+    return random_latents(tmp_path_factory.mktemp("latents"), load_checkpoint(teacher).config.uvit.item_shapes, 5)
 
 
 @pytest.fixture(scope="module")

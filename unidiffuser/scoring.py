@@ -71,12 +71,8 @@ class Errors:
         """(N,) log p(image | text) in nats, up to a constant of the image and the noise levels that are left out."""
         logsnr = 2 * half_logsnr(self.labels.double())
         if len(logsnr) == 1:
-            widths = (
-                2
-                * (half_logsnr(torch.tensor(LOW, dtype=torch.float32)) - half_logsnr(torch.tensor(HIGH, dtype=torch.float32)))[
-                    None
-                ].double()
-            )
+            low, high = (half_logsnr(torch.tensor(label, dtype=torch.float32)) for label in (LOW, HIGH))
+            widths = 2 * (low - high)[None].double()
         else:  # the trapezoid rule
             steps = -logsnr.diff()
             widths = (torch.cat([steps, steps[-1:] * 0]) + torch.cat([steps[:1] * 0, steps])) / 2

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from host_server import HostServer
+from pairs import random_latents
 from prompts import Graph
 from test_agreement import PROMPT, SEED, saved
 
 import unidiffuser
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
-from unidiffuser.data.shards import MANIFEST, write_shard
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, item_generators, sample
 from unidiffuser.training.distill_run import distill, distill_config
 from unidiffuser.training.trajectories import Route
 
 STEPS = 2
-
-
-def random_latents(out: Path, model: Path, pairs: int = 4) -> Path:
-    """Shards of pairs of random latents."""
-    shapes, generator = load_checkpoint(model).config.uvit.item_shapes, torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(pairs, *shape, generator=generator).half() for name, shape in shapes.items()}
-    tensors = {"mean": tensors["img"], "std": tensors.pop("img").abs() / 10, **tensors, "first": torch.arange(pairs + 1)}
-    out.mkdir()
-    write_shard(out / "0.safetensors", tensors, {"keys": list(map(str, range(pairs)))})
-    shard = {"name": "0.safetensors", "samples": pairs, "bytes": (out / "0.safetensors").stat().st_size}
-    (out / MANIFEST).write_text(json.dumps({"encoding": {"image_size": 128}, "samples": pairs, "shards": [shard]}))
-    return out
 
 
 def by_core(server: HostServer, lora: str | None) -> torch.Tensor:
@@ -52,7 +39,7 @@ def by_core(server: HostServer, lora: str | None) -> torch.Tensor:
 
 def test_the_core_sampler_follows_the_student(server: HostServer, tiny_file: Path, tmp_path: Path) -> None:
     config = distill_config(tmp_path / "run", steps=20, batch_size=8, learning_rate=0.01)
-    latents = random_latents(tmp_path / "latents", tiny_file)
+    latents = random_latents(tmp_path, load_checkpoint(tiny_file).config.uvit.item_shapes, 4)
     file = distill(config, tiny_file, latents, [Route("text_to_image", STEPS, 3, count=8)], rank=4, progress=False)
     (server.base / "models/loras/student.safetensors").write_bytes(file.read_bytes())
     server.get("/object_info/LoraLoaderModelOnly")

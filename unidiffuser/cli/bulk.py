@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -29,10 +29,14 @@ from ..streams import Streams
 from ..tasks.inputs import valid_prompt
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..distributed import World
     from ..pipeline import UniDiffuser
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.jsonl"
 
@@ -139,24 +143,30 @@ def _row(item: Item, error: str | None, out: Path) -> dict[str, Any]:
     return {**row, "file": shown(item.file), "sha256": hashlib.sha256((out / item.file).read_bytes()).hexdigest()}
 
 
+def _usable(group: Sequence[Item], read: Callable[[Item], T]) -> tuple[list[Item], list[T], list[str | None]]:
+    """The items of a group that `read` takes, what it returns for them, and for each item of the group its error or None."""
+    usable, values = [], []
+    errors: list[str | None] = []
+    for item in group:
+        try:
+            values.append(read(item))
+        except (ValueError, FileNotFoundError) as error:
+            log.warning("%s", error)
+            errors.append(str(error))
+            continue
+        usable.append(item)
+        errors.append(None)
+    return usable, values, errors
+
+
 def pictures_of(model: UniDiffuser, out: Path, options: Options, settings: Mapping[str, Any]) -> Work:
     """The work of `unidiffuser generate`: a PNG for each prompt that is UTF-8."""
     chosen = resolve(options, model.config)
 
     def work(group: Sequence[Item]) -> list[str | None]:
-        errors: list[str | None] = []
-        usable = []
-        for item in group:
-            try:
-                valid_prompt(item.source, f"prompt {item.number}")
-            except ValueError as error:
-                log.warning("%s", error)
-                errors.append(str(error))
-                continue
-            usable.append(item)
-            errors.append(None)
+        usable, prompts, errors = _usable(group, lambda item: valid_prompt(item.source, f"prompt {item.number}"))
         if usable:
-            text = model.encode_texts([item.source for item in usable])
+            text = model.encode_texts(prompts)
             path = NoisePath.text_to_image(chosen["steps"], spacing=chosen["spacing"])
             state = model.run(path, Streams(text=text), chosen, _generators(usable))
             for item, image in zip(usable, model.decode_images(state, chosen), strict=True):
@@ -174,18 +184,11 @@ def captions_of(model: UniDiffuser, folder: Path, out: Path, options: Options, s
     """
     chosen = resolve(options, model.config)
 
+    def square(item: Item) -> Image.Image:
+        return fit(open_image(folder / item.source), chosen["width"], chosen["height"])
+
     def work(group: Sequence[Item]) -> list[str | None]:
-        errors: list[str | None] = []
-        readable, squares = [], []
-        for item in group:
-            try:
-                squares.append(fit(open_image(folder / item.source), chosen["width"], chosen["height"]))
-            except (ValueError, FileNotFoundError) as error:
-                log.warning("%s", error)
-                errors.append(str(error))
-                continue
-            readable.append(item)
-            errors.append(None)
+        readable, squares, errors = _usable(group, square)
         if readable:
             generators = _generators(readable)
             given = model.encode_images(squares, 1, chosen, generators)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -11,7 +12,7 @@ from ..media.files import check_folder
 from .application import command
 from .train import TRAINING, Model, Out, Quiet, Seed, announced, bar, is_main, samples_in
 
-DEFAULT = ["text_to_image=4", "image_to_text=2", "joint=6"]
+DEFAULT = ["text_to_image=4/2", "image_to_text=2", "joint=6"]
 
 
 @command(
@@ -29,7 +30,10 @@ def distill(
     ],
     task: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help=f"TASK=STEPS of the student; repeatable. Default: {', '.join(DEFAULT)}.", show_default=False),
+        typer.Option(
+            help=f"TASK=STEPS of the student; repeatable. 4/2: four, and two if asked. Default: {', '.join(DEFAULT)}.",
+            show_default=False,
+        ),
     ] = None,
     out: Out = Path("runs/distill"),
     model: Model = "emoji",
@@ -47,7 +51,8 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Distil a model to few sampling steps without guidance. An interrupted run continues."""
-    wanted = dict(_steps_of(entry) for entry in task or DEFAULT)
+    tasks = [_task_of(entry) for entry in task or DEFAULT]
+    wanted, segments = ({name: numbers[k] for name, *numbers in tasks} for k in (0, 1))
     check_folder(out)
     from ..training.distill_run import distill as run
     from ..training.distill_run import distill_config, routes_for
@@ -67,6 +72,7 @@ def distill(
             model,
             latents,
             routes,
+            segments=segments,
             rank=rank,
             progress=not quiet,
             drawn=watch,
@@ -77,13 +83,14 @@ def distill(
         typer.echo(f"wrote {made}", err=True)
 
 
-def _steps_of(entry: str) -> tuple[str, int]:
-    """Task and steps of "joint=6".
+def _task_of(entry: str) -> tuple[str, int, int]:
+    """Task, steps and fewest steps of "text_to_image=4/2" or "joint=6".
 
     Raises:
         ValueError: it is not of that form.
     """
-    name, equals, number = entry.replace("-", "_").partition("=")
-    if not equals or not number.isdigit() or int(number) < 1:
-        raise ValueError(f"--task is TASK=STEPS, such as text_to_image=4; got {entry!r}")
-    return name, int(number)
+    found = re.fullmatch(r"(\w+)=([1-9]\d*)(?:/([1-9]\d*))?", entry.replace("-", "_"), re.ASCII)
+    if found is None:
+        raise ValueError(f"--task is TASK=STEPS or TASK=STEPS/FEWEST, such as text_to_image=4/2; got {entry!r}")
+    name, steps, fewest = found.groups()
+    return name, int(steps), int(fewest or steps)

@@ -150,8 +150,13 @@ def _alpha(path: str | os.PathLike[str], name: str, alpha: Tensor) -> float:
     return value
 
 
-def write_lora(path: str | os.PathLike[str], changes: Mapping[str, Mapping[str, Change]], about: Mapping[str, Any]) -> None:
-    """Write the file, complete or not at all, in float32; scales are multiplied into `lora_B`.
+def write_lora(
+    path: str | os.PathLike[str],
+    changes: Mapping[str, Mapping[str, Change]],
+    about: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the file, complete or not at all; scales are multiplied into `lora_B`.
 
     Raises:
         OSError: it cannot be written.
@@ -160,8 +165,8 @@ def write_lora(path: str | os.PathLike[str], changes: Mapping[str, Mapping[str, 
     for part, layers in changes.items():
         for layer, change in layers.items():
             name = PREFIXES[part][0] + layer
-            tensors[name + _DOWN[0]] = change.down.float()
-            tensors[name + _UP[0]] = change.up.float() * change.scale
+            tensors[name + _DOWN[0]] = change.down.to(dtype)
+            tensors[name + _UP[0]] = (change.up.float() * change.scale).to(dtype)
     write_safetensors(Path(path), tensors, tensors.items, {METADATA: json.dumps(dict(about), ensure_ascii=False)})
 
 

@@ -1,18 +1,21 @@
 """Stage "distill": a student that follows a teacher's noise paths in few unguided evaluations.
 
-The teacher's guided trajectories are kept at the student's few noise levels (see `trajectories`). Between two of them, at
-labels a and b, the student's one deterministic step (DDIM, arXiv 2010.02502) shall end where the teacher was, so its x_0 is
+The teacher's guided trajectories are kept at the student's few noise levels (see `trajectories`). From one of
+them, at label a, a deterministic step (DDIM, arXiv 2010.02502) to a later one, at label b, shall end where the teacher was, so
+the student's x_0 is
 
     x_0* = (x_b - r x_a) / (alpha_b - r alpha_a),   r = sigma_b / sigma_a
 
 as in progressive distillation (Salimans and Ho, arXiv 2202.00512, appendix G), with all teacher steps of an interval at once
-and a guided teacher (Meng et al., arXiv 2210.03142). Both modalities have targets where both move, so one student serves
-text-to-image, captioning, joint sampling and any other route.
+and a guided teacher (Meng et al., arXiv 2210.03142). A route is divided into segments, and b is the end of the segment in which
+a lies (multistep consistency models, Heek et al., arXiv 2403.06807): one student then follows the route in as many steps as it
+has segments, or in more. Both modalities have targets where both move, so one student serves text-to-image, captioning, joint
+sampling and any other route.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,8 +71,9 @@ class DistillStage(TrainingStage):
     Options:
         checkpoint: the teacher, from whose weights the student starts.
         trajectories: folder of `draw_trajectories`.
+        segments: by task, the fewest steps that the student shall need; a divisor of its route's steps, and these if absent.
         rank: of a LoRA; absent, all weights are trained and a complete model is written.
-        dtype: of an exported model, "float16" if absent.
+        dtype: of the exported LoRA or model, "float16" if absent.
 
     Raises:
         FileNotFoundError: no trajectories, or no checkpoint.
@@ -80,7 +84,8 @@ class DistillStage(TrainingStage):
     model: Student
 
     def __init__(self, config: TrainConfig):
-        options = stage_options(config.options, {"checkpoint": str, "trajectories": str, "rank": int | None, "dtype": str})
+        known = {"checkpoint": str, "trajectories": str, "segments": dict, "rank": int | None, "dtype": str}
+        options = stage_options(config.options, known)
         self.out, self.name = Path(config.out), options["checkpoint"]
         self.rank: int | None = options.get("rank")
         if self.rank is not None and self.rank < 1:
@@ -88,12 +93,13 @@ class DistillStage(TrainingStage):
         self.dtype = weight_dtype(options.get("dtype", "float16"))
         self.trajectories = Trajectories(options["trajectories"])
         self.size = self.trajectories.size
+        self.segments = _segments(options.get("segments", {}), self.trajectories)
         self.checkpoint: Checkpoint = load_checkpoint(self.name)
         network = trainable_network(self.checkpoint.config.uvit, self.checkpoint.state_dict("uvit", dtype=torch.float32))
         self.model = Student(network, self.rank, config.seed)
 
     def fingerprint(self) -> str:
-        return f"{self.trajectories.fingerprint} rank {self.rank}"
+        return f"{self.trajectories.fingerprint} segments {self.segments} rank {self.rank}"
 
     def cost(self) -> ExampleCost:
         return example_cost(self.checkpoint.config.uvit)
@@ -103,14 +109,17 @@ class DistillStage(TrainingStage):
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _example(self, index: int, seed: int) -> Batch:
-        """One interval of a trajectory: state, labels, target x_0 and labels of what moves (0 for what does not)."""
+        """A point of a trajectory: state, labels, target x_0 and labels of what moves (0 for what does not)."""
         generator = torch.Generator().manual_seed(seed)
         route = self.trajectories.route_of(index)
-        interval = int(torch.randint(route.steps, (), generator=generator, device=generator.device))
-        states = self.trajectories.read(index, interval)
+        point = int(torch.randint(route.steps, (), generator=generator, device=generator.device))
+        length = route.steps // self.segments[route.task]
+        end = (point // length + 1) * length
+        states = self.trajectories.read(index, point, end)
         example: Batch = {}
         for name, modality in MODALITY_OF.items():
-            before, after = route.student_path.labels(modality)[interval : interval + 2]
+            labels = route.student_path.labels(modality)
+            before, after = labels[point], labels[end]
             if name in states:
                 here, there = states[name]
             else:  # marginalised: noise at each evaluation
@@ -159,14 +168,30 @@ class DistillStage(TrainingStage):
     def export(self, model: Any) -> None:
         """Write the LoRA, or the checkpoint with the student's network."""
         student: Student = model
-        routes = {task: {"steps": route.steps, "speeds": route.speeds} for task, route in self.trajectories.routes.items()}
+        routes = {
+            task: {"steps": route.steps, "fewest": self.segments[task], "speeds": route.speeds}
+            for task, route in self.trajectories.routes.items()
+        }
         if student.adapted is not None:
             about = {"model": self.name, "rank": self.rank, "distilled": routes, "method": METHOD, "guidance": 1}
-            write_lora(self.out / LORA, student.adapted.changes(), about)
+            write_lora(self.out / LORA, student.adapted.changes(), about, self.dtype)
             return
         steps = max(route.steps for route in self.trajectories.routes.values())
         defaults = {**self.checkpoint.config.defaults, "steps": steps, "guidance": 1.0}
         export_model(self.checkpoint, student.network, self.out / MODEL, self.dtype, defaults)
+
+
+def _segments(given: Mapping[str, Any], trajectories: Trajectories) -> dict[str, int]:
+    """Segments of each route; one that is not given has a segment for every step."""
+    if unknown := given.keys() - trajectories.routes.keys():
+        raise ValueError(f"segments are given for {', '.join(map(str, unknown))}; routes are {', '.join(trajectories.routes)}")
+    segments = {}
+    for task, route in trajectories.routes.items():
+        number = given.get(task, route.steps)
+        if not isinstance(number, int) or number < 1 or route.steps % number:
+            raise ValueError(f"segments of {task} must divide its {route.steps} steps, got {number!r}")
+        segments[task] = number
+    return segments
 
 
 def wanted_x0(here: Tensor, there: Tensor, before: float, after: float) -> Tensor:

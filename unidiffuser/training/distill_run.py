@@ -83,6 +83,7 @@ def distill(
     latents: str | Path,
     routes: Sequence[Route],
     *,
+    segments: Mapping[str, int] | None = None,
     rank: int | None = None,
     progress: bool = True,
     drawn: Callable[[int], None] = lambda count: None,
@@ -96,6 +97,7 @@ def distill(
         model: name or path of the teacher.
         latents: shards of pairs encoded by it (`unidiffuser data encode`). Keep pairs that the student shall not see out of it.
         routes: what the student learns.
+        segments: by task, the fewest steps that the student shall need; see `DistillStage`.
         rank: of a LoRA; None trains all weights.
         progress: show progress bars.
         drawn: called with the number of trajectories that were drawn, file by file.
@@ -121,7 +123,8 @@ def distill(
 
         given = Conditions(shards, config.seed)
         draw_trajectories(teacher, routes, given, out / FOLDER, settings, world, seed=config.seed, watch=drawn)
-    options = {"checkpoint": str(model), "trajectories": str(out / FOLDER)} | ({} if rank is None else {"rank": rank})
+    options: dict[str, Any] = {"checkpoint": str(model), "trajectories": str(out / FOLDER), "segments": dict(segments or {})}
+    options |= {} if rank is None else {"rank": rank}
     config.options = {**options, **config.options}
     train(DistillStage(config), config, progress=progress, watch=watch, estimate=estimate)
     return out / (MODEL if rank is None else LORA)

@@ -210,11 +210,11 @@ class Trajectories:
         """The route of a trajectory."""
         return self._place(index)[0]
 
-    def read(self, index: int, interval: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """States of a trajectory before and after an interval of the student, float32; those of a held stream are equal."""
+    def read(self, index: int, before: int, after: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """States of a trajectory at two of its kept points, float32; those of a held stream are equal."""
         route, position = self._place(index)
         rows = {name: states[position].float() for name, states in self._states[route.task].items()}
-        return {name: (row[min(interval, len(row) - 1)], row[min(interval + 1, len(row) - 1)]) for name, row in rows.items()}
+        return {name: (row[min(before, len(row) - 1)], row[min(after, len(row) - 1)]) for name, row in rows.items()}
 
     def ends(self, route: Route, count: int) -> tuple[Streams, Streams]:
         """First and last states of the first `count` trajectories of a route, float32."""

@@ -6,11 +6,14 @@ from pathlib import Path, PurePath
 
 import folder_paths
 
+from ..unidiffuser.checkpoints.checkpoint import ASSETS
 from ..unidiffuser.media.json_files import brief
+from ..unidiffuser.runtime.fast_lora import SUFFIX, fast_lora_of
 
 FOLDER = "unidiffuser"
 BUNDLED = "emoji"
 EXTENSIONS = {".safetensors", ".pth", ".bin", ".json"}
+FAST = " (fast)"  # ends the name of a checkpoint that is loaded with its fast LoRA
 LINK = "https://huggingface.co/thu-ml/unidiffuser-v1"
 
 
@@ -22,14 +25,32 @@ def register() -> None:
 
 
 def model_names() -> list[str]:
-    """Choices of "Load UniDiffuser": the bundled model, then every file that can be the main file of a checkpoint."""
+    """Choices of "Load UniDiffuser": the bundled model, then every file that can be the main file of a checkpoint.
+
+    A checkpoint with a fast LoRA beside it is there twice, the second time with `FAST` after its name.
+    """
     names = [n for n in folder_paths.get_filename_list(FOLDER) if _is_main_file(n, folder_paths.get_filename_list(FOLDER))]
     names += [n for n in folder_paths.get_filename_list("checkpoints") if n not in names]
-    return [BUNDLED, *names]
+    return [choice for name in (BUNDLED, *names) for choice in (name, *([name + FAST] if fast_lora(name) else ()))]
+
+
+def split_choice(choice: str) -> tuple[str, bool]:
+    """The name of a checkpoint, and whether its fast LoRA is asked for, of a choice of `model_names`."""
+    return (choice.removesuffix(FAST), True) if choice.endswith(FAST) else (choice, False)
+
+
+def fast_lora(name: str) -> Path | None:
+    """The fast LoRA beside a checkpoint; None if there is none, or no such checkpoint."""
+    try:
+        return fast_lora_of(ASSETS / f"{BUNDLED}.safetensors" if name == BUNDLED else model_path(name))
+    except FileNotFoundError:
+        return None
 
 
 def _is_main_file(name: str, all_names: list[str]) -> bool:
     path = PurePath(name.replace("\\", "/"))
+    if path.name.endswith(SUFFIX):
+        return False
     if path.name == "model_index.json":
         return True
     if path.suffix in (".pth", ".bin"):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
 
 from ..unidiffuser.checkpoints.checkpoint import load_checkpoint
+from ..unidiffuser.runtime.fast_lora import SUFFIX, distilled_routes
+from ..unidiffuser.runtime.lora import lora_about
 from . import folders, host_parts
 from .host_captions import HostCaptionDecoder
+from .nodes_lora import on_model
 from .saved_models import Origin
 from .types import CATEGORY, CaptionDecoderType, show_text
 
@@ -32,7 +36,7 @@ class LoadUniDiffuser(io.ComfyNode):
                     options=folders.model_names(),
                     default=folders.BUNDLED,
                     tooltip="'emoji' needs no download. Other files are those in models/unidiffuser and models/checkpoints; "
-                    "for a diffusers folder choose its model_index.json.",
+                    "for a diffusers folder choose its model_index.json. With (fast) a few steps are enough, without guidance.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -49,16 +53,21 @@ class LoadUniDiffuser(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:
-        path = folders.model_path(model_name)
+        name, fast = folders.split_choice(model_name)
+        path = folders.model_path(name)
         origin = Origin.of_file(path)
         checkpoint = load_checkpoint(path if origin is None else folders.model_path(origin.name))
         if origin is None:
-            model = host_parts.load_model(checkpoint, model_name)
+            model = host_parts.load_model(checkpoint, name)
         else:  # NOTE: the saved file has no VAE; the original's brings its preview colours.
             config = dataclasses.replace(origin.config, vae=checkpoint.config.vae)
             model = host_parts.load_saved_model(path, dataclasses.replace(origin, config=config))
-        if checkpoint.config.vocabulary is not None and cls.hidden is not None:  # None: called outside a workflow
-            show_text(checkpoint.config.vocabulary.summary(SHOWN_CONCEPTS), cls.hidden.unique_id)
+        notes = [] if checkpoint.config.vocabulary is None else [checkpoint.config.vocabulary.summary(SHOWN_CONCEPTS)]
+        if fast:
+            model, note = _with_fast_lora(model, name)
+            notes.insert(0, note)
+        if notes and cls.hidden is not None:  # None: called outside a workflow
+            show_text("\n".join(notes), cls.hidden.unique_id)
         return io.NodeOutput(
             model,
             host_parts.load_clip(checkpoint, folder_paths.get_folder_paths("embeddings")),
@@ -66,6 +75,25 @@ class LoadUniDiffuser(io.ComfyNode):
             host_parts.load_clip_vision(checkpoint),
             HostCaptionDecoder(checkpoint),
         )
+
+
+def _with_fast_lora(model: Any, name: str) -> tuple[Any, str]:
+    """A checkpoint's MODEL with the fast LoRA beside it, and the settings that it was distilled for.
+
+    Raises:
+        FileNotFoundError: there is no such LoRA.
+        ValueError: it is damaged.
+    """
+    path = folders.fast_lora(name)
+    if path is None:
+        raise FileNotFoundError(
+            f"{name} has no fast LoRA beside it: a file of the same name that ends in {SUFFIX}. Put it there, or choose {name} "
+            "without it."
+        )
+    about = lora_about(path)
+    learnt = {task.replace("_", " "): settings["steps"] for task, settings in distilled_routes(about, str(path)).items()}
+    steps = ", ".join(f"{number} steps for {task}" for task, number in learnt.items())
+    return on_model(model, str(path), 1.0), f"Fast: {steps}; cfg or guidance 1, sampler ddim or euler, scheduler simple"
 
 
 NODES = [LoadUniDiffuser]

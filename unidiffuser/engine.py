@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,10 +25,12 @@ from .encoders.prompts import PromptCheck, check_prompt, warning_about
 from .guidance import overshoot_warning
 from .media.images import PIXEL_FORMS, ImageSource, fit, open_image, to_tensor
 from .media.json_files import brief
-from .options import Options, is_finite
+from .options import Options, is_finite, resolve
 from .path import NoisePath
 from .runtime.acceleration import COMPILE_MODES, Compiled, DeepCache
 from .runtime.applied_loras import AppliedLoRAs
+from .runtime.fast_lora import distilled_routes, route_of, student_settings
+from .runtime.lora import lora_about
 from .runtime.precision import (
     DTYPES,
     automatic_dtype,
@@ -214,6 +216,21 @@ class Engine:
         """
         self._loras.unload(path)
 
+    def resolve(self, options: Options, *routes: str) -> Options:
+        """All options of a call, checked, with this model's defaults, see `options.resolve`.
+
+        Args:
+            options: the options of the call.
+            routes: the kinds of path that the task follows (`runtime.fast_lora.route_of`). If the model's fast LoRA has learnt
+                all of them, the preset "fast" means its steps, guidance and method.
+        """
+        return resolve(options, self.config, student_settings(self._student, self._loras.student, routes))
+
+    @cached_property
+    def _student(self) -> Mapping[str, Any]:
+        """Metadata of the fast LoRA; empty without one."""
+        return {} if self._loras.student is None else lora_about(self._loras.student)
+
     def run(
         self,
         path: NoisePath,
@@ -239,6 +256,8 @@ class Engine:
         shape = (self.config.uvit.in_chans, options["height"] // downscale, options["width"] // downscale)
         cuts = list(_cut(len(generators), options["batch_size"]))
         parts = []
+        learnt = options["preset"] == "fast" and method is None and route_of(path) in distilled_routes(self._student, "")
+        self._loras.use_student(learnt)
         with reporter(options["progress"], path.steps * len(cuts)) as report, self.on_device(self.net) as net:
             for number, cut in enumerate(cuts):
                 begin = _take(start, cut)

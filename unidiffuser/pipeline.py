@@ -34,13 +34,14 @@ from .checkpoints.checkpoint import load_checkpoint
 from .engine import Generators
 from .media.images import ImageSource
 from .media.json_files import brief
-from .options import DIFFUSERS_METHODS, Options, number, resolve, whole_number
+from .options import DIFFUSERS_METHODS, Options, number, whole_number
 from .path import NoisePath
+from .runtime.fast_lora import IMAGE_TO_TEXT, JOINT, TEXT_TO_IMAGE
 from .runtime.precision import weight_dtype
 from .schedule import NUM_LABELS
 from .streams import Streams, noised
 from .tasks.captions import Captions
-from .tasks.editing import EXACT, FORWARD, INVERSE
+from .tasks.editing import ALWAYS, EXACT, FORWARD, INVERSE
 from .tasks.inputs import (
     Pictures,
     Prompts,
@@ -90,7 +91,7 @@ class UniDiffuser(Captions):
                 unconditional prediction.
             **options: see `options.Options`.
         """
-        chosen = resolve(options, self.config)
+        chosen = self.resolve(options, TEXT_TO_IMAGE)
         given = read_prompts(prompt, chosen)
         generators = generators_of(chosen, len(given.items), count)
         self.warn_about(texts_of(given.items, negative))
@@ -101,7 +102,7 @@ class UniDiffuser(Captions):
 
     def image_to_text(self, image: Pictures, *, count: int = 1, **options: Unpack[Options]) -> list[str]:
         """Captions of one picture, or of each of several; `count` captions of each."""
-        chosen = resolve(options, self.config)
+        chosen = self.resolve(options, IMAGE_TO_TEXT)
         given = read_pictures(image, chosen)
         generators = generators_of(chosen, len(given.items), count)
         encoded = self.encode_images(given.items, count, chosen, generators)
@@ -109,25 +110,25 @@ class UniDiffuser(Captions):
 
     def joint(self, *, count: int = 1, **options: Unpack[Options]) -> list[tuple[Image.Image, str]]:
         """Image-caption pairs without a prompt, from the joint distribution."""
-        chosen = resolve(options, self.config)
+        chosen = self.resolve(options, JOINT)
         path = _path(NoisePath.joint, chosen, speeds=chosen["speeds"])
         return self.results(self.run(path, Streams(), chosen, generators_of(chosen, 1, count)), chosen, "img", "text")
 
     def image(self, *, count: int = 1, **options: Unpack[Options]) -> list[Image.Image]:
         """Unconditional pictures, from the marginal distribution p(image); it has no guidance."""
-        chosen = resolve(options, self.config)
+        chosen = self.resolve(options, "image")
         out = self.run(_path(NoisePath.image, chosen), Streams(), chosen, generators_of(chosen, 1, count))
         return self.results(out, chosen, "img")
 
     def text(self, *, count: int = 1, **options: Unpack[Options]) -> list[str]:
         """Unconditional captions, from the marginal distribution p(text); it has no guidance."""
-        chosen = resolve(options, self.config)
+        chosen = self.resolve(options, "text")
         out = self.run(_path(NoisePath.text, chosen), Streams(), chosen, generators_of(chosen, 1, count))
         return self.results(out, chosen, "text")
 
     def vary_image(self, image: Pictures, *, count: int = 1, **options: Unpack[Options]) -> list[Image.Image]:
         """Pictures of the same subject: picture -> text latent -> picture, without words in between."""
-        chosen = resolve(options, self.config)
+        chosen = self.resolve(options, IMAGE_TO_TEXT, TEXT_TO_IMAGE)
         given = read_pictures(image, chosen)
         generators = generators_of(chosen, len(given.items), count)
         encoded = self.encode_images(given.items, count, chosen, generators)
@@ -136,7 +137,7 @@ class UniDiffuser(Captions):
 
     def vary_text(self, prompt: Prompts, *, count: int = 1, **options: Unpack[Options]) -> list[str]:
         """Other captions with the meaning of a prompt: text -> image latent -> text, without pixels in between."""
-        chosen = resolve(options, self.config)
+        chosen = self.resolve(options, TEXT_TO_IMAGE, IMAGE_TO_TEXT)
         given = read_prompts(prompt, chosen)
         generators = generators_of(chosen, len(given.items), count)
         self.warn_about(given.items)
@@ -169,12 +170,13 @@ class UniDiffuser(Captions):
         """
         whole_number("rounds", rounds, least=1)
         number("hold", hold, 0, NUM_LABELS)  # checked before anything is computed
-        chosen = resolve({**options, "on_error": "raise"}, self.config)
+        chosen = self.resolve({**options, "on_error": "raise"}, TEXT_TO_IMAGE, IMAGE_TO_TEXT)
         start = chain_start(start)
         generators = generators_of(chosen, 1, count)
         halves = [self._to_text, self._to_image]
         if start is None:
-            state = self.run(_path(NoisePath.image, chosen), Streams(), chosen, generators)
+            first = self.resolve({**options, "on_error": "raise"}, "image")
+            state = self.run(_path(NoisePath.image, first), Streams(), first, generators)
         elif isinstance(start, str):
             prompts = read_prompts(start, chosen).items
             self.warn_about(prompts)
@@ -207,7 +209,7 @@ class UniDiffuser(Captions):
                 to exact; `method` applies to the captions.
         """
         whole_number("frames", frames, least=2)
-        chosen = resolve({**EXACT, **options, "on_error": "raise"}, self.config)
+        chosen = self.resolve({**EXACT, **options, **ALWAYS})
         generators = generators_of(chosen, 2, 1)
         encoded = self.encode_images(read_pictures([image_a, image_b], chosen).items, 1, chosen, generators)
         ends = self._to_text(encoded, chosen, generators)

@@ -23,8 +23,9 @@ from ..media.formats import PICTURE_FORMATS, is_picture_name
 from ..media.images import fit, open_image, save_png
 from ..media.results import METADATA, Result, metadata
 from ..media.resume import check_settings, run_parts
-from ..options import Options, resolve
+from ..options import Options
 from ..path import NoisePath
+from ..runtime.fast_lora import IMAGE_TO_TEXT, TEXT_TO_IMAGE
 from ..streams import Streams
 from ..tasks.inputs import valid_prompt
 
@@ -161,7 +162,7 @@ def _usable(group: Sequence[Item], read: Callable[[Item], T]) -> tuple[list[Item
 
 def pictures_of(model: UniDiffuser, out: Path, options: Options, settings: Mapping[str, Any]) -> Work:
     """The work of `unidiffuser generate`: a PNG for each prompt that is UTF-8."""
-    chosen = resolve(options, model.config)
+    chosen = model.resolve(options, TEXT_TO_IMAGE)
 
     def work(group: Sequence[Item]) -> list[str | None]:
         usable, prompts, errors = _usable(group, lambda item: valid_prompt(item.source, f"prompt {item.number}"))
@@ -182,7 +183,7 @@ def captions_of(model: UniDiffuser, folder: Path, out: Path, options: Options, s
 
     With several candidates a JSON file beside it lists them and their scores. `search` is that of `decode_candidates`.
     """
-    chosen = resolve(options, model.config)
+    chosen = model.resolve(options, IMAGE_TO_TEXT)
 
     def square(item: Item) -> Image.Image:
         return fit(open_image(folder / item.source), chosen["width"], chosen["height"])

@@ -12,7 +12,7 @@ from ..media.files import write_text
 from ..options import number, whole_number
 from .application import print_results
 from .inputs import Picture, Pictures, picture, pictures, prompts, words
-from .settings import Settings, task
+from .settings import DESCRIBE, DRAW, Settings, task
 from .tasks import NO_TEXT, placed
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def img2img(
     number("strength", strength, 0, 1)
     from ..media.results import Result
 
+    settings.routes = (DRAW if prompt is not None else "image",)
     model = settings.load()
     settings.announce(model, len(sources) * settings.count)
     images = model.img2img(
@@ -88,6 +89,7 @@ def inpaint(
     number("strength", strength, 0, 1)
     from ..media.results import Result
 
+    settings.routes = (DRAW if prompt is not None else "image",)
     model = settings.load()
     settings.announce(model, settings.count)
     images = model.inpaint(
@@ -124,6 +126,7 @@ def rewrite(
     from ..tasks.words import token_mask
 
     token_mask(caption, len, 1, **which)  # a word that is not there is named before the model is loaded
+    settings.routes = (DESCRIBE if source is not None else "text",)
     model = settings.load()
     settings.announce(model, settings.count)
     captions = model.rewrite(

@@ -124,6 +124,7 @@ def _many(
         made_with: dict[str, Any] = {"task": name, "model": settings.model, "dtype": str(model.dtype).removeprefix("torch.")}
         made_with |= {name: value for name, value in options.items() if name not in left_out} | (more or {})
         made_with |= {"progress": False, "batch_size": None}  # as older runs have it
+        made_with["method"] = model.resolve(settings.options(), *settings.routes)["method"]
         with tqdm(total=len(items), disable=settings.quiet or not world.main, unit="item") as bar:
             manifest = run_items(
                 items,

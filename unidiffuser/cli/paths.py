@@ -94,14 +94,15 @@ def sample(
     check_start(check_points(path), given, prompt)
     source = None if given is None else picture(given)
     from ..media.results import Result
-    from ..options import resolve
     from ..path import NoisePath, path_points
+    from ..runtime.fast_lora import route_of
     from ..tasks.editing import finished
 
     path_points(path)
     model = settings.load()
     options: Options = {**settings.options(), "output": "latent"}
-    chosen = resolve(options, model.config)
+    settings.routes = (route_of(NoisePath.from_points(path, 1)),)
+    chosen = model.resolve(options, *settings.routes)
     way = NoisePath.from_points(path, chosen["steps"], chosen["spacing"])
     settings.announce(model, settings.count)
     out = model.sample(

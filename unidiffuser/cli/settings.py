@@ -58,8 +58,19 @@ SAMPLING = {
     "on_error": RESULTS,
 }
 """The sampling options of tasks, and the group in which the help shows them; see `options.Options`."""
-SHOWN = ("seed", "method", "preset")  # whose defaults the help shows, as no model has others
+SHOWN = ("seed", "preset")  # whose defaults the help shows, as no model has others
+DRAW, DESCRIBE = "text_to_image", "image_to_text"  # `runtime.fast_lora` imports torch
+ROUTES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("text-to-image", "generate"), (DRAW,)),
+    **dict.fromkeys(("image-to-text", "caption"), (DESCRIBE,)),
+    **dict.fromkeys(("vary-image", "vary-text", "gibbs"), (DESCRIBE, DRAW)),
+    "joint": ("joint",),
+    "image": ("image",),
+    "text": ("text",),
+}
+"""The kinds of path that each command follows; editing commands know theirs from their inputs."""
 ON_ERROR = "An input that cannot be used: raise (default) ends the run, skip goes on without it."
+NO_FLAGS = ("sampling", "routes")
 PAIRS = {"guidance": (1, 2), "guidance_interval": (2,)}  # options of comma-separated numbers
 
 
@@ -95,6 +106,7 @@ class Settings:
     as_json: Annotated[bool, _option(RESULTS, "--json", help="Print the results as JSON, for programs.")] = False
     quiet: Annotated[bool, _option(RESULTS, "--quiet", "-q", help="No progress bar, no list of files.")] = False
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+    routes: tuple[str, ...] = ()  # kinds of path that the task follows, see `Engine.resolve`
 
     @property
     def seed(self) -> int:
@@ -146,9 +158,7 @@ class Settings:
             items: results that are computed.
             runs: samplings of all steps for each of them.
         """
-        from ..options import resolve
-
-        options = resolve(self.options(), model.config)
+        options = model.resolve(self.options(), *self.routes)
         if self.quiet or self.compile or items * runs * options["steps"] < SHORT:
             return
         announce(items * runs * options["steps"] * model.step_seconds(options), model.device)
@@ -181,10 +191,8 @@ class Settings:
 
     def made_with(self, model: UniDiffuser, **more: Any) -> dict[str, Any]:
         """Everything that reproduces the results, as JSON values."""
-        from ..options import resolve
-
         left_out = ("progress", "speeds", "output", "on_error")  # joint, the only task that has speeds, names them in `more`
-        sampling = {name: value for name, value in resolve(self.options(), model.config).items() if value is not None}
+        sampling = {k: value for k, value in model.resolve(self.options(), *self.routes).items() if value is not None}
         made_with: dict[str, Any] = {"model": self.model, "dtype": str(model.dtype).removeprefix("torch.")}
         made_with |= {"lora": self.lora} if self.lora else {}
         kept = {name: value for name, value in sampling.items() if name not in left_out}
@@ -217,7 +225,7 @@ def task(
         def run(**values: Any) -> None:
             sampling = {name: values.pop(name) for name in SAMPLING if name in values}
             fields = {field.name: values.pop(field.name) for field in dataclasses.fields(Settings) if field.name in values}
-            settings = Settings(**fields, sampling=sampling)
+            settings = Settings(**fields, sampling=sampling, routes=ROUTES.get(name, ()))
             settings.check()
             function(settings, **values)
 
@@ -238,7 +246,7 @@ def _parameters(count: int) -> list[inspect.Parameter]:
     found = []
     hints = get_type_hints(Settings, include_extras=True)
     for field in dataclasses.fields(Settings):
-        if field.name != "sampling":
+        if field.name not in NO_FLAGS:
             default = count if field.name == "count" else field.default
             found.append((field.name, default, hints[field.name]))
     for name, panel in SAMPLING.items():

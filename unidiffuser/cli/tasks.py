@@ -108,13 +108,12 @@ def joint(
         options["speeds"] = image, text
         check(options)
     from ..media.results import Result
-    from ..options import resolve
 
     model = settings.load()
     settings.announce(model, settings.count)
     pairs = model.joint(count=settings.count, **options)
     results = [Result(settings.seed + k, *pair) for k, pair in enumerate(pairs)]
-    settings.save("joint", results, model, speeds=resolve(options, model.config)["speeds"])
+    settings.save("joint", results, model, speeds=model.resolve(options, *settings.routes)["speeds"])
 
 
 @task(
@@ -275,7 +274,8 @@ def demo(
 
 
 def exact(settings: Settings) -> None:
-    """The steps and guidance of an inversion, where none are given."""
+    """The steps and guidance of an inversion, where none are given; presets change nothing there."""
+    settings.sampling["preset"] = "exact"
     settings.sampling["steps"] = settings.sampling["steps"] or 100
     settings.sampling["guidance"] = settings.sampling["guidance"] or "1"
 

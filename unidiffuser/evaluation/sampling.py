@@ -9,8 +9,9 @@ from PIL import Image
 
 from ..engine import Engine, Generators
 from ..media.images import fit, to_tensor
-from ..options import resolve
+from ..options import Options
 from ..path import NoisePath
+from ..runtime.fast_lora import IMAGE_TO_TEXT, JOINT, TEXT_TO_IMAGE
 from ..streams import Streams, item_generators
 
 
@@ -37,8 +38,8 @@ class ModelSampler:
     """
 
     def __init__(self, model: Engine, **options: Any):
-        self.model = model
-        self.options = resolve(options, model.config)  # type: ignore[arg-type]  # checked there
+        self.model, self._given = model, options
+        self.options = self._chosen()
 
     def autoencode(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[Image.Image]:
         """Encodes and decodes pictures, at the model's size."""
@@ -47,24 +48,30 @@ class ModelSampler:
         return self.model.decode_images(Streams(img=latents.float()), self.options)
 
     def text_to_image(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        chosen = self._chosen(TEXT_TO_IMAGE)
         given = Streams(text=self.model.encode_texts(captions))
-        return self.model.decode_images(self._run(NoisePath.text_to_image(self.options["steps"]), given, seeds), self.options)
+        out = self.model.run(NoisePath.text_to_image(chosen["steps"]), given, chosen, _generators(seeds))
+        return self.model.decode_images(out, chosen)
 
     def image_to_text(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[str]:
-        generators = _generators(seeds)
-        given = self.model.encode_images(images, 1, self.options, generators)
-        out = self.model.run(NoisePath.image_to_text(self.options["steps"]), given, self.options, generators)
-        return self.model.decode_texts(out, self.options)
+        chosen, generators = self._chosen(IMAGE_TO_TEXT), _generators(seeds)
+        given = self.model.encode_images(images, 1, chosen, generators)
+        out = self.model.run(NoisePath.image_to_text(chosen["steps"]), given, chosen, generators)
+        return self.model.decode_texts(out, chosen)
 
     def joint(self, seeds: Sequence[int]) -> list[tuple[Image.Image, str]]:
-        out = self._run(NoisePath.joint(self.options["steps"], speeds=self.options["speeds"]), Streams(), seeds)
-        return list(zip(self.model.decode_images(out, self.options), self.model.decode_texts(out, self.options), strict=True))
+        chosen = self._chosen(JOINT)
+        path = NoisePath.joint(chosen["steps"], speeds=chosen["speeds"])
+        out = self.model.run(path, Streams(), chosen, _generators(seeds))
+        return list(zip(self.model.decode_images(out, chosen), self.model.decode_texts(out, chosen), strict=True))
 
     def image(self, seeds: Sequence[int]) -> list[Image.Image]:
-        return self.model.decode_images(self._run(NoisePath.image(self.options["steps"]), Streams(), seeds), self.options)
+        chosen = self._chosen("image")
+        out = self.model.run(NoisePath.image(chosen["steps"]), Streams(), chosen, _generators(seeds))
+        return self.model.decode_images(out, chosen)
 
-    def _run(self, path: NoisePath, given: Streams, seeds: Sequence[int]) -> Streams:
-        return self.model.run(path, given, self.options, _generators(seeds))
+    def _chosen(self, *routes: str) -> Options:
+        return self.model.resolve(self._given, *routes)  # type: ignore[arg-type]  # checked there
 
 
 def _generators(seeds: Sequence[int]) -> Generators:

@@ -11,9 +11,11 @@ from torch import nn
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.vocabulary import Vocabulary
+from .fast_lora import fast_lora_of
 from .lora import LORA_PARTS, LoRA, apply_loras, layers_of, read_lora
 
 Module = TypeVar("Module", bound=nn.Module)
+STUDENT = ""  # no file has this path
 
 
 class AppliedLoRAs:
@@ -21,10 +23,14 @@ class AppliedLoRAs:
 
     Args:
         checkpoint: holds the weights without LoRAs.
+
+    Attributes:
+        student: the checkpoint's fast LoRA, or None.
     """
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
+        self.student = fast_lora_of(checkpoint.path)
         self._loras: dict[str, tuple[LoRA, float]] = {}  # by path
         self._modules: dict[str, nn.Module] = {}  # by the part's name in the checkpoint
 
@@ -35,9 +41,19 @@ class AppliedLoRAs:
             FileNotFoundError: no such file.
             ValueError: it is no LoRA, or one for another model; the LoRAs applied before stay.
         """
+        self._exchange(self._loras | {os.fspath(path): (self._read(path), strength)})
+
+    def use_student(self, on: bool) -> None:
+        """Apply the checkpoint's fast LoRA besides the others, or remove it; nothing is computed if nothing changes."""
+        path = self.student
+        if on and path is not None and STUDENT not in self._loras:
+            self._exchange(self._loras | {STUDENT: (self._read(path), 1.0)})
+        elif not on and STUDENT in self._loras:
+            self._exchange({name: value for name, value in self._loras.items() if name != STUDENT})
+
+    def _read(self, path: str | os.PathLike[str]) -> LoRA:
         parts = [part for part in LORA_PARTS if part in self.checkpoint.parts()]
-        lora = read_lora(path, {part: layers_of(self.checkpoint.state_dict(part)) for part in parts})
-        self._exchange(self._loras | {os.fspath(path): (lora, strength)})
+        return read_lora(path, {part: layers_of(self.checkpoint.state_dict(part)) for part in parts})
 
     def unload(self, path: str | os.PathLike[str] | None = None) -> None:
         """Remove a LoRA, or all of them.
@@ -46,7 +62,8 @@ class AppliedLoRAs:
             ValueError: this one is not applied.
         """
         if path is not None and os.fspath(path) not in self._loras:
-            raise ValueError(f"{path} is not applied; applied are: {', '.join(self._loras) or 'none'}")
+            listed = ", ".join(name for name in self._loras if name != STUDENT)
+            raise ValueError(f"{path} is not applied; applied are: {listed or 'none'}")
         self._exchange({} if path is None else {p: v for p, v in self._loras.items() if p != os.fspath(path)})
 
     def apply_to(self, module: Module, part: str) -> Module:

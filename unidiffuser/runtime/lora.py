@@ -62,11 +62,23 @@ class LoRA:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def words(self) -> tuple[str, ...] | None:
-        """The words of its training captions; None if the file does not list them."""
+        """The words of its training captions, none of a distilled one; None if the file does not list them."""
+        if "distilled" in self.about:
+            return ()
         captions = self.about.get("words")
         if not isinstance(captions, list):
             return None
         return tuple(dict.fromkeys(word for caption in captions for word in str(caption).replace(",", " ").split()))
+
+
+def lora_about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of a LoRA file; empty if it has none.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file.
+    """
+    return _about(path, WeightFiles(Path(path)))
 
 
 def layers_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -8,8 +8,9 @@ import torch
 from typing_extensions import Unpack
 
 from ..encoders.candidate import Caption
-from ..options import Options, number, resolve, whole_number
+from ..options import Options, number, whole_number
 from ..path import CLEAN, MARGINAL, NoisePath
+from ..runtime.fast_lora import IMAGE_TO_TEXT
 from ..scoring import CaptionScore, caption_scores, denoising_errors
 from ..streams import Streams, item_generators
 from .editing import Editing, strength_of
@@ -50,7 +51,7 @@ class Captions(Editing):
             For each text latent its candidates: `encoders.captions.Caption` with `text`, `score` (mean log-probability of its
             tokens) and `tokens`.
         """
-        chosen = resolve(options, self.config)
+        chosen = self.resolve(options, IMAGE_TO_TEXT)
         search = search_options(candidates, beams, top_p, temperature)
         given = read_pictures(image, chosen)
         generators = generators_of(chosen, len(given.items), count)
@@ -87,7 +88,7 @@ class Captions(Editing):
         Raises:
             ValueError: not exactly one of `change` and `keep`, or a word that the text does not contain.
         """
-        chosen = resolve({**options, "on_error": "raise"}, self.config)
+        chosen = self.resolve({**options, "on_error": "raise"}, "text" if image is None else IMAGE_TO_TEXT)
         texts = read_prompts(text, chosen).items
         pictures = [] if image is None else read_pictures(image, chosen).items
         start = MARGINAL * strength_of(strength)
@@ -130,7 +131,7 @@ class Captions(Editing):
         Returns:
             `scoring.CaptionScore` of each caption, best first.
         """
-        chosen = resolve({**options, "on_error": "raise"}, self.config)
+        chosen = self.resolve({**options, "on_error": "raise"}, "text")
         texts = read_prompts(captions, chosen).items
         levels = whole_number("levels", levels, least=1)
         pictures = read_pictures(image, chosen).items

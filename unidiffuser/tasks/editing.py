@@ -9,8 +9,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..engine import Engine
-from ..options import Options, number, resolve
+from ..options import Options, number
 from ..path import CLEAN, LEAST, MARGINAL, NoisePath
+from ..runtime.fast_lora import TEXT_TO_IMAGE, route_of
 from ..streams import MODALITIES, MODALITY_OF, Streams, start_streams
 from .inputs import (
     Generators,
@@ -34,6 +35,8 @@ from .inputs import (
 INVERSE, FORWARD = "ddim_inverse", "ddim"  # deterministic, each the inverse of the other
 EXACT: Options = {"guidance": 1.0, "steps": 100}
 """Defaults of an inversion, which is close to exact only with these."""
+ALWAYS: Options = {"preset": "exact", "on_error": "raise"}
+"""Of an inversion: few steps would lead to another picture."""
 
 
 class Decoded(NamedTuple):
@@ -80,10 +83,9 @@ class Editing(Engine):
         Raises:
             ValueError: something that the path needs is not given, or numbers of inputs that do not fit.
         """
-        chosen = resolve({**options, "on_error": "raise"}, self.config)
+        chosen = self.resolve({**options, "on_error": "raise"}, route_of(check_path(path)))
         pictures = [] if image is None else read_pictures(image, chosen).items
         texts = [] if text is None else read_prompts(text, chosen).items
-        check_path(path)
         given = Streams() if latents is None else check_streams(latents, "latents")
         inputs = common_number(pictures=pictures, captions=texts, latents=range(given.batch))
         generators = generators_of(chosen, inputs, count)
@@ -103,7 +105,7 @@ class Editing(Engine):
 
     def decode(self, streams: Streams, **options: Unpack[Options]) -> Decoded:
         """Pictures and captions of latents, of the streams that are there."""
-        chosen = resolve(options, self.config)
+        chosen = self.resolve(options)
         check_streams(streams, "the latents")
         images = None if streams.img is None else self.decode_images(streams, chosen)
         return Decoded(images, None if streams.text is None else self.decode_texts(streams, chosen))
@@ -128,7 +130,7 @@ class Editing(Engine):
             count: results of each picture.
             **options: see `options.Options`.
         """
-        given = read_pictures(image, resolve(options, self.config))
+        given = read_pictures(image, self.resolve(options))
         return self._edit(given, prompt, None, strength, negative, count, options)
 
     def inpaint(
@@ -157,7 +159,7 @@ class Editing(Engine):
         Returns:
             The pictures. The kept part is as the autoencoder reproduces it.
         """
-        chosen = resolve(options, self.config)
+        chosen = self.resolve(options)
         opened = mask_picture(mask)
         cells = read_mask(opened, chosen["width"], chosen["height"], self.config.vae.downscale)
         pictures = read_pictures(image, chosen)
@@ -174,7 +176,7 @@ class Editing(Engine):
         count: int,
         options: Options,
     ) -> Any:
-        chosen = resolve(options, self.config)
+        chosen = self.resolve(options, TEXT_TO_IMAGE if prompt is not None else "image")
         start = MARGINAL * strength_of(strength)
         texts = [] if prompt is None else read_prompts(prompt, {**chosen, "on_error": "raise"}).items
         if len(texts) > 1:
@@ -200,12 +202,12 @@ class Editing(Engine):
         Args:
             image: one or more pictures.
             prompt: a caption of each, or one for all; None lets the model caption them first.
-            **options: see `options.Options`; steps are 100 and guidance is 1 by default.
+            **options: see `options.Options`; steps are 100 and guidance is 1 by default, and presets change nothing.
 
         Returns:
             Image latent and CLIP token at label 1000, and the clean text latent, for `reconstruct`.
         """
-        chosen = resolve({**EXACT, **options, "on_error": "raise"}, self.config)
+        chosen = self.resolve({**EXACT, **options, **ALWAYS})
         pictures = read_pictures(image, chosen).items
         generators = generators_of(chosen, len(pictures), 1)
         streams = self.encode_images(pictures, 1, chosen, generators)
@@ -230,7 +232,7 @@ class Editing(Engine):
             prompt: another text for all or for each; None keeps the one of the inversion.
             **options: as for `invert`, with the same values.
         """
-        chosen = resolve({**EXACT, **options}, self.config)
+        chosen = self.resolve({**EXACT, **options, "preset": "exact"})
         noise = source if isinstance(source, Streams) else self.invert(source, **options)
         if prompt is not None:
             texts = read_prompts(prompt, chosen).items

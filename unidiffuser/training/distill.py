@@ -90,7 +90,7 @@ class DistillStage(TrainingStage):
         self.rank: int | None = options.get("rank")
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
-        self.dtype = weight_dtype(options.get("dtype", "float16"))
+        self.dtype = weight_dtype(options.get("dtype")) or torch.float16
         self.trajectories = Trajectories(options["trajectories"])
         self.size = self.trajectories.size
         self.segments = _segments(options.get("segments", {}), self.trajectories)

@@ -20,9 +20,9 @@ from unidiffuser.training.trajectories import Route
 STEPS = 2
 
 
-def by_core(server: HostServer, lora: str | None) -> torch.Tensor:
+def by_core(server: HostServer, lora: str | None, choice: str | None = None) -> torch.Tensor:
     graph = Graph()
-    model = graph.model
+    model = graph.model if choice is None else graph.add("UniDiffuserLoader", model_name=choice)(0)
     if lora is not None:
         model = graph.add("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=1.0)()
     out = graph.add(
@@ -57,3 +57,15 @@ def test_the_core_sampler_follows_the_student(server: HostServer, tiny_file: Pat
     assert (student - plain).abs().max() > 0.05
     torch.testing.assert_close(by_core(server, "student.safetensors"), student, rtol=0, atol=1e-3)
     torch.testing.assert_close(by_core(server, None), plain, rtol=0, atol=1e-3)
+
+    beside = tiny_file.with_name(f"{tiny_file.stem}-fast.safetensors")
+    beside.write_bytes(file.read_bytes())
+    try:
+        info = server.get("/object_info/UniDiffuserLoader")["UniDiffuserLoader"]
+        names = info["input"]["required"]["model_name"]
+        listed = str(names)
+        assert f"{tiny_file.name} (fast)" in listed
+        assert beside.name not in listed
+        torch.testing.assert_close(by_core(server, None, f"{tiny_file.name} (fast)"), student, rtol=0, atol=1e-3)
+    finally:
+        beside.unlink()

@@ -219,6 +219,33 @@ def test_streams_that_do_not_move_count_nothing(teacher: Path, drawn: Path, tmp_
     assert all(torch.equal(batch[name], again[name]) for name in batch)
 
 
+def test_the_target_of_a_point_is_the_end_of_its_segment(teacher: Path, drawn: Path, tmp_path: Path) -> None:
+    def stage(segments: dict[str, object]) -> DistillStage:
+        options = {"checkpoint": str(teacher), "trajectories": str(drawn), "segments": segments}
+        return DistillStage(distill_config(tmp_path, options=options))
+
+    whole, each = stage({"text_to_image": 1}), stage({})
+    labels = ROUTES[0].student_path.t_img
+    seen = set()
+    for seed in range(12):
+        batch, apart = whole.examples(torch.tensor([4]), [seed]), each.examples(torch.tensor([4]), [seed])
+        point = labels.index(float(batch["t_img"]))
+        seen.add(point)
+        here, there = whole.trajectories.read(4, point, 2)["img"]
+        torch.testing.assert_close(batch["x0_img"][0], wanted_x0(here, there, labels[point], 0.0))
+        assert torch.equal(batch["img"], apart["img"])
+        assert torch.equal(batch["x0_img"], apart["x0_img"]) == (point == 1)  # the last step ends the segment either way
+    assert seen == {0, 1}
+    assert whole.fingerprint() != each.fingerprint()
+    for wrong, text in (
+        ({"joint": 2}, "must divide its 3 steps, got 2"),
+        ({"joint": "1"}, "must divide"),
+        ({"text": 1}, "text; "),
+    ):
+        with pytest.raises(ValueError, match=text):
+            stage(wrong)
+
+
 def test_two_processes_and_a_resumed_run_have_the_losses_of_one(teacher: Path, drawn: Path, tmp_path: Path) -> None:
     def config(name: str, steps: int = 8) -> TrainConfig:
         options = {"checkpoint": str(teacher), "trajectories": str(drawn), "rank": 2}
@@ -243,7 +270,12 @@ def test_the_command(teacher: Path, latents: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out/lora.safetensors").is_file()
     assert sorted(Trajectories(tmp_path / "out/trajectories").routes) == ["joint", "text_to_image"]
-    for entry, text in (("joint", "TASK=STEPS"), ("gibbs=2", "choose one of text_to_image")):
+    for entry, text in (
+        ("joint", "TASK=STEPS"),
+        ("joint=4/", "TASK=STEPS"),
+        ("joint=4/3", "must divide"),
+        ("gibbs=2", "choose one of text_to_image"),
+    ):
         wrong = CliRunner().invoke(app, [*arguments, "--task", entry])
         assert wrong.exit_code == 2
         assert text in wrong.output

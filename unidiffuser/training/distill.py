@@ -38,7 +38,7 @@ from .config import TrainConfig, stage_options
 from .network import example_cost, export_model, trainable_network
 from .sharding import is_sharded
 from .stage import Batch, ExampleCost, TrainingStage
-from .trajectories import Trajectories
+from .trajectories import Route, Trajectories
 
 LORA, MODEL = "lora.safetensors", "model.safetensors"
 METHOD = "ddim"
@@ -93,7 +93,7 @@ class DistillStage(TrainingStage):
         self.dtype = weight_dtype(options.get("dtype")) or torch.float16
         self.trajectories = Trajectories(options["trajectories"])
         self.size = self.trajectories.size
-        self.segments = _segments(options.get("segments", {}), self.trajectories)
+        self.segments = segments_of(options.get("segments", {}), self.trajectories.routes)
         self.checkpoint: Checkpoint = load_checkpoint(self.name)
         network = trainable_network(self.checkpoint.config.uvit, self.checkpoint.state_dict("uvit", dtype=torch.float32))
         self.model = Student(network, self.rank, config.seed)
@@ -181,12 +181,16 @@ class DistillStage(TrainingStage):
         export_model(self.checkpoint, student.network, self.out / MODEL, self.dtype, defaults)
 
 
-def _segments(given: Mapping[str, Any], trajectories: Trajectories) -> dict[str, int]:
-    """Segments of each route; one that is not given has a segment for every step."""
-    if unknown := given.keys() - trajectories.routes.keys():
-        raise ValueError(f"segments are given for {', '.join(map(str, unknown))}; routes are {', '.join(trajectories.routes)}")
+def segments_of(given: Mapping[str, Any], routes: Mapping[str, Route]) -> dict[str, int]:
+    """Segments of each route, by task; one that is not given has a segment for every step.
+
+    Raises:
+        ValueError: a task without a route, or a number that does not divide its steps.
+    """
+    if unknown := given.keys() - routes.keys():
+        raise ValueError(f"segments are given for {', '.join(map(str, unknown))}; routes are {', '.join(routes)}")
     segments = {}
-    for task, route in trajectories.routes.items():
+    for task, route in routes.items():
         number = given.get(task, route.steps)
         if not isinstance(number, int) or number < 1 or route.steps % number:
             raise ValueError(f"segments of {task} must divide its {route.steps} steps, got {number!r}")

@@ -18,7 +18,7 @@ from ..runtime.precision import automatic_dtype
 from ..streams import Streams
 from ..uvit import UViT
 from .config import TrainConfig
-from .distill import LORA, MODEL, DistillStage
+from .distill import LORA, MODEL, DistillStage, segments_of
 from .loop import Estimate, Watch, train
 from .network import trainable_network
 from .trajectories import Route, draw_trajectories
@@ -110,6 +110,7 @@ def distill(
         FileNotFoundError: no such checkpoint, or no shards.
         ValueError: a folder of other settings, or shards that other encoders made; see also `training.loop.train`.
     """
+    segments_of(segments or {}, {route.task: route for route in routes})  # before anything is drawn
     out, shards = Path(config.out), LatentShards(latents)
     checkpoint = load_checkpoint(model)
     check_encoders(shards, checkpoint)

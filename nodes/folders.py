@@ -49,7 +49,7 @@ def fast_lora(name: str) -> Path | None:
 
 def _is_main_file(name: str, all_names: list[str]) -> bool:
     path = PurePath(name.replace("\\", "/"))
-    if path.name.endswith(SUFFIX):
+    if path.name.endswith(SUFFIX) and _is_beside_its_checkpoint(name.replace("\\", "/"), all_names):
         return False
     if path.name == "model_index.json":
         return True
@@ -59,6 +59,12 @@ def _is_main_file(name: str, all_names: list[str]) -> bool:
         str(parent / "model_index.json") in {n.replace("\\", "/") for n in all_names} for parent in path.parents
     )
     return path.suffix == ".safetensors" and not in_diffusers_folder
+
+
+def _is_beside_its_checkpoint(name: str, all_names: list[str]) -> bool:
+    stem = name.removesuffix(SUFFIX)
+    listed = {n.replace("\\", "/") for n in all_names}
+    return any(stem + end in listed for end in (".safetensors", ".pth", "/model_index.json"))
 
 
 def model_path(name: str) -> str:

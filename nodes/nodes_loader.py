@@ -9,8 +9,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..unidiffuser.checkpoints.checkpoint import load_checkpoint
-from ..unidiffuser.runtime.fast_lora import SUFFIX, distilled_routes
-from ..unidiffuser.runtime.lora import lora_about
+from ..unidiffuser.runtime.fast_lora import SUFFIX, distilled_routes, student_about
 from . import folders, host_parts
 from .host_captions import HostCaptionDecoder
 from .nodes_lora import on_model
@@ -82,7 +81,7 @@ def _with_fast_lora(model: Any, name: str) -> tuple[Any, str]:
 
     Raises:
         FileNotFoundError: there is no such LoRA.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or was not distilled.
     """
     path = folders.fast_lora(name)
     if path is None:
@@ -90,9 +89,8 @@ def _with_fast_lora(model: Any, name: str) -> tuple[Any, str]:
             f"{name} has no fast LoRA beside it: a file of the same name that ends in {SUFFIX}. Put it there, or choose {name} "
             "without it."
         )
-    about = lora_about(path)
-    learnt = {task.replace("_", " "): settings["steps"] for task, settings in distilled_routes(about, str(path)).items()}
-    steps = ", ".join(f"{number} steps for {task}" for task, number in learnt.items())
+    learnt = distilled_routes(student_about(path), path)
+    steps = ", ".join(f"{settings['steps']} steps for {task.replace('_', ' ')}" for task, settings in learnt.items())
     return on_model(model, str(path), 1.0), f"Fast: {steps}; cfg or guidance 1, sampler ddim or euler, scheduler simple"
 
 

@@ -103,12 +103,10 @@ def test_settings_are_those_of_the_task() -> None:
 
 @pytest.mark.parametrize(
     "routes",
-    [[], "joint", {"joint": 4}, {"joint": {"steps": 0, "speeds": [1, 1]}}, {"joint": {"steps": 4, "speeds": 5}},
+    [[1], "joint", {"joint": 4}, {"joint": {"steps": 0, "speeds": [1, 1]}}, {"joint": {"steps": 4, "speeds": 5}},
      {"joint": {"steps": True, "speeds": [1, 1]}}, {"joint": {"steps": 10**9, "speeds": [1, 1]}}],
 )  # fmt: skip
 def test_damaged_metadata_is_one_sentence(routes: Any) -> None:
-    if routes == []:
-        routes = [1]
     with pytest.raises(ValueError, match=r"x\.safetensors is damaged: its distilled tasks are not readable"):
         distilled_routes({"distilled": routes}, "x.safetensors")
 
@@ -157,6 +155,14 @@ def test_paths_that_it_has_not_learnt_use_the_network_alone(model: unidiffuser.U
         assert not any(changed for _, changed in seen)
     half = model.resolve({"preset": "fast"}, "image")
     assert half["steps"] == model.resolve({})["steps"] // 2
+
+
+def test_a_file_that_is_no_student_is_told_by_fast_alone(checkpoint: Path) -> None:
+    write_student(checkpoint, {})
+    model = unidiffuser.load(checkpoint, device="cpu", dtype=torch.float32)
+    model.text_to_image("a", steps=1)
+    with pytest.raises(ValueError, match=r"tiny-fast\.safetensors is beside a checkpoint .* lists no distilled tasks"):
+        model.text_to_image("a", preset="fast")
 
 
 def test_it_adds_up_with_other_loras_and_has_no_words(model: unidiffuser.UniDiffuser, tmp_path: Path) -> None:

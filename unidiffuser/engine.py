@@ -29,8 +29,7 @@ from .options import Options, is_finite, resolve
 from .path import NoisePath
 from .runtime.acceleration import COMPILE_MODES, Compiled, DeepCache
 from .runtime.applied_loras import AppliedLoRAs
-from .runtime.fast_lora import distilled_routes, route_of, student_settings
-from .runtime.lora import lora_about
+from .runtime.fast_lora import distilled_routes, route_of, student_about, student_settings
 from .runtime.precision import (
     DTYPES,
     automatic_dtype,
@@ -224,12 +223,12 @@ class Engine:
             routes: the kinds of path that the task follows (`runtime.fast_lora.route_of`). If the model's fast LoRA has learnt
                 all of them, the preset "fast" means its steps, guidance and method.
         """
-        return resolve(options, self.config, student_settings(self._student, self._loras.student, routes))
+        return resolve(options, self.config, lambda: student_settings(self._student, self._loras.student, routes))
 
     @cached_property
     def _student(self) -> Mapping[str, Any]:
         """Metadata of the fast LoRA; empty without one."""
-        return {} if self._loras.student is None else lora_about(self._loras.student)
+        return {} if self._loras.student is None else student_about(self._loras.student)
 
     def run(
         self,
@@ -256,7 +255,11 @@ class Engine:
         shape = (self.config.uvit.in_chans, options["height"] // downscale, options["width"] // downscale)
         cuts = list(_cut(len(generators), options["batch_size"]))
         parts = []
-        learnt = options["preset"] == "fast" and method is None and route_of(path) in distilled_routes(self._student, "")
+        learnt = (
+            options["preset"] == "fast"
+            and method is None
+            and route_of(path) in distilled_routes(self._student, self._loras.student)
+        )
         self._loras.use_student(learnt)
         with reporter(options["progress"], path.steps * len(cuts)) as report, self.on_device(self.net) as net:
             for number, cut in enumerate(cuts):

@@ -149,13 +149,13 @@ def check(options: Options) -> dict[str, Any]:
     return given
 
 
-def resolve(options: Options, config: Any, student: Mapping[str, Any] | None = None) -> Options:
+def resolve(options: Options, config: Any, student: Callable[[], Mapping[str, Any] | None] = lambda: None) -> Options:
     """All options of a call, checked, with the defaults of a model filled in.
 
     Args:
         options: the options of the call.
         config: the model's `ModelConfig`; not annotated as such, since importing it imports torch.
-        student: what the preset "fast" sets, of a fast LoRA; None for half of the steps.
+        student: called for the preset "fast" alone; returns what it sets, of a fast LoRA, or None for half of the steps.
 
     Raises:
         ValueError: a value out of range.
@@ -168,8 +168,8 @@ def resolve(options: Options, config: Any, student: Mapping[str, Any] | None = N
     defaults = {**DEFAULTS, "steps": 50, "guidance": 8.0, "width": side, "height": side, **config.defaults}
     preset = given.get("preset", defaults["preset"])
     one_of("preset", preset, PRESETS)
-    changes = student if preset == "fast" and student is not None else CHANGES[preset](defaults)
-    values: dict[str, Any] = {**defaults, **changes, **given}
+    learnt = student() if preset == "fast" else None
+    values: dict[str, Any] = {**defaults, **(CHANGES[preset](defaults) if learnt is None else learnt), **given}
     values |= check(cast("Options", values))  # the model's defaults
     multiple = side_multiple(config)
     for name in ("width", "height"):

@@ -31,7 +31,7 @@ def distill(
     task: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
-            help=f"TASK=STEPS of the student; repeatable. 4/2: four, and two if asked. Default: {', '.join(DEFAULT)}.",
+            help=f"TASK=STEPS of the student; repeatable. 4/2: in four steps, and in two. Default: {', '.join(DEFAULT)}.",
             show_default=False,
         ),
     ] = None,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..path import MARGINAL, NoisePath
+from .lora import lora_about
 
 SUFFIX = "-fast.safetensors"
 TEXT_TO_IMAGE, IMAGE_TO_TEXT, JOINT = "text_to_image", "image_to_text", "joint"
@@ -22,6 +23,21 @@ def fast_lora_of(checkpoint: str | os.PathLike[str]) -> Path | None:
     path = Path(checkpoint)
     found = path.with_name((path.stem if path.suffix in (".safetensors", ".pth") else path.name) + SUFFIX)
     return found if found.is_file() else None
+
+
+def student_about(path: Path) -> dict[str, Any]:
+    """The metadata of a fast LoRA.
+
+    Raises:
+        ValueError: a damaged file, or one that was not distilled.
+    """
+    about = lora_about(path)
+    if not distilled_routes(about, path):
+        raise ValueError(
+            f"{path} is beside a checkpoint as its fast LoRA, but lists no distilled tasks. Make one with `unidiffuser distill "
+            "--rank`, or rename the file."
+        )
+    return about
 
 
 def route_of(path: NoisePath) -> str:

@@ -1,7 +1,7 @@
 """Stage "distill": a student that follows a teacher's noise paths in few unguided evaluations.
 
-The teacher's guided trajectories are kept at the student's few noise levels (see `trajectories`). From one of them, at label a, a
-deterministic step (DDIM, arXiv 2010.02502) to a later one, at label b, shall end where the teacher was, so its x_0 is
+The teacher's guided trajectories are kept at the student's few noise levels (see `trajectories`). From one of them, at label a,
+a deterministic step (DDIM, arXiv 2010.02502) to a later one, at label b, shall end where the teacher was, so its x_0 is
 
     x_0* = (x_b - r x_a) / (alpha_b - r alpha_a),   r = sigma_b / sigma_a
 

@@ -24,7 +24,7 @@ ROUTES = {
     "image_to_text": {"steps": 2, "fewest": 2, "speeds": [1, 1]},
     "joint": {"steps": 6, "fewest": 6, "speeds": [1, 2]},
 }
-ABOUT = {"distilled": ROUTES, "method": "ddim", "guidance": 1}
+ABOUT = {"distilled": ROUTES, "method": "lcm", "guidance": 1}
 
 
 def write_student(checkpoint: Path, about: dict[str, Any] = ABOUT) -> Path:
@@ -92,7 +92,7 @@ def test_it_is_found_beside_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_settings_are_those_of_the_task() -> None:
-    usual = {"guidance": 1.0, "method": "ddim"}
+    usual = {"guidance": 1.0, "method": "lcm"}
     assert student_settings(ABOUT, "f", ["text_to_image"]) == {"steps": 2, **usual}
     assert student_settings(ABOUT, "f", ["image_to_text", "text_to_image"]) == {"steps": 2, **usual}
     assert student_settings(ABOUT, "f", ["joint"]) == {"steps": 6, "speeds": (1.0, 2.0), **usual}
@@ -186,4 +186,4 @@ def test_the_command_says_what_it_used(checkpoint: Path, tmp_path: Path) -> None
     done = CliRunner().invoke(app, ["joint", *arguments])
     assert done.exit_code == 0, done.output
     settings = json.loads(done.stdout)["settings"]
-    assert (settings["steps"], settings["guidance"], settings["method"], settings["speeds"]) == (6, 1.0, "ddim", [1.0, 2.0])
+    assert (settings["steps"], settings["guidance"], settings["method"], settings["speeds"]) == (6, 1.0, "lcm", [1.0, 2.0])

@@ -18,7 +18,7 @@ Progress = Callable[[int, int, Any, Any], None]
 Skipped = Callable[[int, Exception], None]
 """Called with the position of an input that is skipped, and the reason."""
 
-METHODS = ("ddim", "dpmpp_2m", "dpmpp_3m", "euler", "reference")
+METHODS = ("ddim", "dpmpp_2m", "dpmpp_3m", "euler", "lcm", "reference")
 SPACINGS = ("uniform", "logsnr", "karras")
 PRESETS = ("exact", "fast")
 OUTPUTS = ("pil", "numpy", "tensor", "latent")
@@ -30,7 +30,7 @@ class Options(TypedDict, total=False):
     steps: Annotated[int, "Sampling steps; the model's default if not given."]
     guidance: Annotated[Scales, "How strongly the condition is followed, 1 = off; a pair is for (image, text)."]
     seed: Annotated[int, "Random seed; candidate k of each input uses seed + k."]
-    method: Annotated[str, "Sampling method: ddim, dpmpp_2m (usual), dpmpp_3m, euler or reference."]
+    method: Annotated[str, "Sampling method: ddim, dpmpp_2m (usual), dpmpp_3m, euler, lcm (for distilled models) or reference."]
     width: Annotated[int, "Width of pictures in pixels; the trained size if not given."]
     height: Annotated[int, "Height of pictures in pixels; the trained size if not given."]
     data_type: Annotated[int, "Kind of captions: 1 = curated (default), 0 = web; v0 has none."]

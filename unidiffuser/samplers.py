@@ -65,7 +65,8 @@ def sample(
             from the clean end of the path to the noisy one, in whichever direction it is written; all others go downwards.
         data_type: data-type token of v1 networks: 1 = curated, 0 = web; one number or (B,).
         generator: one per item, or a single one; see `streams.generators_for`. Used for marginal streams, streams that are not
-            given, and the noise under a mask. None seeds from the operating system. Global generators stay untouched.
+            given, the noise under a mask, and the fresh noise of "lcm". None seeds from the operating system. Global generators
+            stay untouched.
         mask: streams of 1 = generate, 0 = keep, broadcastable to the streams ((B, 1, H, W), (B, 1, 1), (B, L, 1)); None
             generates all of a stream. Where it is 0, the given stream holds the clean value to keep, whatever the noise level
             at which the rest starts; it follows the path under one fixed noise and is returned as it was given. Values in
@@ -128,6 +129,11 @@ def sample(
                 interval = now[MODALITY_OF[name]]
                 newest[name] = Point(interval.level, start.need(name), value)
                 x = x.replace(**{name: how.step([*history[name], newest[name]], interval)})
+        if how.renews:
+            ends = {name: now[MODALITY_OF[name]].next for name in newest}
+            fresh = {name: noise(name) for name, end in ends.items() if end.sigma}
+            x = x.replace(**{name: x.need(name) + ends[name].sigma * value for name, value in fresh.items()})
+            masked.renew(fresh)
         for name, point in newest.items():
             history[name] = [*history[name], point][-HISTORY:]
         finite.check(x, f"at step {i + 1} of {path.steps}")
@@ -180,6 +186,10 @@ class _Kept:
             noised = add_noise(self.clean.need(name), self.noise[name], path.labels(MODALITY_OF[name])[0])
             x = x.replace(**{name: torch.where(keep, noised, x.need(name))})
         return x
+
+    def renew(self, noise: Mapping[str, Tensor]) -> None:
+        """From now on the kept parts are under this noise, like the rest of the state."""
+        self.noise.update({name: value for name, value in noise.items() if name in self.noise})
 
     def mixed(self, x: Streams, labels: Mapping[str, float]) -> Streams:
         """The state that the network sees: under a soft mask a mixture of the state and the noised clean stream."""

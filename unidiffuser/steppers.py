@@ -106,6 +106,15 @@ def ddim(history: Sequence[Point], interval: Interval) -> Tensor:
     return interval.next.alpha * now.x0 + interval.next.sigma * now.eps
 
 
+def lcm(history: Sequence[Point], interval: Interval) -> Tensor:
+    """The x_0 prediction at the next noise level, without noise: the sampler adds fresh noise (`Method.renews`).
+
+    Multistep consistency sampling (Luo et al., arXiv 2310.04378, algorithm 3), for networks that were distilled to predict the
+    end of the whole path from each point.
+    """
+    return interval.next.alpha * history[-1].x0
+
+
 def dpmpp_2m(history: Sequence[Point], interval: Interval) -> Tensor:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2); first order at the start, and into label 0 (infinite h)."""
     if not _comparable(interval, history[-2:]):
@@ -193,12 +202,14 @@ class Method:
         implicit: it goes from clean to noisy and takes eps from the far end of each interval, found by `evaluations`
             fixed-point iterations.
         evaluations: network evaluations per interval.
+        renews: the sampler adds fresh noise after each step; the stepper returns the state without noise.
     """
 
     step: Stepper
     least: float = 0.0
     implicit: bool = False
     evaluations: int = 1
+    renews: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -206,6 +217,7 @@ METHODS: dict[str, Method] = {
     "ddim": Method(ddim),
     "dpmpp_2m": Method(dpmpp_2m),
     "dpmpp_3m": Method(dpmpp_3m),
+    "lcm": Method(lcm, renews=True),
     # Fixed-point inversion: Pan et al., arXiv 2309.04907. The second iteration makes the way there and back ten times as
     # exact (0.1 % of a latent over 100 steps); a third gains nothing that can be seen.
     "ddim_inverse": Method(ddim, implicit=True, evaluations=2),

@@ -31,7 +31,8 @@ def distill(
     task: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
-            help=f"TASK=STEPS of the student; repeatable. 4/2: in four steps, and in two. Default: {', '.join(DEFAULT)}.",
+            help="TASK=STEPS of the student; repeatable. 4/2: it learns four steps, and `--preset fast` takes two of them. "
+            f"Default: {', '.join(DEFAULT)}.",
             show_default=False,
         ),
     ] = None,
@@ -41,7 +42,7 @@ def distill(
     guidance: Annotated[float, typer.Option(help="Guidance of the teacher. The student needs none.")] = 3.0,
     count: Annotated[int, typer.Option(help="Trajectories of each task.", min=1)] = 4096,
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Intervals of trajectories in a step.", min=1)] = 48,
+    batch_size: Annotated[int, typer.Option(help="Points of trajectories in a step.", min=1)] = 48,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", min=0)] = 3e-4,
     rank: Annotated[
         Optional[int],  # noqa: UP045
@@ -52,7 +53,7 @@ def distill(
 ) -> None:
     """Distil a model to few sampling steps without guidance. An interrupted run continues."""
     tasks = [_task_of(entry) for entry in task or DEFAULT]
-    wanted, segments = ({name: numbers[k] for name, *numbers in tasks} for k in (0, 1))
+    wanted, fewest = ({name: numbers[k] for name, *numbers in tasks} for k in (0, 1))
     check_folder(out)
     from ..training.distill_run import distill as run
     from ..training.distill_run import distill_config, routes_for
@@ -72,7 +73,7 @@ def distill(
             model,
             latents,
             routes,
-            segments=segments,
+            fewest=fewest,
             rank=rank,
             progress=not quiet,
             drawn=watch,

@@ -85,9 +85,10 @@ ROWS = 512  # minimum rows of a matrix product: keeps a CPU's matrix units busy;
 
 
 def fix_batches(net: UViT, rows: int = ROWS) -> UViT:
-    """Make every layer of a network compute in batches of one size, so that no item depends on its batch.
+    """Make every layer of a network compute as in batches of one size, so that no item depends on its batch.
 
-    Each layer processes the whole batch before the next one runs, which keeps its weights in the CPU's cache.
+    Each layer processes the whole batch before the next one runs, which keeps its weights in the CPU's cache. Where several
+    items make a batch of that size, see `_SameBits`, a batch of another size is computed as it is if that gives the same bits.
 
     Args:
         net: the network, changed in place; its parameters keep their names.
@@ -104,13 +105,46 @@ def fix_batches(net: UViT, rows: int = ROWS) -> UViT:
         items = math.ceil(rows / (config.tokens - math.prod(config.grid) + patches))
         return embed(img, *inputs)
 
-    def fixed(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *inputs: in_fixed_batches(lambda *chunk: (layer(*chunk),), items, *inputs)[0]
-
     net.embed = counted  # type: ignore[method-assign, assignment]
     for layer in layers:
-        layer.forward = fixed(layer.forward)
+        products = [part for part in layer.modules() if isinstance(part, (nn.Linear, nn.Conv2d)) and part is not layer]
+        for part in (*products, layer):
+            part.forward = _SameBits(part.forward, lambda: items)  # type: ignore[method-assign]
     return net
+
+
+class _SameBits:
+    """A layer whose results are those of batches of one size, computed in fewer or smaller ones where that changes no bit.
+
+    A CPU's order of summation depends on the shapes alone. So whether a batch that is computed as it is gives the bits of fixed
+    batches is found out once for each shape, on random inputs: in most layers it does, except for the longest sums of few rows.
+    A layer and the products inside it are examined apart, so that a single product is padded where the rest needs none.
+
+    Args:
+        plain: the layer's own forward.
+        items: items of a fixed batch.
+    """
+
+    def __init__(self, plain: Callable[..., Tensor], items: Callable[[], int]):
+        self.plain, self.items = plain, items
+        self.equal: dict[tuple[Any, ...], bool] = {}
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        items = self.items()
+        if len(inputs[0]) == items:
+            return self.plain(*inputs)
+        # One item that is large enough alone has nothing to gain; a traced graph cannot depend on the values of a comparison.
+        if items == 1 or torch.compiler.is_compiling():
+            return self._fixed(items, *inputs)
+        shapes = (items, torch.get_num_threads(), *(x.shape for x in inputs))
+        if shapes not in self.equal:
+            generator = torch.Generator().manual_seed(0)
+            given = [torch.randn(x.shape, generator=generator, device="cpu").to(x) for x in inputs]
+            self.equal[shapes] = torch.equal(self.plain(*given), self._fixed(items, *given))
+        return self.plain(*inputs) if self.equal[shapes] else self._fixed(items, *inputs)
+
+    def _fixed(self, items: int, *inputs: Tensor) -> Tensor:
+        return in_fixed_batches(lambda *chunk: (self.plain(*chunk),), items, *inputs)[0]
 
 
 def in_fixed_batches(function: Callable[..., Sequence[Result]], size: int, *inputs: Tensor) -> list[Result]:

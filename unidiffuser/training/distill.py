@@ -1,15 +1,11 @@
 """Stage "distill": a student that follows a teacher's noise paths in few unguided evaluations.
 
-The teacher's guided trajectories are kept at the student's few noise levels (see `trajectories`). From one of them, at label a,
-a deterministic step (DDIM, arXiv 2010.02502) to a later one, at label b, shall end where the teacher was, so its x_0 is
-
-    x_0* = (x_b - r x_a) / (alpha_b - r alpha_a),   r = sigma_b / sigma_a
-
-as in progressive distillation (Salimans and Ho, arXiv 2202.00512, appendix G), with all teacher steps of an interval at once
-and a guided teacher (Meng et al., arXiv 2210.03142). A route is divided into segments, and b is the end of the segment in which
-a lies (multistep consistency models, Heek et al., arXiv 2403.06807): one student then follows the route in as many steps as it
-has segments, or in more. Both modalities have targets where both move, so one student serves text-to-image, captioning, joint
-sampling and any other route.
+The teacher's guided trajectories (Meng et al., arXiv 2210.03142) are kept at the student's few noise levels (`trajectories`),
+and from each of these states the student learns to predict where its trajectory ends: consistency distillation (Song et al.,
+arXiv 2303.01469) towards the ends themselves. The method "lcm" samples it (Luo et al., arXiv 2310.04378): predict the end, add
+fresh noise up to the next level, predict again. So one evaluation gives a result and each further one mends it. The noise hides
+what an early prediction lacks in detail; a deterministic step would pass that on to a network that has never seen it. Both
+modalities have targets where both move, so one student serves text-to-image, captioning, joint sampling and any other route.
 """
 
 from __future__ import annotations
@@ -40,7 +36,8 @@ from .stage import Batch, ExampleCost, TrainingStage
 from .trajectories import Route, Trajectories
 
 LORA, MODEL = "lora.safetensors", "model.safetensors"
-METHOD = "ddim"
+METHOD = "lcm"
+HUBER = 0.03  # root of the mean squared error of a velocity below which the loss is quadratic
 SHOWN = 8  # pictures of the sample grid
 
 
@@ -70,7 +67,7 @@ class DistillStage(TrainingStage):
     Options:
         checkpoint: the teacher, from whose weights the student starts.
         trajectories: folder of `draw_trajectories`.
-        segments: by task, the fewest steps that the student shall need; a divisor of its route's steps, and these if absent.
+        fewest: by task, the steps that `preset="fast"` takes; a divisor of its route's steps, and these if absent.
         rank: of a LoRA; absent, all weights are trained and a complete model is written.
         dtype: of the exported LoRA or model, "float16" if absent.
 
@@ -83,7 +80,7 @@ class DistillStage(TrainingStage):
     model: Student
 
     def __init__(self, config: TrainConfig):
-        known = {"checkpoint": str, "trajectories": str, "segments": dict, "rank": int | None, "dtype": str}
+        known = {"checkpoint": str, "trajectories": str, "fewest": dict, "rank": int | None, "dtype": str}
         options = stage_options(config.options, known)
         self.out, self.name = Path(config.out), options["checkpoint"]
         self.rank: int | None = options.get("rank")
@@ -92,13 +89,13 @@ class DistillStage(TrainingStage):
         self.dtype = weight_dtype(options.get("dtype")) or torch.float16
         self.trajectories = Trajectories(options["trajectories"])
         self.size = self.trajectories.size
-        self.segments = segments_of(options.get("segments", {}), self.trajectories.routes)
+        self.fewest = fewest_of(options.get("fewest", {}), self.trajectories.routes)
         self.checkpoint: Checkpoint = load_checkpoint(self.name)
         network = trainable_network(self.checkpoint.config.uvit, self.checkpoint.state_dict("uvit", dtype=torch.float32))
         self.model = Student(network, self.rank, config.seed)
 
     def fingerprint(self) -> str:
-        return f"{self.trajectories.fingerprint} segments {self.segments} rank {self.rank}"
+        return f"{self.trajectories.fingerprint} rank {self.rank}"
 
     def cost(self) -> ExampleCost:
         return example_cost(self.checkpoint.config.uvit)
@@ -108,24 +105,21 @@ class DistillStage(TrainingStage):
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _example(self, index: int, seed: int) -> Batch:
-        """A point of a trajectory: state, labels, target x_0 and labels of what moves (0 for what does not)."""
+        """A point of a trajectory: state, labels, where it ends, and the labels of what moves (0 for what does not)."""
         generator = torch.Generator().manual_seed(seed)
         route = self.trajectories.route_of(index)
         point = int(torch.randint(route.steps, (), generator=generator, device=generator.device))
-        length = route.steps // self.segments[route.task]
-        end = (point // length + 1) * length
-        states = self.trajectories.read(index, point, end)
+        states = self.trajectories.read(index, point, route.steps)
         example: Batch = {}
         for name, modality in MODALITY_OF.items():
             labels = route.student_path.labels(modality)
-            before, after = labels[point], labels[end]
+            label = torch.tensor(labels[point], dtype=torch.float32)
             if name in states:
-                here, there = states[name]
+                here, end = states[name]
             else:  # marginalised: noise at each evaluation
-                here = there = draw_normal(self.model.network.config.item_shapes[name], generator)
-            example |= {name: here, f"t_{modality}": torch.tensor(before, dtype=torch.float32)}
-            example[f"moves_{modality}"] = torch.tensor(before if after < before else 0.0, dtype=torch.float32)
-            example[f"x0_{name}"] = wanted_x0(here, there, before, after) if after < before else torch.zeros_like(here)
+                here = end = draw_normal(self.model.network.config.item_shapes[name], generator)
+            example |= {name: here, f"x0_{name}": end, f"t_{modality}": label}
+            example[f"moves_{modality}"] = label if labels[-1] < labels[point] else torch.zeros(())
         return example
 
     def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -138,7 +132,7 @@ class DistillStage(TrainingStage):
             error, count = velocity_errors(eps, batch[name], batch[f"x0_{name}"], label)
             terms[name] = (error.sum() / count.sum().clamp_min(1)).detach()
             errors, elements = errors + error, elements + count
-        return {"loss": (errors / elements).mean(), **terms}
+        return {"loss": pseudo_huber(errors / elements).mean(), **terms}
 
     @cached_property
     def _decode(self) -> Autoencoder:
@@ -168,7 +162,7 @@ class DistillStage(TrainingStage):
         """Write the LoRA, or the checkpoint with the student's network."""
         student: Student = model
         routes = {
-            task: {"steps": route.steps, "fewest": self.segments[task], "speeds": route.speeds}
+            task: {"steps": route.steps, "fewest": self.fewest[task], "speeds": route.speeds}
             for task, route in self.trajectories.routes.items()
         }
         if student.adapted is not None:
@@ -180,28 +174,29 @@ class DistillStage(TrainingStage):
         export_model(self.checkpoint, student.network, self.out / MODEL, self.dtype, defaults)
 
 
-def segments_of(given: Mapping[str, Any], routes: Mapping[str, Route]) -> dict[str, int]:
-    """Segments of each route, by task; one that is not given has a segment for every step.
+def fewest_of(given: Mapping[str, Any], routes: Mapping[str, Route]) -> dict[str, int]:
+    """Steps of the fast preset on each route, by task; those of the route where none are given.
 
     Raises:
         ValueError: a task without a route, or a number that does not divide its steps.
     """
     if unknown := given.keys() - routes.keys():
-        raise ValueError(f"segments are given for {', '.join(map(str, unknown))}; routes are {', '.join(routes)}")
-    segments = {}
+        raise ValueError(f"fewest steps are given for {', '.join(map(str, unknown))}; routes are {', '.join(routes)}")
+    fewest = {}
     for task, route in routes.items():
         number = given.get(task, route.steps)
-        if not isinstance(number, int) or number < 1 or route.steps % number:
-            raise ValueError(f"segments of {task} must divide its {route.steps} steps, got {number!r}")
-        segments[task] = number
-    return segments
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1 or route.steps % number:
+            raise ValueError(f"the fewest steps of {task} must divide its {route.steps} steps, got {number!r}")
+        fewest[task] = number
+    return fewest
 
 
-def wanted_x0(here: Tensor, there: Tensor, before: float, after: float) -> Tensor:
-    """The x_0 whose DDIM step from the state `here` at label `before` ends at the state `there` at label `after` < `before`."""
-    (alpha_a, alpha_b), (sigma_a, sigma_b) = alpha_sigma(torch.tensor([before, after], dtype=torch.float64))
-    ratio = sigma_b / sigma_a
-    return ((there.double() - ratio * here.double()) / (alpha_b - ratio * alpha_a)).float()
+def pseudo_huber(squared: Tensor) -> Tensor:
+    """sqrt(e + c^2) - c of mean squared errors e (B,), c = `HUBER` (Song and Dhariwal, arXiv 2310.14189, section 3.3).
+
+    Large errors pull less than squared ones: near pure noise many ends are possible, and their mean is a blur.
+    """
+    return (squared + HUBER**2).sqrt() - HUBER
 
 
 def velocity_errors(eps: Tensor, x: Tensor, x0: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from ..runtime.precision import automatic_dtype
 from ..streams import Streams
 from ..uvit import UViT
 from .config import TrainConfig
-from .distill import LORA, MODEL, DistillStage, segments_of
+from .distill import LORA, MODEL, DistillStage, fewest_of
 from .loop import Estimate, Watch, train
 from .network import trainable_network
 from .trajectories import Route, draw_trajectories
@@ -83,7 +83,7 @@ def distill(
     latents: str | Path,
     routes: Sequence[Route],
     *,
-    segments: Mapping[str, int] | None = None,
+    fewest: Mapping[str, int] | None = None,
     rank: int | None = None,
     progress: bool = True,
     drawn: Callable[[int], None] = lambda count: None,
@@ -97,7 +97,7 @@ def distill(
         model: name or path of the teacher.
         latents: shards of pairs encoded by it (`unidiffuser data encode`). Keep pairs that the student shall not see out of it.
         routes: what the student learns.
-        segments: by task, the fewest steps that the student shall need; see `DistillStage`.
+        fewest: by task, the steps that `preset="fast"` takes; see `DistillStage`.
         rank: of a LoRA; None trains all weights.
         progress: show progress bars.
         drawn: called with the number of trajectories that were drawn, file by file.
@@ -110,7 +110,7 @@ def distill(
         FileNotFoundError: no such checkpoint, or no shards.
         ValueError: a folder of other settings, or shards that other encoders made; see also `training.loop.train`.
     """
-    segments_of(segments or {}, {route.task: route for route in routes})  # before anything is drawn
+    fewest_of(fewest or {}, {route.task: route for route in routes})  # before anything is drawn
     out, shards = Path(config.out), LatentShards(latents)
     checkpoint = load_checkpoint(model)
     check_encoders(shards, checkpoint)
@@ -124,7 +124,7 @@ def distill(
 
         given = Conditions(shards, config.seed)
         draw_trajectories(teacher, routes, given, out / FOLDER, settings, world, seed=config.seed, watch=drawn)
-    options: dict[str, Any] = {"checkpoint": str(model), "trajectories": str(out / FOLDER), "segments": dict(segments or {})}
+    options: dict[str, Any] = {"checkpoint": str(model), "trajectories": str(out / FOLDER), "fewest": dict(fewest or {})}
     options |= {} if rank is None else {"rank": rank}
     config.options = {**options, **config.options}
     train(DistillStage(config), config, progress=progress, watch=watch, estimate=estimate)

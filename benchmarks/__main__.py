@@ -1,6 +1,6 @@
 """Speed and memory of this library and of diffusers' UniDiffuserPipeline with the same weights.
 
-    python -m benchmarks [--parts tasks,captions,full,costs,profile,scaling] [--device cuda] [--json FILE] [--doc FILE]
+    python -m benchmarks [--parts tasks,own,captions,full,costs,profile,scaling] [--device cuda] [--json FILE] [--doc FILE]
 
 Contestants take turns and the medians count. By default ratios are by the wall clock; `--clock processor` takes processor
 time instead (best with `--threads 1`), for a machine that has other work. What an approximation costs in quality is
@@ -26,7 +26,7 @@ from benchmarks.report import SPEED, markdown, plot_scaling
 from unidiffuser.media.files import write_between, write_text
 from unidiffuser.runtime.precision import automatic_dtype
 
-PARTS = ("tasks", "captions", "full", "costs", "profile", "scaling")
+PARTS = ("tasks", "own", "captions", "full", "costs", "profile", "scaling")
 
 
 def machine(device: torch.device, clock: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="tasks,captions,full,costs,profile,scaling", help="comma-separated (default: all)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated (default: all)")
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -95,6 +95,7 @@ def main() -> None:
 
     run: dict[str, Callable[[], Any]] = {
         "tasks": lambda: list(tasks.measure(args.model, args.device, args.steps, args.guidance, args.repeats)),
+        "own": lambda: list(tasks.own(args.model, args.device, args.repeats)),
         "captions": lambda: captions.measure(args.device, args.images, args.peer_images),
         "full": lambda: full.measure(args.device, clock, args.repeats),
         "costs": lambda: costs.measure(args.model, str(args.device), args.repeats),

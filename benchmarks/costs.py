@@ -1,4 +1,4 @@
-"""Start-up costs: import, loading, first results and peak memory, each in a fresh process (Linux)."""
+"""Start-up costs: the first results of a fresh process by part, and peak memory (Linux)."""
 
 from __future__ import annotations
 
@@ -8,30 +8,49 @@ import subprocess
 import sys
 from typing import Any
 
-_HEAD = "import json, time; start = time.perf_counter(); "
+_HEAD = (
+    "import json, time; laps, last = {}, time.perf_counter()\n"
+    "def lap(name):\n"
+    "    global last\n"
+    "    now = time.perf_counter(); laps[name] = now - last; last = now\n"
+)
 # NOTE: resource.getrusage includes the memory of the parent, which a child has until it executes another program.
 _TAIL = (
-    "; seconds = time.perf_counter() - start; status = open('/proc/self/status').read(); "
-    "print(json.dumps({'seconds': seconds, 'rss_mb': int(status.split('VmHWM:')[1].split()[0]) / 1024}))"
+    "\nstatus = open('/proc/self/status').read()\n"
+    "print(json.dumps({'laps': laps, 'rss_mb': int(status.split('VmHWM:')[1].split()[0]) / 1024}))"
 )
+_OURS = "import torch; lap('torch')\nimport unidiffuser; model = unidiffuser.load({model!r}, device={device!r}); lap('model')\n"
 PROGRAMS = {
-    "import": "import unidiffuser",
-    "import, diffusers": "from diffusers import UniDiffuserPipeline",
-    "load": "import unidiffuser; unidiffuser.load({model!r})",
-    "first picture": "import unidiffuser; unidiffuser.load({model!r}, device={device!r}).text_to_image('red apple', steps=20)",
-    "first picture, diffusers": (
-        "import unidiffuser; from benchmarks.peers import Peer; "
-        "Peer(unidiffuser.load({model!r}, device={device!r})).text_to_image(['red apple'], 20, 4.0)"
+    "picture": (
+        f"{_OURS}text = model.encode_texts(['red apple']); lap('text encoder')\n"
+        "model.net; lap('network')\n"
+        "model.autoencoder; lap('autoencoder')\n"
+        "model.text_to_image('red apple', steps=20); lap('picture')"
     ),
-    "first caption": (
-        "import unidiffuser; from benchmarks.tasks import PICTURE; "
-        "unidiffuser.load({model!r}, device={device!r}).image_to_text(PICTURE, steps=20)"
+    "picture, fast": (
+        f"{_OURS}text = model.encode_texts(['red apple']); lap('text encoder')\n"
+        "model.net; lap('network')\n"
+        "model.autoencoder; lap('autoencoder')\n"
+        "model.text_to_image('red apple', preset='fast'); lap('picture')"
     ),
-}
+    "picture, diffusers": (
+        "import torch; lap('torch')\n"
+        "from diffusers import UniDiffuserPipeline; lap('pipeline')\n"
+        "import unidiffuser; from benchmarks.peers import Peer, plain_checkpoint\n"
+        "made = plain_checkpoint(unidiffuser.load({model!r}).checkpoint)\n"
+        "peer = Peer(unidiffuser.UniDiffuser(made, {device!r})); lap('parts')\n"
+        "peer.text_to_image(['red apple'], 20, 4.0); lap('picture')"
+    ),
+    "caption": (
+        f"{_OURS}from benchmarks.tasks import PICTURE\n"
+        "model.image_to_text(PICTURE, steps=20); lap('caption')"
+    ),
+}  # fmt: skip
+"""The last entry of each is the result itself; all but diffusers' are this library's."""
 
 
 def measure(model: str, device: str, repeats: int) -> list[dict[str, Any]]:
-    """One row for each program: name, median seconds, largest peak resident memory in MB."""
+    """One row for each program: name, median seconds of its parts and in all, largest peak resident memory in MB."""
     rows = []
     for name, program in PROGRAMS.items():
         code = _HEAD + program.format(model=model, device=device) + _TAIL
@@ -39,6 +58,7 @@ def measure(model: str, device: str, repeats: int) -> list[dict[str, Any]]:
         for _ in range(repeats):
             done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
             found.append(json.loads(done.stdout.splitlines()[-1]))
-        seconds = statistics.median(row["seconds"] for row in found)
-        rows.append({"what": name, "seconds": seconds, "rss_mb": max(row["rss_mb"] for row in found)})
+        parts = {part: statistics.median(row["laps"][part] for row in found) for part in found[0]["laps"]}
+        seconds = statistics.median(sum(row["laps"].values()) for row in found)
+        rows.append({"what": name, "seconds": seconds, "parts": parts, "rss_mb": max(row["rss_mb"] for row in found)})
     return rows

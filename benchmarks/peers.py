@@ -1,11 +1,14 @@
 """diffusers' UniDiffuserPipeline (deprecated there) with the weights of a model of this library.
 
 It is called as its users call it: with PIL pictures and prompts, one task after another. Only CLIP and the autoencoder, which
-neither project implements, are shared, in the pipeline's own precision.
+neither project implements, are shared, in the pipeline's own precision. Both sides run the same network, of the published kind:
+`plain_checkpoint` makes one of a model that has more.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,18 +17,38 @@ from PIL import Image
 from torch import Tensor, nn
 
 import unidiffuser
+from unidiffuser.checkpoints.checkpoint import Checkpoint
 from unidiffuser.checkpoints.keys import apply, uvit_to_diffusers
+from unidiffuser.checkpoints.parts import InMemoryTensors, make_part
 from unidiffuser.encoders.autoencoder import Autoencoder
 from unidiffuser.pipeline import UniDiffuser
-from unidiffuser.small.network import PictureUViTConfig
+from unidiffuser.uvit import UViTConfig
+
+
+def plain_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint of the same sizes that diffusers can run too: without detail head, palette and upsampler.
+
+    Its image head is the published one with random weights, so it draws noise, at the usual speed; captions are right.
+    """
+    config, uvit = checkpoint.config, checkpoint.config.uvit
+    plain = UViTConfig(**{field.name: getattr(uvit, field.name) for field in fields(UViTConfig)})
+    vae = replace(config.vae, palette=None, upsampler=None)
+    vae.ddconfig["out_ch"] = pixels = 3 * vae.patch_size**2
+    parts = {part: checkpoint.state_dict(part) for part in checkpoint.parts()}
+    random = torch.randn(plain.patch_values, plain.embed_dim, generator=torch.Generator().manual_seed(0), device="cpu")
+    head = {"decoder_pred.weight": 0.02 * random, "decoder_pred.bias": torch.zeros(plain.patch_values)}
+    parts["uvit"] = {name: value for name, value in parts["uvit"].items() if not name.startswith("detail.")} | head
+    parts["vae"] = {
+        name: value[:pixels] if name.startswith("decoder.conv_out.") else value
+        for name, value in parts["vae"].items()
+        if not name.startswith(("palette.", "upsampler."))
+    }
+    made = {part: make_part(part, InMemoryTensors(tensors)) for part, tensors in parts.items()}
+    return Checkpoint(Path("plain"), replace(config, uvit=plain, vae=vae), made, checkpoint.tokenizer_specs())
 
 
 def network(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:
-    """UniDiffuserModel with the weights of a model.
-
-    It has no detail head. For a model with one it gets its own plain head with random weights: it then draws noise, at the
-    usual speed.
-    """
+    """UniDiffuserModel with the weights of a model whose network is of the published kind."""
     from diffusers import UniDiffuserModel
 
     config = model.config.uvit
@@ -38,11 +61,6 @@ def network(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:
             use_data_type_embedding=bool(config.data_types),
         )  # fmt: skip
     weights = model.checkpoint.state_dict("uvit", dtype=dtype)
-    if isinstance(config, PictureUViTConfig) and config.detail_width:
-        weights = {name: value for name, value in weights.items() if not name.startswith("detail.")}
-        outputs = config.patch_size**2 * config.in_chans
-        random = torch.randn(outputs, config.embed_dim, generator=torch.Generator().manual_seed(0))
-        weights |= {"decoder_pred.weight": 0.02 * random.to(dtype), "decoder_pred.bias": torch.zeros(outputs, dtype=dtype)}
     found.load_state_dict(apply(uvit_to_diffusers(weights), weights), assign=True)
     return found.to(model.device).eval()
 

@@ -39,18 +39,38 @@ _CLOCKS = {"wall_s": "the clock", "processor_s": "processor time, since the mach
 
 
 def _tasks(found: Mapping[str, Any]) -> str:
-    clock = found["machine"]["clock"]
-    half = next((n for n in found["tasks"][0]["times"] if n.startswith("diffusers ") and n != "diffusers float32"), "")
-    ratios = [("ours", "diffusers float32", "against diffusers float32")]
-    if half:  # else ours is float32 too
-        ratios += [("ours", half, f"against {half}"), ("ours float32", "diffusers float32", "float32 against float32")]
-    rows = []
+    clock, rows = found["machine"]["clock"], []
     for row in found["tasks"]:
-        t = row["times"]
-        cells = [_ratio(t, mine, other, clock) for mine, other, _ in ratios]
-        rows.append([row["task"], str(row["batch"]), f"{t['ours'][clock]:.2f}", *cells])
-    head = ["task", "batch", "ours, s", *(title for *_, title in ratios)]
-    return f"{found['model']}, {found['tasks'][0]['steps']} steps, guidance on:\n\n" + _table(head, rows)
+        seconds = {name: times[clock] for name, times in row["times"].items()}
+        theirs = min(value for name, value in seconds.items() if name.startswith("diffusers"))
+        exact = seconds["diffusers float32"] / seconds["ours float32"]
+        cells = [f"{seconds['ours']:.2f}", f"{theirs:.2f}", f"{exact:.1f}", f"{theirs / seconds['ours']:.1f}"]
+        fast = seconds["ours fast"]
+        cells += [f"{fast:.2f}", f"{theirs / fast:.1f}", f"{seconds['ours'] / fast:.1f}"]
+        rows.append([row["task"], str(row["batch"]), *cells])
+    fewest = ", ".join({f"{row['task']} {row['fewest']}": None for row in found["tasks"]})
+    head = ["task", "batch", "ours, s", "diffusers, s", "float32 against float32", "best against best"]
+    head += ["fast, s", "against diffusers", "against ours"]
+    return (
+        f"One network of the published kind at the sizes of {found['model']}, the same weights on both sides, "
+        f"{found['tasks'][0]['steps']} guided steps, each side in its fastest format where none is named; fast: unguided "
+        f"steps of a distilled model ({fewest}):\n\n" + _table(head, rows)
+    )
+
+
+def _own(found: Mapping[str, Any]) -> str:
+    clock, rows = found["machine"]["clock"], []
+    for row in found["own"]:
+        seconds = {name: times[clock] for name, times in row["times"].items()}
+        cells = [f"{seconds['exact']:.2f}", f"{seconds['fast']:.2f}", f"{seconds['exact'] / seconds['fast']:.1f}"]
+        parts = row["parts"]["fast"]
+        rest = seconds["fast"] - sum(parts.values())
+        share = {**parts, "rest": max(rest, 0.0)}
+        whole = sum(share.values())
+        cells.append(", ".join(f"{name} {100 * value / whole:.0f} %" for name, value in share.items()))
+        rows.append([row["task"], str(row["batch"]), *cells])
+    head = ["task", "batch", "exact, s", "fast, s", "ratio", "where the time of fast goes"]
+    return f"{found['model']} itself:\n\n" + _table(head, rows)
 
 
 def _full(found: Mapping[str, Any]) -> str:
@@ -85,8 +105,12 @@ def _captions(found: Mapping[str, Any]) -> str:
 
 
 def _costs(found: Mapping[str, Any]) -> str:
-    rows = [[row["what"], f"{row['seconds']:.2f}", f"{row['rss_mb']:.0f}"] for row in found["costs"]]
-    return f"A fresh process, {found['model']}:\n\n" + _table(["until", "s", "peak RSS, MB"], rows)
+    rows = []
+    for row in found["costs"]:
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in row["parts"].items())
+        rows.append([row["what"], f"{row['seconds']:.1f}", parts, f"{row['rss_mb']:.0f}"])
+    head = ["first", "s", "of which", "peak RSS, MB"]
+    return f"A fresh process, {found['model']}, the imports among it:\n\n" + _table(head, rows)
 
 
 def _profile(found: Mapping[str, Any]) -> str:
@@ -98,7 +122,7 @@ def _profile(found: Mapping[str, Any]) -> str:
     return "Where the time goes:\n\n" + _table(["what", "ms", "of the matrix peak", "operators"], rows)
 
 
-TABLES = {"tasks": _tasks, "full": _full, "captions": _captions, "costs": _costs, "profile": _profile}
+TABLES = {"tasks": _tasks, "own": _own, "full": _full, "captions": _captions, "costs": _costs, "profile": _profile}
 
 
 def plot_scaling(rows: Sequence[Mapping[str, Any]], clock: str, path: Path) -> None:

@@ -24,8 +24,8 @@ def method_input() -> io.Combo.Input:
         "method",
         options=SAMPLING_METHODS,
         default="dpmpp_2m",
-        tooltip="The sampling algorithm. dpmpp_2m is good with 20 steps, lcm is for models with (fast), reference is the authors' "
-        "own. Use ddim for the noise of UniDiffuser Invert.",
+        tooltip="The sampling algorithm. dpmpp_2m is good with 20 steps, lcm is for models with (fast), reference is the "
+        "authors' own. Use ddim for the noise of UniDiffuser Invert.",
     )
 
 

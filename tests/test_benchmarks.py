@@ -9,7 +9,7 @@ import torch
 from layouts import CONFIG
 
 import unidiffuser
-from benchmarks import captions, memory, published_size, report
+from benchmarks import captions, memory, peers, published_size, report
 from benchmarks.clock import in_turns, network_flops
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
 from unidiffuser.checkpoints.config import V1
@@ -26,6 +26,21 @@ def test_flops_of_the_published_network() -> None:
     assert network_flops(V1.uvit, 2) == 2 * network_flops(V1.uvit)
 
 
+def test_both_sides_run_the_same_network() -> None:
+    made = peers.plain_checkpoint(load_checkpoint("emoji"))
+    mine = unidiffuser.UniDiffuser(made, "cpu", torch.float32)
+    config, generator = made.config.uvit, torch.Generator().manual_seed(0)
+    given = [torch.randn(2, *shape, generator=generator) for shape in config.item_shapes.values()]
+    labels = [torch.tensor([900.0, 40.0]), torch.tensor([0.0, 700.0])]
+    with torch.inference_mode():
+        found = mine.net(*given, *labels)
+        theirs = peers.network(mine)(*given, *labels, torch.ones(2, dtype=torch.long))
+    for a, b in zip(found, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
+    (picture,) = mine.text_to_image("a", steps=1)
+    assert picture.size == (made.config.image_size, made.config.image_size)
+
+
 def test_contestants_take_turns() -> None:
     order: list[str] = []
     times = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=2)
@@ -34,17 +49,19 @@ def test_contestants_take_turns() -> None:
 
 
 def test_tables_go_between_the_markers(tmp_path: Path) -> None:
-    times = {"ours": {"wall_s": 1.0}, "ours float32": {"wall_s": 2.0}, "diffusers float32": {"wall_s": 5.0}}
+    seconds = {"ours": 1.0, "ours float32": 2.0, "ours fast": 0.25, "diffusers float32": 5.0}
+    times = {name: {"wall_s": value} for name, value in seconds.items()}
     machine = {"device": "CPU", "threads": 2, "torch": "2", "diffusers": "0.42", "clock": "wall_s"}
     found = {
         "model": "emoji",
         "machine": machine | {"peak_gflops": {"float32": 100}},
-        "tasks": [{"task": "joint", "batch": 4, "steps": 20, "times": times}],
+        "tasks": [{"task": "joint", "batch": 4, "steps": 20, "fewest": 6, "times": times}],
     }  # fmt: skip
     text = report.markdown(found)
-    assert "| joint | 4 | 1.00 | 5.0 |\n" in text
+    assert "| joint | 4 | 1.00 | 5.00 | 2.5 | 5.0 | 0.25 | 20.0 | 4.0 |\n" in text
+    assert "distilled model (joint 6)" in text
     times["diffusers bfloat16"] = {"wall_s": 3.0}
-    assert "| joint | 4 | 1.00 | 5.0 | 3.0 | 2.5 |\n" in report.markdown(found)
+    assert "| joint | 4 | 1.00 | 3.00 | 2.5 | 3.0 | 0.25 | 12.0 | 4.0 |\n" in report.markdown(found)
     doc = tmp_path / "speed.md"
     doc.write_text(f"before\n{report.SPEED[0]}\nold\n{report.SPEED[1]}\nafter\n")
     write_between(doc, text, report.SPEED)

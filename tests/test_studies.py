@@ -12,9 +12,9 @@ from evaluation_pictures import labelled_folder
 
 import unidiffuser
 from unidiffuser.emoji.judge import Judge, load_judge
-from unidiffuser.emoji.studies import claims, one_fits_all
+from unidiffuser.emoji.studies import claims, few_steps, one_fits_all
 from unidiffuser.emoji.studies.quality import compare, counted, table
-from unidiffuser.emoji.studies.report import CAPTION_QUALITY, QUALITY
+from unidiffuser.emoji.studies.report import CAPTION_QUALITY, FEW_STEPS, QUALITY
 from unidiffuser.evaluation.sources import read_folder
 
 ROOT = Path(unidiffuser.__file__).parents[1]
@@ -38,6 +38,24 @@ def test_loss_is_paired() -> None:
     assert (row["concept"], row["concept_loss"], row["style_loss"], row["n"]) == (50.0, 25.0, -25.0, 4)
     assert row["concept_error"] == pytest.approx(100 * 1.96 * (0.75 / 3 / 4) ** 0.5)
     assert "| half | 20.0 | 50.0 | +25.0 ± 49.0 |" in table([row])
+
+
+@pytest.mark.parametrize("task", few_steps.TASKS)
+def test_few_steps_of_each_task(task: str, tmp_path: Path) -> None:
+    pairs = list(read_folder(labelled_folder(tmp_path)))[:3]
+    model, judge = unidiffuser.load("emoji", device="cpu"), load_judge()
+    split = {"seen": pairs, "heldout": pairs}
+    exact = few_steps.measure(model, judge, few_steps.TASKS[task], split, {"steps": 2}, 5)
+    few = few_steps.measure(model, judge, few_steps.TASKS[task], split, {"steps": 2, "guidance": 1}, 5)
+    assert len(few["concept"]) == len(few["style"]) == 5
+    assert exact["evaluations"] > few["evaluations"] >= 1
+    row = few_steps.compare(few, exact)
+    assert row["concept_loss"] == pytest.approx(100 * (sum(exact["concept"]) - sum(few["concept"])) / 5)
+    found = {task: {"exact": few_steps.compare(exact, exact), "fast, 2 steps": row}}
+    assert f"| {task} | fast, 2 steps | {few['evaluations']:.0f} |" in few_steps.table(found)
+    few_steps.plot(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file()
+    assert FEW_STEPS[0] in (ROOT / "docs/results/few-steps.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ CAPTION_QUALITY = (
     "<!-- caption quality: python -m unidiffuser.emoji.studies.quality --task captions -->",
     "<!-- /caption quality -->",
 )
+FEW_STEPS = "<!-- few steps: python -m unidiffuser.emoji.studies.few_steps -->", "<!-- /few steps -->"  # likewise
 
 
 def write_sheet(path: Path, pictures: Sequence[Image.Image], captions: Sequence[str], columns: int) -> None:

@@ -1,7 +1,8 @@
 """The CLIP image token travels beside a plain image latent, whatever sampler of the host works on the latent.
 
 The token takes its own DPM-Solver++(2M) steps between the noise levels at which the guider is asked for a prediction. With
-sampler `dpmpp_2m` this is the library's sampler; with others the token arrives its own way.
+sampler `dpmpp_2m` this is the library's sampler; with `lcm` the token too gets fresh noise at each step; with others it arrives
+its own way.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from torch import Tensor
 
 from ..unidiffuser.guidance import overshoot_warning
 from ..unidiffuser.schedule import label_of_sigma
-from ..unidiffuser.steppers import Interval, Level, Point, dpmpp_2m
+from ..unidiffuser.steppers import Interval, Level, Point, dpmpp_2m, lcm
 from ..unidiffuser.streams import draw_noise, draw_normal, item_generators
 from .input_checks import check_image_latent, clip_token, unclip_warning
 from .memory_errors import say_what_to_do
-from .model_warnings import model_warnings, sampler_warning
+from .model_warnings import model_warnings, sampler_name, sampler_warning
 from .side_streams import SIDE, Companion, SideStreams, closing, guided
 from .types import show_warning
 
+LCM = "sample_lcm"  # the host's sampler that renews the noise at each step
 HISTORY = 3  # points that are kept; the stepper uses two, one more allows a sampler to step back
 SEARCHED = 64  # items of a batch that the seed's noise is compared with, to find an item taken from it
 
@@ -35,11 +37,20 @@ class CompanionToken(Companion):
         known: (B, 1, D) the clean token to hold, or None to generate it with the image.
         draw_text: see `SideStreams`.
         from_noise: whether the image starts as pure noise; else the token starts without a signal at the image's level.
+        fresh: draws noise (B, 1, D) for each step of a sampler that renews it; None for one that does not.
     """
 
-    def __init__(self, noise: Tensor, known: Tensor | None, draw_text: Callable[[], Tensor], from_noise: bool = True):
+    def __init__(
+        self,
+        noise: Tensor,
+        known: Tensor | None,
+        draw_text: Callable[[], Tensor],
+        from_noise: bool = True,
+        fresh: Callable[[], Tensor] | None = None,
+    ):
         super().__init__()
         self.noise, self.known, self.draw_text, self.from_noise = noise, known, draw_text, from_noise
+        self.fresh = fresh
         self.points: list[Point] = []
 
     def at(self, sigma: float, image: Tensor) -> SideStreams:
@@ -59,7 +70,10 @@ class CompanionToken(Companion):
             self.points.pop()  # the sampler asks again, at this level or above: from the point before
         if self.points[-1].level.sigma == 0:
             return self.points[-1].x
-        return dpmpp_2m(self.points, Interval(self.points[-1].level, level))
+        interval = Interval(self.points[-1].level, level)
+        if self.fresh is not None:
+            return lcm(self.points, interval) + level.sigma * self.fresh().to(device)
+        return dpmpp_2m(self.points, interval)
 
     def learn(self, guider: Any) -> None:
         """Take the predictions of the evaluation that `at` began."""
@@ -98,12 +112,16 @@ def sample_with_token(
     batch, seed = len(latent_image), kwargs.get("seed", args[3] if len(args) > 3 else None) or 0
     generators = [generator for k in drawn_items(noise, seed) for generator in item_generators(seed + k, 1)]
     draw_noise(tuple(latent_image.shape[1:]), generators, "cpu")  # the library draws an item's image noise first
-    clip_noise = draw_noise((1, net.clip_img_dim), generators, "cpu")
+
+    def token_noise() -> Tensor:
+        return draw_noise((1, net.clip_img_dim), generators, "cpu")
+
     options[SIDE] = CompanionToken(
-        clip_noise,
+        token_noise(),
         clip_token(positive, batch, net.clip_img_dim),
         lambda: draw_noise((net.num_text_tokens, net.text_dim), generators, "cpu"),
         from_noise=from_noise,
+        fresh=token_noise if sampler_name(sampler) == LCM else None,
     )
     for warning in filter(
         None, (advice, unclip_warning(positive), sampler_warning(sampler), *model_warnings(guider.model_patcher))

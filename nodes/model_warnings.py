@@ -14,9 +14,14 @@ def model_warnings(patcher: Any) -> list[str]:
     return [warning for warning in found if warning]
 
 
+def sampler_name(sampler: Any) -> str:
+    """The name of the function of a host sampler, such as "sample_lcm"; "" for one without."""
+    return getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+
+
 def sampler_warning(sampler: Any) -> str | None:
     """A sentence for a sampler of another pack that spoils the pictures of UniDiffuser."""
-    if getattr(getattr(sampler, "sampler_function", None), "__name__", "") != "sample_ttmcustom":
+    if sampler_name(sampler) != "sample_ttmcustom":
         return None
     return (
         "The sampler TTM follows the derivative of the image alone, but in UniDiffuser the CLIP image token moves with it, so "

@@ -8,7 +8,7 @@ from typing import Any
 from blueprint import Ready
 from flow import BYPASSED, GROUP_TITLE, MUTED, RUN, Flow, Info, Node, Out
 
-MODEL = "emoji"
+MODEL, FAST_MODEL = "emoji", "emoji (fast)"
 GUIDANCE = 3.0  # of the bundled model, see docs/model-card.md
 LARGE_MODEL = {
     "name": "uvit_v1.pth",
@@ -35,9 +35,9 @@ AHEAD = BOTH | {"speed_text": 2}  # pairs of the bundled model match more often 
 class Parts:
     """The nodes with which most workflows begin."""
 
-    def __init__(self, info: Info, title: str, *note: str):
+    def __init__(self, info: Info, title: str, *note: str, model: str = MODEL):
         self.flow = Flow(info, title, "\n\n".join([*note, LARGE]), MODELS)
-        loader = self.flow.add("UniDiffuserLoader", 0, model_name=MODEL)
+        loader = self.flow.add("UniDiffuserLoader", 0, model_name=model)
         self.model, self.clip, self.vae, self.vision, self.decoder = (loader[i] for i in range(5))
 
     def add(self, kind: str, column: int, mode: int = RUN, title: str = "", **inputs: Any) -> Node:
@@ -352,6 +352,24 @@ def latent_to_sd15(info: Info, title: str) -> Flow:
     return p.flow
 
 
+def draw_as_you_type(info: Info, title: str) -> Flow:
+    p = Parts(
+        info,
+        title,
+        "Draws a new image whenever you change the prompt: choose *Run (On Change)* in the menu beside **Run**, press it, and "
+        "type.",
+        "*emoji (fast)* needs 2 steps and no guidance (*cfg* 1), with the sampler *lcm* and the scheduler *simple*. One step "
+        "is enough for a sketch, 4 give the finest edges.",
+        f"**Try next:** *rocket, fluent* or *lion, flat*. {KNOWN}",
+        model=FAST_MODEL,
+    )
+    prompt = p.text("red apple, twemoji")
+    settings = {"steps": 2, "cfg": 1.0, "sampler_name": "lcm", "scheduler": "simple", "seed": SEEDS[title]}
+    made = p.ksampler(prompt, p.empty(), 1, **settings)
+    p.add("PreviewImage", 2, images=p.decoded(made, 2))
+    return p.flow
+
+
 def caption_step_by_step(info: Info, title: str) -> Flow:
     p = Parts(info, title)
     encoded = p.encoded(p.picture("lion"), 1)
@@ -457,6 +475,7 @@ WORKFLOWS: dict[str, Build] = {  # from easy to special
     "Noise path exploration": noise_paths,
     "Caption then Stable Diffusion 1.5": caption_then_sd15,
     "Hand-over to Stable Diffusion 1.5": latent_to_sd15,
+    "Draw as you type": draw_as_you_type,
 }
 SEEDS = dict.fromkeys(WORKFLOWS, 0) | {  # whose results show what the template is for; make_pictures.py draws these
     "Joint pairs": 58,

@@ -20,7 +20,9 @@ from unidiffuser.training.trajectories import Route
 STEPS = 2
 
 
-def by_core(server: HostServer, lora: str | None, choice: str | None = None) -> torch.Tensor:
+def by_core(
+    server: HostServer, lora: str | None, choice: str | None = None, sampler: str = "ddim", steps: int = STEPS
+) -> torch.Tensor:
     graph = Graph()
     model = graph.model if choice is None else graph.add("UniDiffuserLoader", model_name=choice)(0)
     if lora is not None:
@@ -29,8 +31,8 @@ def by_core(server: HostServer, lora: str | None, choice: str | None = None) -> 
         "SamplerCustomAdvanced",
         noise=graph.add("RandomNoise", noise_seed=SEED)(),
         guider=graph.add("CFGGuider", model=model, positive=graph.text(PROMPT), negative=graph.text(""), cfg=1.0)(),
-        sampler=graph.add("KSamplerSelect", sampler_name="ddim")(),
-        sigmas=graph.path("text to image", STEPS)(1),
+        sampler=graph.add("KSamplerSelect", sampler_name=sampler)(),
+        sigmas=graph.path("text to image", steps)(1),
         latent_image=graph.empty(),
     )
     graph.save(out(), "student")
@@ -47,9 +49,9 @@ def test_the_core_sampler_follows_the_student(server: HostServer, tiny_file: Pat
     model = unidiffuser.load(tiny_file, device="cpu", dtype=torch.float32)
     text = Streams(text=model.encode_texts([PROMPT]))
 
-    def by_library() -> torch.Tensor:
-        path, generator = NoisePath.text_to_image(STEPS), item_generators(SEED, 1)
-        return sample(model.net, path, text, guidance=1.0, method="ddim", generator=generator).need("img")
+    def by_library(method: str = "ddim", steps: int = STEPS) -> torch.Tensor:
+        path, generator = NoisePath.text_to_image(steps), item_generators(SEED, 1)
+        return sample(model.net, path, text, guidance=1.0, method=method, generator=generator).need("img")
 
     plain = by_library()
     model.load_lora(file)
@@ -57,6 +59,12 @@ def test_the_core_sampler_follows_the_student(server: HostServer, tiny_file: Pat
     assert (student - plain).abs().max() > 0.05
     torch.testing.assert_close(by_core(server, "student.safetensors"), student, rtol=0, atol=1e-3)
     torch.testing.assert_close(by_core(server, None), plain, rtol=0, atol=1e-3)
+    # The host draws the fresh noise of its sampler lcm in its own way, so only the prediction of one step can be equal.
+    one = by_core(server, "student.safetensors", sampler="lcm", steps=1)
+    torch.testing.assert_close(one, by_library("lcm", 1), rtol=0, atol=1e-3)
+    renewed = by_core(server, "student.safetensors", sampler="lcm")
+    assert (renewed - student).abs().max() > 0.05
+    assert torch.equal(renewed, by_core(server, "student.safetensors", sampler="lcm"))
 
     beside = tiny_file.with_name(f"{tiny_file.stem}-fast.safetensors")
     beside.write_bytes(file.read_bytes())

@@ -1,10 +1,11 @@
-"""Speed and memory at the published size on a GPU, within ten minutes on an H200; writes JSON.
+"""Speed and memory at the published size on a GPU, within eight minutes on an H200; writes JSON and a table.
 
     python -m benchmarks.gpu [--out out/gpu.json] [--repeats 3] [--dry-run]
 
 The published size with random weights, in the automatic dtype (float16), beside diffusers' pipeline in float16 with the same
 weights: 50 guided steps at 512 px for 1 and 8 pictures, the fraction of the measured matrix peak, joint guidance against text
-to image, 8 captions, torch.compile and CUDA graphs, the preset fast, and device memory with and without offloading.
+to image, 8 captions, torch.compile and CUDA graphs, the preset fast, the few unguided steps of a distilled model, and device
+memory with and without offloading.
 `--dry-run` goes through the same code on the CPU at the bundled model's sizes, where the figures mean nothing.
 """
 
@@ -39,6 +40,7 @@ from unidiffuser.streams import Streams, item_generators
 
 GUIDANCE = 8.0
 PROMPT = "an astronaut on a horse"
+DISTILLED: dict[str, Any] = {"steps": 4, "guidance": 1, "method": "lcm"}
 
 
 def random_checkpoint(like: Checkpoint | ModelConfig, dtype: torch.dtype, device: torch.device) -> Checkpoint:
@@ -106,6 +108,7 @@ def measure(like: Checkpoint | ModelConfig, device: torch.device, steps: int, re
     yield {"ours_s": {"batch 1": one, "batch 8": eight}, "peak_fraction": {"batch 1": work / one, "batch 8": 8 * work / eight}}
     fast = PRESETS["fast"](options)
     yield {"fast_s": pictures(1, **fast), "fast": fast}
+    yield {"distilled_s": {"batch 1": pictures(1, **DISTILLED), "batch 8": pictures(8, **DISTILLED)}, "distilled": DISTILLED}
 
     # Joint guidance asks for three evaluations, text to image for two; latents only, no pictures or words made.
     plan, text = resolve(options, config), model.encode_texts([PROMPT])
@@ -133,7 +136,30 @@ def measure(like: Checkpoint | ModelConfig, device: torch.device, steps: int, re
     for mode in ("default", "reduce-overhead"):
         compiled = UniDiffuser(checkpoint, device, torch.float16, compile=mode)
         compiled.net = model.net  # one copy of the weights
-        yield {f"compile, {mode}": {"batch 1, s": pictures(1, compiled), "fell back": compiled._compiled.compiled is None}}
+        few = pictures(1, compiled, **DISTILLED)
+        fell_back = compiled._compiled.compiled is None
+        yield {f"compile, {mode}": {"batch 1, s": pictures(1, compiled), "distilled, s": few, "fell back": fell_back}}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The seconds of one and of eight pictures, by setting, and their ratio to ours, exact, of one picture."""
+    exact = found["ours_s"]
+    rows = [
+        ("exact", exact["batch 1"], exact["batch 8"]),
+        ("preset fast without a fast LoRA", found["fast_s"], None),
+        ("distilled, 4 steps", found["distilled_s"]["batch 1"], found["distilled_s"]["batch 8"]),
+        ("diffusers", found["float16_s"]["diffusers"], None),
+    ]
+    for mode in ("default", "reduce-overhead"):
+        compiled = found[f"compile, {mode}"]
+        rows += [(f"exact, compile {mode}", compiled["batch 1, s"], None)]
+        rows += [(f"distilled, compile {mode}", compiled["distilled, s"], None)]
+    lines = ["| setting | one picture, s | eight, s | as fast as exact |", "| --- | --- | --- | --- |"]
+    for name, one, eight in rows:
+        lines.append(f"| {name} | {one:.3f} | {'' if eight is None else f'{eight:.3f}'} | {exact['batch 1'] / one:.1f} |")
+    peaks = [found["memory_gb"], found["memory_offloaded_gb"]]
+    text = "\n".join(lines) + "\n"
+    return text if None in peaks else f"{text}\nDevice memory: {peaks[0]:.1f} GB, offloaded {peaks[1]:.1f} GB.\n"
 
 
 def main() -> None:
@@ -154,6 +180,7 @@ def main() -> None:
         found |= part
         write_text(args.out, json.dumps(found, indent=1))
         print(json.dumps(part), flush=True)
+    print(table(found))
 
 
 if __name__ == "__main__":

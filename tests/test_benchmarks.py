@@ -9,7 +9,7 @@ import torch
 from layouts import CONFIG
 
 import unidiffuser
-from benchmarks import captions, memory, peers, published_size, report
+from benchmarks import captions, gpu, memory, peers, published_size, report
 from benchmarks.clock import in_turns, network_flops
 from unidiffuser.checkpoints.checkpoint import load_checkpoint
 from unidiffuser.checkpoints.config import V1
@@ -71,6 +71,19 @@ def test_tables_go_between_the_markers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lacks the markers"):
         write_between(doc, text, report.SPEED)
     assert report.SPEED[0] in (ROOT / "docs/results/speed.md").read_text("utf-8")
+
+
+def test_the_table_of_a_gpu() -> None:
+    few = {"batch 1": 0.25, "batch 8": 1.0}
+    found = {
+        "ours_s": {"batch 1": 2.0, "batch 8": 8.0}, "fast_s": 1.0, "distilled_s": few, "float16_s": {"diffusers": 4.0},
+        "memory_gb": 3.14, "memory_offloaded_gb": 2.0,
+    } | {f"compile, {mode}": {"batch 1, s": 1.0, "distilled, s": 0.2} for mode in ("default", "reduce-overhead")}  # fmt: skip
+    text = gpu.table(found)
+    assert "| distilled, 4 steps | 0.250 | 1.000 | 8.0 |\n" in text
+    assert "| diffusers | 4.000 |  | 0.5 |\n" in text
+    assert "Device memory: 3.1 GB, offloaded 2.0 GB.\n" in text
+    assert "memory" not in gpu.table(found | {"memory_gb": None})
 
 
 def test_the_captions_compared_are_of_equal_models(monkeypatch: pytest.MonkeyPatch) -> None:

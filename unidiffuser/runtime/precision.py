@@ -114,11 +114,11 @@ def fix_batches(net: UViT, rows: int = ROWS) -> UViT:
 
 
 class _SameBits:
-    """A layer whose results are those of batches of one size, computed in fewer or smaller ones where that changes no bit.
+    """A layer whose results are those of batches of one size, computed in other batches where that changes no bit.
 
-    A CPU's order of summation depends on the shapes alone. So whether a batch that is computed as it is gives the bits of fixed
-    batches is found out once for each shape, on random inputs: in most layers it does, except for the longest sums of few rows.
-    A layer and the products inside it are examined apart, so that a single product is padded where the rest needs none.
+    A CPU's order of summation depends on the shapes alone. So whether a batch gives the bits of fixed ones as it is, or filled
+    up to half their size, is found out once for each shape, on random inputs: in most layers it does, except for long sums of
+    few rows. A layer and the products inside it are examined apart, so that one product is padded where the rest needs none.
 
     Args:
         plain: the layer's own forward.
@@ -127,7 +127,7 @@ class _SameBits:
 
     def __init__(self, plain: Callable[..., Tensor], items: Callable[[], int]):
         self.plain, self.items = plain, items
-        self.equal: dict[tuple[Any, ...], bool] = {}
+        self.sizes: dict[tuple[Any, ...], int] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         items = self.items()
@@ -135,16 +135,22 @@ class _SameBits:
             return self.plain(*inputs)
         # One item that is large enough alone has nothing to gain; a traced graph cannot depend on the values of a comparison.
         if items == 1 or torch.compiler.is_compiling():
-            return self._fixed(items, *inputs)
+            return self._in_batches(items, *inputs)
         shapes = (items, torch.get_num_threads(), *(x.shape for x in inputs))
-        if shapes not in self.equal:
-            generator = torch.Generator().manual_seed(0)
-            given = [torch.randn(x.shape, generator=generator, device="cpu").to(x) for x in inputs]
-            self.equal[shapes] = torch.equal(self.plain(*given), self._fixed(items, *given))
-        return self.plain(*inputs) if self.equal[shapes] else self._fixed(items, *inputs)
+        if shapes not in self.sizes:
+            self.sizes[shapes] = self._smallest(items, *inputs)
+        return self._in_batches(self.sizes[shapes], *inputs)
 
-    def _fixed(self, items: int, *inputs: Tensor) -> Tensor:
-        return in_fixed_batches(lambda *chunk: (self.plain(*chunk),), items, *inputs)[0]
+    def _smallest(self, items: int, *like: Tensor) -> int:
+        """The smallest batch, 0 for the inputs as they are, that has the bits of `items`."""
+        generator = torch.Generator().manual_seed(0)
+        given = [torch.randn(x.shape, generator=generator, device="cpu").to(x) for x in like]
+        wanted, half = self._in_batches(items, *given), math.ceil(items / 2)
+        sizes = (0, half) if len(like[0]) < half else (0,)
+        return next((size for size in sizes if torch.equal(self._in_batches(size, *given), wanted)), items)
+
+    def _in_batches(self, size: int, *inputs: Tensor) -> Tensor:
+        return in_fixed_batches(lambda *chunk: (self.plain(*chunk),), size, *inputs)[0] if size else self.plain(*inputs)
 
 
 def in_fixed_batches(function: Callable[..., Sequence[Result]], size: int, *inputs: Tensor) -> list[Result]:

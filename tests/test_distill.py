@@ -43,6 +43,7 @@ ROUTES = (
     Route("joint", steps=3, every=2, count=5, speeds=(1.0, 2.0)),
     Route("image", steps=2, every=2, count=3),
 )
+WAITING = Route("joint", steps=4, every=2, count=3, speeds=(0.0, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +233,16 @@ def test_the_target_of_a_point_is_the_end_of_its_trajectory(teacher: Path, drawn
         assert float(batch["moves_img"]) == pytest.approx(path.t_img[point])
         assert float(batch["moves_text"]) == pytest.approx(path.t_text[point])  # 0 where the text is finished
     assert seen == {0, 1, 2}
+
+
+def test_a_stream_that_waits_is_learnt_when_it_moves(teacher: Path, latents: Path, tmp_path: Path) -> None:
+    draw_trajectories(lambda: network(teacher), [WAITING], Conditions(LatentShards(latents)), tmp_path, {}, ALONE)
+    stage = DistillStage(distill_config(tmp_path, options={"checkpoint": str(teacher), "trajectories": str(tmp_path)}))
+    for seed in range(12):
+        batch = stage.examples(torch.tensor([1]), [seed])
+        assert float(batch["moves_img"]) == (0 if batch["t_text"] > 0 else batch["t_img"])
+        assert float(batch["moves_text"]) == batch["t_text"]
+    assert stage.trajectories.read(1, 0, 2)["img"][0].equal(stage.trajectories.read(1, 0, 2)["img"][1])
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,14 @@ def test_joint_paths_run_from_start_to_origin_at_any_speeds(start, speeds, steps
     assert (path.t_img[-1], path.t_text[-1]) == (0, 0)
 
 
+def test_a_modality_of_speed_0_waits_for_the_other():
+    path = NoisePath.joint(5, speeds=(0, 1))
+    assert path.t_img[:3] == (1000, 1000, 1000)
+    assert path.t_text[2:] == (0, 0, 0, 0)
+    assert NoisePath.joint(5, speeds=(1, 0)) == NoisePath(path.t_text, path.t_img)
+    assert NoisePath.joint(4, start=(600, 800), speeds=(0, 1)).t_img == (600, 600, 600, 300, 0)
+
+
 def test_speeds_set_the_slope():
     path = NoisePath.joint(10, speeds=(2, 1))
     assert path.t_img[5] == 0
@@ -143,8 +151,9 @@ def test_constructors_say_what_is_wrong():
         NoisePath.through((1000, 0), steps=3)
     with pytest.raises(ValueError, match="Unknown spacing"):
         NoisePath.joint(3, spacing="cosine")
-    with pytest.raises(ValueError, match="speeds"):
-        NoisePath.joint(3, speeds=(0, 1))
+    for speeds in ((0, 0), (-1, 1), (math.nan, 1)):
+        with pytest.raises(ValueError, match="speeds"):
+            NoisePath.joint(3, speeds=speeds)
 
 
 @pytest.mark.parametrize("size", [64, 200])

@@ -36,7 +36,9 @@ class Options(TypedDict, total=False):
     data_type: Annotated[int, "Kind of captions: 1 = curated (default), 0 = web; v0 has none."]
     batch_size: Annotated[int | None, "Maximum results computed at once; lower it to save memory. Results do not depend on it."]
     preset: Annotated[str, "exact, or fast: few steps with the fast LoRA of the model, half of the steps if it has none."]
-    speeds: Annotated[tuple[float, float], "How fast (image, text) lose their noise in `joint`; 1, 2 = text first."]
+    speeds: Annotated[
+        tuple[float, float], "How fast (image, text) lose their noise in `joint`; 1, 2 = text first; 0 waits for the other."
+    ]
     spacing: Annotated[str, "Spacing of the steps over the noise levels: uniform (default), logsnr or karras."]
     guidance_interval: Annotated[tuple[float, float] | None, "Labels (low, high) outside of which guidance is off."]
     cache_interval: Annotated[int, "Evaluate the inner blocks at every n-th step only (DeepCache). Default 1."]
@@ -242,11 +244,11 @@ def _check_interval(value: Any) -> None:
 
 
 def _pair(name: str, value: Any) -> tuple[float, float]:
-    """Two positive numbers, for image and text; ValueError that names them otherwise."""
+    """Two numbers for image and text, above 0 or one of them 0; ValueError that names them otherwise."""
     try:
         image, text = (float(number) for number in value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be two numbers, for image and text, got {brief(value)}") from None
-    if not all(math.isfinite(number) and number > 0 for number in (image, text)):
-        raise ValueError(f"{name} must be positive, got {brief(value)}")
+    if not all(math.isfinite(number) and number >= 0 for number in (image, text)) or not image + text:
+        raise ValueError(f"{name} must be positive, or 0 for one that waits for the other; got {brief(value)}")
     return image, text

@@ -200,10 +200,14 @@ class NoisePath:
         Args:
             start: labels (image, text) of the first point.
             speeds: labels per step of (image, text), of which only the ratio matters. The modality that is clean first is
-                held while the other finishes. The default is the diagonal.
+                held while the other finishes. One that is 0 waits for the other, and then takes the second half of the steps.
+                The default is the diagonal.
         """
-        if any(not (math.isfinite(s) and s > 0) for s in speeds):
-            raise ValueError(f"speeds must be positive numbers, not {speeds}; text_to_image and others hold a stream.")
+        if any(not (math.isfinite(s) and s >= 0) for s in speeds) or not any(speeds):
+            raise ValueError(f"speeds must be positive, or 0 for one that waits; not {speeds}.")
+        if 0 in speeds:
+            waits = start[0] if not speeds[0] else CLEAN, start[1] if not speeds[1] else CLEAN
+            return cls._in_proportion((start, waits, (CLEAN, CLEAN)), (1.0, 1.0), steps, spacing)
         durations = start[0] / speeds[0], start[1] / speeds[1]
         corner = max(CLEAN, start[0] - speeds[0] * durations[1]), max(CLEAN, start[1] - speeds[1] * durations[0])
         if math.isclose(durations[0], durations[1]) or max(corner) < LEAST:

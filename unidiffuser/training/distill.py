@@ -119,7 +119,7 @@ class DistillStage(TrainingStage):
             else:  # marginalised: noise at each evaluation
                 here = end = draw_normal(self.model.network.config.item_shapes[name], generator)
             example |= {name: here, f"x0_{name}": end, f"t_{modality}": label}
-            example[f"moves_{modality}"] = label if labels[-1] < labels[point] else torch.zeros(())
+            example[f"moves_{modality}"] = label if labels[point + 1] < labels[point] else torch.zeros(())
         return example
 
     def loss(self, model: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ import torch
 import unidiffuser
 from benchmarks import captions, costs, full, profiles, tasks
 from benchmarks.clock import in_turns, network_flops, peak_flops
-from benchmarks.report import SPEED, markdown, plot_scaling
+from benchmarks.report import SENTENCE, SPEED, markdown, plot_scaling, sentence
 from unidiffuser.media.files import write_between, write_text
 from unidiffuser.runtime.precision import automatic_dtype
 
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--peer-images", type=int, help="decode only so many with the peer and scale up (default: all)")
     parser.add_argument("--json", type=Path, default=Path("out/benchmarks.json"), help="parts of earlier runs in it are kept")
     parser.add_argument("--doc", type=Path, help="write the tables into this file, between the markers")
+    parser.add_argument("--readme", type=Path, help="write one sentence of the parts tasks and own into this file, likewise")
     args = parser.parse_args()
     parts = args.parts.split(",") if args.parts else []
     if unknown := set(parts) - set(PARTS):
@@ -112,6 +113,8 @@ def main() -> None:
     print(text)
     if args.doc:
         write_between(args.doc, text, SPEED)
+    if args.readme:
+        write_between(args.readme, sentence(found), SENTENCE)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 SPEED = "<!-- speed: python -m benchmarks -->", "<!-- /speed -->"  # in docs/results/speed.md
+SENTENCE = "<!-- speed: python -m benchmarks --readme README.md -->", "<!-- /speed -->"
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -55,6 +56,27 @@ def _tasks(found: Mapping[str, Any]) -> str:
         f"One network of the published kind at the sizes of {found['model']}, the same weights on both sides, "
         f"{found['tasks'][0]['steps']} guided steps, each side in its fastest format where none is named; fast: unguided "
         f"steps of a distilled model ({fewest}):\n\n" + _table(head, rows)
+    )
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """What the parts "tasks" and "own" say of pictures of a prompt, for the README."""
+    clock, machine = found["machine"]["clock"], found["machine"]
+    rows = [row for row in found["tasks"] if row["task"] == "text to image"]
+    seconds = [{name: times[clock] for name, times in row["times"].items()} for row in rows]
+    theirs = [min(value for name, value in row.items() if name.startswith("diffusers")) for row in seconds]
+    batches = f"{', '.join(str(row['batch']) for row in rows[:-1])} and {rows[-1]['batch']}"
+
+    def ratios(mine: str) -> str:
+        low, *_, high = sorted(other / row[mine] for other, row in zip(theirs, seconds, strict=True))
+        return f"{low:.1f} to {high:.1f}"
+
+    (one,) = (row["times"] for row in found["own"] if (row["task"], row["batch"]) == ("text to image", 1))
+    return (
+        f"On {machine['threads']} cores of a CPU a picture of `{found['model']}` takes {one['exact'][clock]:.2f} s, and "
+        f"{one['fast'][clock]:.2f} s with `--preset fast`. Beside diffusers' pipeline on one and the same network, exact runs "
+        f"of {batches} pictures are {ratios('ours')} times as fast, and those in the {rows[0]['fewest']} steps of a distilled "
+        f"model {ratios('ours fast')} times.\n"
     )
 
 

@@ -62,6 +62,13 @@ def test_tables_go_between_the_markers(tmp_path: Path) -> None:
     assert "distilled model (joint 6)" in text
     times["diffusers bfloat16"] = {"wall_s": 3.0}
     assert "| joint | 4 | 1.00 | 3.00 | 2.5 | 3.0 | 0.25 | 12.0 | 4.0 |\n" in report.markdown(found)
+    own = {"exact": {"wall_s": 0.6}, "fast": {"wall_s": 0.1}}
+    drawn = [{"task": "text to image", "batch": n, "fewest": 2, "times": times} for n in (1, 4)]
+    said = report.sentence(found | {"tasks": drawn, "own": [{"task": "text to image", "batch": 1, "times": own}]})
+    assert "takes 0.60 s, and 0.10 s with" in said
+    assert (
+        "of 1 and 4 pictures are 3.0 to 3.0 times as fast, and those in the 2 steps of a distilled model 12.0 to 12.0" in said
+    )
     doc = tmp_path / "speed.md"
     doc.write_text(f"before\n{report.SPEED[0]}\nold\n{report.SPEED[1]}\nafter\n")
     write_between(doc, text, report.SPEED)
@@ -70,6 +77,7 @@ def test_tables_go_between_the_markers(tmp_path: Path) -> None:
     doc.write_text("nothing here")
     with pytest.raises(ValueError, match="lacks the markers"):
         write_between(doc, text, report.SPEED)
+    assert report.SENTENCE[0] in (ROOT / "README.md").read_text("utf-8")
     assert report.SPEED[0] in (ROOT / "docs/results/speed.md").read_text("utf-8")
 
 

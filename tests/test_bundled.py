@@ -13,6 +13,7 @@ import unidiffuser
 from unidiffuser.checkpoints.config import VAEConfig
 from unidiffuser.emoji.judge import load_judge
 from unidiffuser.emoji.prepare import CONCEPTS_FILE
+from unidiffuser.emoji.studies.quality import counted
 from unidiffuser.media.images import to_tensor
 from unidiffuser.path import NoisePath
 from unidiffuser.samplers import Streams, sample
@@ -67,6 +68,27 @@ def test_pictures_match_their_prompts(model):
     verdicts = load_judge().classify(pictures)
     right = sum(seen.label == prompt.split(",")[0] for seen, prompt in zip(verdicts, prompts, strict=True))
     assert right >= 4
+
+
+def test_fast_pictures_and_captions_take_a_few_evaluations(model):
+    """Eight prompts, as above; each picture and each caption in as many unguided evaluations as the LoRA says."""
+    prompts = ["red apple, noto", "pizza, twemoji", "lion, flat", "sunflower, fluent", "rocket, noto", "penguin, twemoji",
+               "watermelon, flat", "red heart, noto"]  # fmt: skip
+    fast: dict = {"seed": 0, "preset": "fast"}
+    with counted(model.net) as rows:
+        pictures = model.text_to_image(prompts, **fast)
+        captions = model.image_to_text(pictures, **fast)
+        pairs = model.joint(count=2, **fast)
+    drawn, written, joint = (model.resolve(fast, route) for route in ("text_to_image", "image_to_text", "joint"))
+    blocks = model.config.uvit.depth // 2 * 2 + 1
+    assert rows[0] == blocks * (8 * drawn["steps"] + 8 * written["steps"] + 2 * joint["steps"])
+    assert (drawn["steps"], written["steps"], joint["steps"]) <= (4, 2, 6)
+    assert drawn["guidance"] == 1
+    verdicts = load_judge().classify(pictures)
+    assert sum(seen.label == prompt.split(",")[0] for seen, prompt in zip(verdicts, prompts, strict=True)) >= 7
+    assert sum(caption == prompt for caption, prompt in zip(captions, prompts, strict=True)) >= 6
+    assert all(caption for _, caption in pairs)
+    assert FILE.with_name("emoji-fast.safetensors").stat().st_size < 7e6
 
 
 def test_captions_name_the_concept(model):

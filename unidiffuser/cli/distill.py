@@ -58,7 +58,7 @@ def distill(
     from ..training.distill_run import distill as run
     from ..training.distill_run import distill_config, routes_for
 
-    routes = routes_for(model, wanted, teacher_steps=teacher_steps, guidance=guidance, count=count)
+    routes = routes_for(wanted, teacher_steps=teacher_steps, guidance=guidance, count=count)
     config = distill_config(out, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     done = 0
     with bar("drawing trajectories", "trajectory", quiet) as show:

@@ -24,6 +24,7 @@ from .network import trainable_network
 from .trajectories import Route, draw_trajectories
 
 FOLDER = "trajectories"  # in the run folder
+TEXT_FIRST = (0.0, 1.0)  # speeds of image and text
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,19 @@ def distill_config(
     return TrainConfig("distill", str(out), steps, batch_size, learning_rate=learning_rate, **values).checked()
 
 
-def routes_for(model: str | Path, wanted: Mapping[str, int], *, teacher_steps: int, guidance: float, count: int) -> list[Route]:
-    """Routes of a model's tasks; "joint" takes the speeds that its file suggests.
+def routes_for(wanted: Mapping[str, int], *, teacher_steps: int, guidance: float, count: int) -> list[Route]:
+    """Routes of tasks; "joint" makes the caption first, then the picture (`TEXT_FIRST`).
+
+    Few steps decide a caption, or a picture of a caption, but not both at once: a picture that takes shape while several
+    captions are still possible is a blur of them.
 
     Args:
-        model: name or path of the teacher.
         wanted: steps of the student by task.
         teacher_steps: of the teacher, rounded to a multiple of the student's.
         guidance: of the teacher.
         count: trajectories of each route.
     """
-    image, text = load_checkpoint(model).config.defaults.get("speeds", (1.0, 1.0))
-    return [
-        Route(task, few, max(1, round(teacher_steps / few)), guidance, count, (float(image), float(text)))
-        for task, few in wanted.items()
-    ]
+    return [Route(task, few, max(1, round(teacher_steps / few)), guidance, count, TEXT_FIRST) for task, few in wanted.items()]
 
 
 def distill(

@@ -144,7 +144,7 @@ class _SameBits:
     def _smallest(self, items: int, *like: Tensor) -> int:
         """The smallest batch, 0 for the inputs as they are, that has the bits of `items`."""
         generator = torch.Generator().manual_seed(0)
-        given = [torch.randn(x.shape, generator=generator, device="cpu").to(x) for x in like]
+        given = [torch.randn(x.shape, generator=generator, dtype=torch.float32, device="cpu").to(x) for x in like]
         wanted, half = self._in_batches(items, *given), math.ceil(items / 2)
         sizes = (0, half) if len(like[0]) < half else (0,)
         return next((size for size in sizes if torch.equal(self._in_batches(size, *given), wanted)), items)

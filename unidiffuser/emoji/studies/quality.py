@@ -26,7 +26,6 @@ from ...data.captioned import Pair
 from ...evaluation.sources import fixed_order, in_split, read_folder
 from ...media.files import write_between, write_text
 from ...pipeline import UniDiffuser, load
-from ...runtime.acceleration import PRESETS
 from ...uvit import Block, UViT
 from ..baselines import parse_caption
 from ..judge import Judge, load_judge
@@ -49,7 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "14 steps, cache every 2nd": {"steps": 14, "cache_interval": 2},
     "14 steps, logsnr, cache every 2nd": {"steps": 14, "spacing": "logsnr", "cache_interval": 2},
     "12 steps, logsnr, guidance above 300": {"steps": 12, "spacing": "logsnr", "guidance_interval": (300, 1000)},
-    **{name: {"preset": name} for name in PRESETS if name != "exact"},
+    "10 steps, logsnr, guidance 2.6": {"steps": 10, "spacing": "logsnr", "guidance": 2.6},  # "fast" without a fast LoRA
 }
 
 
@@ -91,14 +90,13 @@ def draw(
     answer: Answer, model: UniDiffuser, judge: Judge, examples: Sequence[Pair], options: dict[str, Any], seed: int, batch: int
 ) -> dict[str, Any]:
     """One setting and seed: for each pair whether its concept and its style are right; evaluations and seconds."""
-    usual = {} if "preset" in options else {"steps": STEPS}
     concept, style, wall, processor = [], [], 0.0, 0.0
     blocks, passes = model.config.uvit.depth // 2 * 2 + 1, 0.0
     with counted(model.net) as rows:
         for start in range(0, len(examples), batch):
             part = examples[start : start + batch]
             before = time.perf_counter(), time.process_time()
-            found = answer(model, judge, part, **usual | options, seed=seed * 10**6 + start)
+            found = answer(model, judge, part, **{"steps": STEPS} | options, seed=seed * 10**6 + start)
             wall, processor = wall + time.perf_counter() - before[0], processor + time.process_time() - before[1]
             passes = passes or rows[0] / len(part)  # of the first batch, which is whole: the last one may be filled up
             concept += [int(label == e.label) for (label, _), e in zip(found, part, strict=True)]
@@ -149,16 +147,13 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     rows = sorted((row for row in rows if row["setting"] != "float32"), key=lambda row: row["concept_loss"])
     for number, row in enumerate(rows):
-        preset = row["setting"] in PRESETS
         crowd = [other for other in rows if abs(other["evaluations"] - row["evaluations"]) < 1]
         x = row["evaluations"] + 0.45 * (crowd.index(row) - (len(crowd) - 1) / 2)  # side by side where many cost the same
         label = f"{row['setting']} ({row['evaluations']:.1f})"
         axes.errorbar(
-            x, -row["concept_loss"], yerr=row["concept_error"] or None, fmt="s" if preset else "o", capsize=2, label=label,
-            color="black" if preset else f"C{number % 10}", mfc=None if preset or number < 10 else "white",
+            x, -row["concept_loss"], yerr=row["concept_error"] or None, fmt="o", capsize=2, label=label,
+            color=f"C{number % 10}", mfc=None if number < 10 else "white",
         )  # fmt: skip
-        if preset:
-            axes.annotate(row["setting"], (x, -row["concept_loss"]), xytext=(0, 9), textcoords="offset points", ha="center")
     axes.legend(title="setting (evaluations)", loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     axes.set_xlabel("evaluations of the network a picture; its time is in proportion")
     axes.set_ylabel("right concepts, percentage points against exact")

@@ -12,7 +12,7 @@ from ..media.files import check_folder
 from .application import command
 from .train import TRAINING, Model, Out, Quiet, Seed, announced, bar, is_main, samples_in
 
-DEFAULT = ["text_to_image=4/2", "image_to_text=2", "joint=6"]
+DEFAULT = ["text_to_image=4/2", "image_to_text=2/1", "joint=6"]
 
 
 @command(

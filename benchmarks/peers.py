@@ -44,7 +44,9 @@ def plain_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
         if not name.startswith(("palette.", "upsampler."))
     }
     made = {part: make_part(part, InMemoryTensors(tensors)) for part, tensors in parts.items()}
-    return Checkpoint(Path("plain"), replace(config, uvit=plain, vae=vae), made, checkpoint.tokenizer_specs())
+    side = uvit.latent_size[0] * vae.downscale
+    sizes = replace(config, uvit=plain, vae=vae, image_size=side)
+    return Checkpoint(Path("plain"), sizes, made, checkpoint.tokenizer_specs())
 
 
 def network(model: UniDiffuser, dtype: torch.dtype = torch.float32) -> Any:

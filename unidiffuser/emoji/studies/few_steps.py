@@ -176,6 +176,8 @@ def plot(found: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set_title(task, fontsize=9)
         axes.grid(alpha=0.3)
+    for axes in panels[len(found) :]:
+        axes.remove()
     panels[0].legend(fontsize=7)
     figure.supxlabel("evaluations of the network for one item", fontsize=9)
     figure.supylabel("right, % (bars: 95 % of the difference to exact)", fontsize=9)

@@ -93,8 +93,9 @@ def own(name: str, device: torch.device, repeats: int, batches: tuple[int, ...] 
         for task in ours():
             for batch in batches:
                 runs = {preset: lambda p=preset, t=task, n=batch: ours(preset=p)[t](model, n) for preset in ("exact", "fast")}
-                times, parts = in_turns(runs, repeats), {}
-                for preset, run in runs.items():
+                times, parts = {}, {}
+                for preset, run in runs.items():  # not in turns: each change of the preset puts other weights in place
+                    times |= in_turns({preset: run}, repeats)
                     seconds.clear()
                     run()
                     parts[preset] = dict(seconds)

@@ -24,13 +24,13 @@ FAST = {"text to image": 4, "captioning": 2, "joint": 6, "image variation": 4}
 Task = Callable[[Any, int], object]
 
 
-def ours(**options: Any) -> dict[str, Task]:
-    """The tasks of this library by name, as functions of a model and a count."""
+def ours(speeds: tuple[float, float] | None = None, **options: Any) -> dict[str, Task]:
+    """The tasks of this library by name, as functions of a model and a count; `speeds` are those of pairs, or the model's."""
     picture = Image.open(PICTURE).convert("RGB")
     return {
         "text to image": lambda m, n: m.text_to_image(PROMPT, count=n, **options),
         "captioning": lambda m, n: m.image_to_text([picture] * n, **options),
-        "joint": lambda m, n: m.joint(count=n, **options),
+        "joint": lambda m, n: m.joint(count=n, speeds=speeds, **options),
         "image variation": lambda m, n: m.vary_image(picture, count=n, **options),
     }
 
@@ -59,8 +59,8 @@ def measure(
         peers[f"diffusers {str(model.dtype).removeprefix('torch.')}"] = Peer(exact, model.dtype)
     other = theirs(steps, guidance, plain.config.image_size)
     for task in other:
-        mine = ours(steps=steps, guidance=guidance)[task]
-        fast = ours(steps=fewest[task], guidance=1, method="lcm")[task]
+        mine = ours((1, 1), steps=steps, guidance=guidance)[task]  # as in diffusers, both streams at each step
+        fast = ours((0, 1), steps=fewest[task], guidance=1, method="lcm")[task]
         for batch in batches:
             contestants: dict[str, Callable[[], object]] = {
                 "ours": lambda t=mine, n=batch: t(model, n),

@@ -20,19 +20,14 @@ _TAIL = (
     "print(json.dumps({'laps': laps, 'rss_mb': int(status.split('VmHWM:')[1].split()[0]) / 1024}))"
 )
 _OURS = "import torch; lap('torch')\nimport unidiffuser; model = unidiffuser.load({model!r}, device={device!r}); lap('model')\n"
+_PARTS = (
+    f"{_OURS}model.encode_texts(['red apple']); lap('text encoder')\n"
+    "model.net; lap('network')\n"
+    "model.autoencoder; lap('autoencoder')\n"
+)
 PROGRAMS = {
-    "picture": (
-        f"{_OURS}text = model.encode_texts(['red apple']); lap('text encoder')\n"
-        "model.net; lap('network')\n"
-        "model.autoencoder; lap('autoencoder')\n"
-        "model.text_to_image('red apple', steps=20); lap('picture')"
-    ),
-    "picture, fast": (
-        f"{_OURS}text = model.encode_texts(['red apple']); lap('text encoder')\n"
-        "model.net; lap('network')\n"
-        "model.autoencoder; lap('autoencoder')\n"
-        "model.text_to_image('red apple', preset='fast'); lap('picture')"
-    ),
+    "picture": f"{_PARTS}model.text_to_image('red apple', steps=20); lap('picture')",
+    "picture, fast": f"{_PARTS}model.text_to_image('red apple', preset='fast'); lap('picture')",
     "picture, diffusers": (
         "import torch; lap('torch')\n"
         "from diffusers import UniDiffuserPipeline; lap('pipeline')\n"

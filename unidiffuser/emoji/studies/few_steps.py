@@ -27,7 +27,7 @@ from ...media.files import write_between, write_text
 from ...pipeline import UniDiffuser, load
 from ..baselines import parse_caption
 from ..judge import Judge, load_judge
-from .quality import counted
+from .quality import counted, paired
 from .report import FEW_STEPS
 
 Answer = tuple[str, str | None]
@@ -129,11 +129,7 @@ def compare(mine: dict[str, Any], exact: dict[str, Any]) -> dict[str, Any]:
     """Accuracy in %, and the loss against the exact setting on the same items with its 95 % interval, in points."""
     row: dict[str, Any] = {"n": len(mine["concept"]), "evaluations": mine["evaluations"]}
     for measure_ in ("concept", "style"):
-        gaps = [b - a for a, b in zip(mine[measure_], exact[measure_], strict=True)]
-        mean = sum(gaps) / len(gaps)
-        spread = math.sqrt(sum((g - mean) ** 2 for g in gaps) / (len(gaps) - 1) / len(gaps))
-        row[measure_] = 100 * sum(mine[measure_]) / len(gaps)
-        row[f"{measure_}_loss"], row[f"{measure_}_error"] = 100 * mean, 196 * spread
+        row |= paired(measure_, list(zip(mine[measure_], exact[measure_], strict=True)))
     return row
 
 

@@ -114,14 +114,19 @@ def compare(answers: dict[str, Any], name: str, seeds: Sequence[int]) -> dict[st
     row: dict[str, Any] = {"setting": name, "n": sum(len(mine["concept"]) for mine, _ in runs)}
     for measure in ("concept", "style"):
         pairs = [(a, b) for mine, exact in runs for a, b in zip(mine[measure], exact[measure], strict=True)]
-        gaps = [b - a for a, b in pairs]
-        mean = sum(gaps) / len(gaps)
-        spread = math.sqrt(sum((g - mean) ** 2 for g in gaps) / (len(gaps) - 1) / len(gaps))
-        row[measure] = 100 * sum(a for a, _ in pairs) / len(pairs)
-        row[f"{measure}_loss"], row[f"{measure}_error"] = 100 * mean, 100 * 1.96 * spread
+        row |= paired(measure, pairs)
     for key in ("evaluations", "wall_s", "processor_s"):
         row[key] = sum(mine[key] for mine, _ in runs) / len(runs)
     return row
+
+
+def paired(measure: str, pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """Accuracy in %, and the loss with its 95 % interval in percentage points, of (answer, exact answer) to the same items."""
+    gaps = [b - a for a, b in pairs]
+    mean = sum(gaps) / len(gaps)
+    spread = math.sqrt(sum((g - mean) ** 2 for g in gaps) / (len(gaps) - 1) / len(gaps))
+    accuracy = 100 * sum(a for a, _ in pairs) / len(pairs)
+    return {measure: accuracy, f"{measure}_loss": 100 * mean, f"{measure}_error": 100 * 1.96 * spread}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

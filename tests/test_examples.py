@@ -1,4 +1,4 @@
-"""The scripts in examples/, as they stand, with few steps."""
+"""The scripts in docs/examples/, as they stand, with few steps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str | Path) -> None:
-    """Run a script as `python examples/NAME.py ARGUMENTS` would, in this process."""
+    """Run a script as `python docs/examples/NAME.py ARGUMENTS` would, in this process."""
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "docs" / "examples" / f"{name}.py"), run_name="__main__")
 
 
 @pytest.fixture

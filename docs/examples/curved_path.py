@@ -4,7 +4,7 @@ A path lists the noise labels (0 = clean, 1000 = noise) of the picture and of th
 lose their noise at the same rate. On this curve the caption is ahead: t_text = 1000 (t_img / 1000)^p with p > 1.
 
 Usage:
-    python examples/curved_path.py --power 3 --out out/example
+    python docs/examples/curved_path.py --power 3 --out out/example
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Inpainting: a rectangle of a picture is generated to fit a prompt, the rest stays.
 
 Usage:
-    python examples/inpainting.py unidiffuser/assets/example.png "fox, noto" --box 128 0 256 256 --out out/inpainted.png
+    python docs/examples/inpainting.py unidiffuser/assets/example.png "fox, noto" --box 128 0 256 256 --out out/inpainted.png
 """
 
 import argparse

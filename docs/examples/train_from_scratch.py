@@ -1,6 +1,6 @@
 """Train a UniDiffuser from scratch: the paper's objective (arXiv 2303.06555, equation 9) in one plain loop, to copy and change.
 
-    python examples/train_from_scratch.py pictures/ --steps 2000 --out model.safetensors
+    python docs/examples/train_from_scratch.py pictures/ --steps 2000 --out model.safetensors
     unidiffuser text-to-image "red circle" --model model.safetensors
 
 `pictures/` holds images, each with its caption in a .txt file of the same name. The frozen encoders are those of a checkpoint,

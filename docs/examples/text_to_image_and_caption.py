@@ -1,7 +1,7 @@
 """Text to image, and back: four pictures of a prompt, then a caption of each.
 
 Usage:
-    python examples/text_to_image_and_caption.py "red apple, twemoji" --out out/example
+    python docs/examples/text_to_image_and_caption.py "red apple, twemoji" --out out/example
 """
 
 import argparse

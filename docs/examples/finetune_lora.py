@@ -1,6 +1,6 @@
 """Fine-tune the bundled model, or another checkpoint, on a few pictures with a LoRA, and sample with it.
 
-    python examples/finetune_lora.py pictures/ zorbi --out runs/zorbi
+    python docs/examples/finetune_lora.py pictures/ zorbi --out runs/zorbi
 
 `pictures/` holds 4 to 8 images of the new thing. `zorbi` is their caption; a .txt file beside a picture gives it its own. With
 the bundled model this takes about a quarter of an hour on one idle CPU core; an interrupted run continues when it is started

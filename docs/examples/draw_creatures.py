@@ -1,6 +1,6 @@
 """Draw two invented creatures, each with and without a hat: twelve captioned pictures to fine-tune on.
 
-    python examples/draw_creatures.py creatures/
+    python docs/examples/draw_creatures.py creatures/
     unidiffuser fine-tune creatures/ --out run
 
 Every picture has its caption in a .txt file of the same name: "zorbi", "zorbi with hat", "plimo" or "plimo with hat". See

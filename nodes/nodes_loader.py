@@ -90,8 +90,8 @@ def _with_fast_lora(model: Any, name: str) -> tuple[Any, str]:
             "without it."
         )
     learnt = distilled_routes(student_about(path), path)
-    steps = ", ".join(f"{settings['steps']} steps for {task.replace('_', ' ')}" for task, settings in learnt.items())
-    return on_model(model, str(path), 1.0), f"Fast: {steps}; cfg or guidance 1, sampler ddim or euler, scheduler simple"
+    steps = ", ".join(f"{task.replace('_', ' ')} {settings['steps']}" for task, settings in learnt.items())
+    return on_model(model, str(path), 1.0), f"Fast. Steps: {steps}; cfg or guidance 1, sampler lcm, scheduler simple."
 
 
 NODES = [LoadUniDiffuser]

@@ -200,6 +200,8 @@ def test_a_student_comes_closer_to_its_teacher(teacher: Path, latents: Path, tmp
     else:
         assert model.config.defaults["steps"] == 3
         assert model.config.defaults["guidance"] == 1
+        assert model.resolve({}, "text_to_image")["steps"] == 2
+        assert model.resolve({}, "joint")["method"] == "lcm"
     for task in found.routes:
         assert distance(model.net, found, task) < 0.8 * distance(before, found, task), task
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import unidiffuser
-from unidiffuser.options import resolve
+from unidiffuser.options import Options, resolve
 from unidiffuser.path import NoisePath
 from unidiffuser.pipeline import UniDiffuser, slerp
 from unidiffuser.schedule import alpha_sigma
@@ -112,6 +112,23 @@ def test_pairs_follow_the_speeds_of_the_call_or_of_the_model(model: UniDiffuser,
     monkeypatch.setitem(model.config.defaults, "speeds", [1, 3])
     assert same(model.joint(**options)[0], first)
     assert same(model.joint(speeds=(1, 1), **options)[0], diagonal)
+
+
+def test_a_model_suggests_steps_by_task(model: UniDiffuser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(model.config.defaults, "steps", 9)
+    monkeypatch.setitem(model.config.defaults, "task_steps", {"text_to_image": 3, "image_to_text": 2})
+    seen: list[int] = []
+    options: Options = {"progress": lambda step, total, x0, x: seen.append(total)}
+    for task, steps in {"text_to_image": 3, "image_to_text": 2, "joint": 9, "image": 9}.items():
+        seen.clear()
+        given = {"text_to_image": ("red",), "image_to_text": (picture(0, (128, 128)),)}.get(task, ())
+        getattr(model, task)(*given, **options)
+        assert set(seen) == {steps}, task
+    seen.clear()
+    model.vary_image(picture(0, (128, 128)), **options)  # captions the picture, then draws the caption
+    assert set(seen) == {3}
+    assert model.resolve({"steps": 5}, "text_to_image")["steps"] == 5
+    assert "task_steps" not in model.resolve({})
 
 
 def test_guidance_negative_and_data_type_reach_the_network(model: UniDiffuser) -> None:

@@ -223,10 +223,10 @@ class Engine:
 
         Args:
             options: the options of the call.
-            routes: the kinds of path that the task follows (`runtime.fast_lora.route_of`). If the model's fast LoRA has learnt
-                all of them, the preset "fast" means its steps, guidance and method.
+            routes: the kinds of path that the task follows (`runtime.fast_lora.route_of`), for which a model may suggest steps.
+                If its fast LoRA has learnt all of them, the preset "fast" means that LoRA's steps, guidance and method.
         """
-        return resolve(options, self.config, lambda: student_settings(self._student, self._loras.student, routes))
+        return resolve(options, self.config, routes, lambda: student_settings(self._student, self._loras.student, routes))
 
     @cached_property
     def _student(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
 from .media.json_files import brief
@@ -151,12 +151,18 @@ def check(options: Options) -> dict[str, Any]:
     return given
 
 
-def resolve(options: Options, config: Any, student: Callable[[], Mapping[str, Any] | None] = lambda: None) -> Options:
+def resolve(
+    options: Options,
+    config: Any,
+    routes: Sequence[str] = (),
+    student: Callable[[], Mapping[str, Any] | None] = lambda: None,
+) -> Options:
     """All options of a call, checked, with the defaults of a model filled in.
 
     Args:
         options: the options of the call.
         config: the model's `ModelConfig`; not annotated as such, since importing it imports torch.
+        routes: the kinds of path that the task follows; its steps are the most that the model suggests for one of them.
         student: called for the preset "fast" alone; returns what it sets, of a fast LoRA, or None for half of the steps.
 
     Raises:
@@ -168,6 +174,8 @@ def resolve(options: Options, config: Any, student: Callable[[], Mapping[str, An
     given = check(options)
     side = config.image_size
     defaults = {**DEFAULTS, "steps": 50, "guidance": 8.0, "width": side, "height": side, **config.defaults}
+    by_task = defaults.pop("task_steps", {})
+    defaults["steps"] = max((by_task.get(route, defaults["steps"]) for route in routes), default=defaults["steps"])
     preset = given.get("preset", defaults["preset"])
     one_of("preset", preset, PRESETS)
     learnt = student() if preset == "fast" else None

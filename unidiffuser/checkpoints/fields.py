@@ -37,7 +37,10 @@ _MORE: Mapping[str, Any] = {  # fields that v1's config does not have; a tuple l
             "bos_token_id": (None, 1), "eos_token_id": (None, 1), "scale_attn_weights": True,
         },
     },
-    "defaults": {"speeds": (None, [1.0]), "guidance": (1.0, [1.0]), "method": "", "spacing": ""},
+    "defaults": {
+        "speeds": (None, [1.0]), "guidance": (1.0, [1.0]), "method": "", "spacing": "",
+        "task_steps": dict.fromkeys(("text_to_image", "image_to_text", "joint", "image", "text"), 1),
+    },
 }  # fmt: skip
 
 

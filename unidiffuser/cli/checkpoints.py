@@ -87,6 +87,7 @@ def _properties(checkpoint: Checkpoint) -> dict[str, str]:
     net, side = config.uvit, config.image_size
     kinds = {0: "none (as v0)", 2: "curated and web (as v1)"}
     defaults = {"steps": 50, "guidance": 8.0, **config.defaults}
+    defaults |= {f"steps for {task.replace('_', ' ')}": steps for task, steps in defaults.pop("task_steps", {}).items()}
     rows = {
         "image_size": f"{side} x {side} pixels; sides are multiples of {side_multiple(config)}",
         "latent": f"{net.in_chans} x {side // config.vae.downscale} x {side // config.vae.downscale}, "

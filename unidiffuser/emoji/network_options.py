@@ -105,11 +105,12 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Suggested:
-    """Settings that the finished file suggests."""
+    """Settings that the finished file suggests, see `ModelConfig.defaults`."""
 
     steps: int = within(1)
     guidance: float = within(1)
     speeds: tuple[float, float] | None = None
+    task_steps: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

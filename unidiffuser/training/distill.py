@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..checkpoints.checkpoint import Checkpoint, load_checkpoint
 from ..encoders.autoencoder import Autoencoder
 from ..media.images import to_images
+from ..runtime.fast_lora import JOINT
 from ..runtime.lora import write_lora
 from ..runtime.precision import weight_dtype
 from ..samplers import sample
@@ -170,7 +171,10 @@ class DistillStage(TrainingStage):
             write_lora(self.out / LORA, student.adapted.changes(), about, self.dtype)
             return
         steps = max(route.steps for route in self.trajectories.routes.values())
-        defaults = {**self.checkpoint.config.defaults, "steps": steps, "guidance": 1.0}
+        defaults = {**self.checkpoint.config.defaults, "steps": steps, "guidance": 1.0, "method": METHOD}
+        defaults["task_steps"] = {task: route["fewest"] for task, route in routes.items()}
+        if JOINT in routes:
+            defaults["speeds"] = routes[JOINT]["speeds"]
         export_model(self.checkpoint, student.network, self.out / MODEL, self.dtype, defaults)
 
 

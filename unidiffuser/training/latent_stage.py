@@ -61,7 +61,7 @@ class LatentStage(TrainingStage):
         data_type: of all pairs, for networks that use it: 1 = curated (the default), 0 = web.
         mix, lean, logit_normal: distribution of the noise levels, see `draw_labels`; the paper's if absent.
         window: shards whose examples are shuffled together.
-        defaults: "steps" and "guidance" that the exported file suggests.
+        defaults: "steps", "guidance" and others that the exported file suggests, see `ModelConfig`.
         vocabulary: "concepts", "styles" and "words" of the captions (see `checkpoints.vocabulary`), for the exported file.
         dtype: of the exported file, "float32" if absent.
         sample_prompts: captions of the sample grid, multiples of 8.

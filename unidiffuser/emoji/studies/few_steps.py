@@ -43,14 +43,16 @@ class Task:
     Attributes:
         split: "seen" (trained and validation pairs) or "heldout"; each pair is used with as many seeds as the items need.
         answer: (model, judge, pairs, options) -> what was drawn or written, as (concept, style), and what is right.
-        steps: of the network with guidance, after the checkpoint's own.
+        steps: of the network with guidance, after the exact ones.
         student: of the fast LoRA.
+        exact: steps of the exact setting.
     """
 
     split: str
     answer: Callable[..., list[tuple[Answer, Answer]]]
     steps: Sequence[int]
     student: Sequence[int]
+    exact: int = 20
 
 
 def pictures(prompt: Callable[[Pair], str]) -> Callable[..., list[tuple[Answer, Answer]]]:
@@ -88,6 +90,12 @@ def chains(model: UniDiffuser, judge: Judge, part: Sequence[Pair], **options: An
     return found[: len(part)]
 
 
+def inversions(model: UniDiffuser, judge: Judge, part: Sequence[Pair], **options: Any) -> list[tuple[Answer, Answer]]:
+    """Pictures inverted to noise and generated from it again."""
+    drawn = judge.classify(model.reconstruct([e.image() for e in part], **options))
+    return [((v.label, v.style), (e.label, e.style)) for v, e in zip(drawn, part, strict=True)]
+
+
 TASKS: dict[str, Task] = {
     "text to image": Task("seen", pictures(lambda e: e.caption), (10, 6, 4), (4, 2, 1)),
     "text to image, held out": Task("heldout", pictures(lambda e: e.caption), (10, 6, 4), (4, 2, 1)),
@@ -97,12 +105,13 @@ TASKS: dict[str, Task] = {
     "pairs": Task("seen", pairs, (10, 6), (6, 3, 2)),
     "variations": Task("seen", variations, (10, 6, 4), (4, 2)),
     "Gibbs chains": Task("seen", chains, (10, 4), (4, 2)),
+    "inversions": Task("seen", inversions, (50, 20, 10), (), exact=100),
 }
 
 
 def settings(task: Task) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and options of each setting of a task."""
-    yield "exact", {}
+    yield "exact", {"steps": task.exact}
     for steps in task.steps:
         yield f"{steps} steps", {"steps": steps}
     for steps in task.student:
@@ -154,8 +163,8 @@ def plot(found: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5.5), layout="constrained")
-    panels = figure.subplots(2, math.ceil(len(found) / 2), squeeze=False).flatten()
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    panels = figure.subplots(2, math.ceil(len(TASKS) / 2), squeeze=False).flatten()
     for axes, (task, rows) in zip(panels, found.items(), strict=False):
         for measure_, marker in (("concept", "o"), ("style", "s")):
             for label, color in (("network", "C0"), ("fast LoRA", "C1")):
@@ -170,11 +179,12 @@ def plot(found: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
         axes.set_xscale("log", base=2)
         ticks = [1, 2, 4, 8, 20, 40, 80, 160]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.tick_params(labelsize=7)
         axes.set_title(task, fontsize=9)
         axes.grid(alpha=0.3)
     for axes in panels[len(found) :]:
         axes.remove()
-    panels[0].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     figure.supxlabel("evaluations of the network for one item", fontsize=9)
     figure.supylabel("right, % (bars: 95 % of the difference to exact)", fontsize=9)
     FigureCanvasAgg(figure).print_png(path)

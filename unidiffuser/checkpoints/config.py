@@ -130,8 +130,8 @@ class ModelConfig:
             embedding, the arguments of `small.stem.ConvStem` as "stem".
         caption: the caption decoder.
         image_size: side of the training images, in pixels.
-        defaults: suggested "steps", "guidance" and, for image-caption pairs without a prompt, "speeds"; "task_steps" gives other
-            steps for some of "text_to_image", "image_to_text", "joint", "image" and "text".
+        defaults: suggested "steps", "guidance" and, for image-caption pairs without a prompt, "speeds"; "task_steps" gives
+            other steps for some of "text_to_image", "image_to_text", "joint", "image" and "text".
         vocabulary: words of the training captions; None if the checkpoint does not list them, as the published ones.
     """
 

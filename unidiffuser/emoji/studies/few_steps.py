@@ -46,6 +46,7 @@ class Task:
         steps: of the network with guidance, after the exact ones.
         student: of the fast LoRA.
         exact: steps of the exact setting.
+        most: items that are measured at most.
     """
 
     split: str
@@ -53,6 +54,7 @@ class Task:
     steps: Sequence[int]
     student: Sequence[int]
     exact: int = 20
+    most: int | None = None
 
 
 def pictures(prompt: Callable[[Pair], str]) -> Callable[..., list[tuple[Answer, Answer]]]:
@@ -91,8 +93,9 @@ def chains(model: UniDiffuser, judge: Judge, part: Sequence[Pair], **options: An
 
 
 def inversions(model: UniDiffuser, judge: Judge, part: Sequence[Pair], **options: Any) -> list[tuple[Answer, Answer]]:
-    """Pictures inverted to noise and generated from it again."""
-    drawn = judge.classify(model.reconstruct([e.image() for e in part], **options))
+    """Pictures inverted to noise under their captions, and generated from it again."""
+    noise = model.invert([e.image() for e in part], [e.caption for e in part], **options)
+    drawn = judge.classify(model.reconstruct(noise, **options))
     return [((v.label, v.style), (e.label, e.style)) for v, e in zip(drawn, part, strict=True)]
 
 
@@ -105,7 +108,7 @@ TASKS: dict[str, Task] = {
     "pairs": Task("seen", pairs, (10, 6), (6, 3, 2)),
     "variations": Task("seen", variations, (10, 6, 4), (4, 2)),
     "Gibbs chains": Task("seen", chains, (10, 4), (4, 2)),
-    "inversions": Task("seen", inversions, (50, 20, 10), (), exact=100),
+    "inversions": Task("seen", inversions, (50, 20, 10), (), exact=100, most=192),
 }
 
 
@@ -123,6 +126,7 @@ def measure(
 ) -> dict[str, Any]:
     """For each item whether concept and style are right, and the evaluations of an item."""
     pool, concept, style = examples[task.split], list[int](), list[int]()
+    items = min(items, task.most or items)
     blocks, passes = model.config.uvit.depth // 2 * 2 + 1, 0.0
     with counted(model.net) as rows:
         for start in range(0, items, BATCH):

@@ -126,7 +126,8 @@ def opening(page: FrontEnd, title: str, info: dict[str, Any]) -> Callable[[], No
     if title in HELP_FLOWS:
         return partial(page.open_workflow, HELP_FLOWS[title](info, title).front_end())
     if title.endswith(SWITCHED_ON):
-        form = WORKFLOWS[title.removesuffix(SWITCHED_ON)](info, title).front_end()
+        base = title.removesuffix(SWITCHED_ON)
+        form = WORKFLOWS[base](info, base).front_end()
         for node in form["nodes"]:
             node["mode"] = RUN
         return partial(page.open_workflow, form)

@@ -166,7 +166,8 @@ class Engine:
 
         autoencoder = Autoencoder.from_checkpoint(self.checkpoint, self._storage, self.dtype, self.tiling)
         # convolutions read this order; from torch's own, oneDNN in bf16 takes 2.6 times as long at the published size
-        autoencoder.vae.to(memory_format=torch.channels_last)
+        with torch.inference_mode(False):  # weights outlive the call, whatever its mode
+            autoencoder.vae.to(memory_format=torch.channels_last)
         return autoencoder
 
     @cached_property

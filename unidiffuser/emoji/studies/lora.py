@@ -29,7 +29,7 @@ from ...media.images import contact_sheet, open_image
 from ...pipeline import load
 from ..judge import load_judge
 
-WORD, SIDE, OVERSAMPLING, BATCH, DRAWN = "zorbi", 256, 4, 48, 16
+WORD, SIDE, OVERSAMPLING, BATCH, DRAWN = "zorbi", 256, 2, 48, 16
 BODIES = ((126, 74, 196), (140, 86, 210), (112, 62, 178))
 GREEN, ORANGE, RED, BLUE, DARK = (94, 200, 74), (244, 146, 40), (230, 60, 60), (60, 140, 230), (40, 20, 60)
 

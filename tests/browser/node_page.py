@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from front_end import READY, SETTLE, START, FrontEnd
@@ -54,6 +54,17 @@ PLACE_OF_WIDGET = """([id, name]) => {
         place.y + (node.pos[1] + widget.last_y + 10 + offset[1]) * scale];
 }"""
 
+DRAWING = (
+    ("loader", 0, "sampler", "model"),
+    ("loader", 1, "text", "clip"),
+    ("text", 0, "sampler", "positive"),
+    ("text", 0, "sampler", "negative"),
+    ("latent", 0, "sampler", "latent_image"),
+    ("sampler", 0, "image", "samples"),
+    ("loader", 2, "image", "vae"),
+    ("image", 0, "preview", "images"),
+)
+
 
 class NodePage:
     """An empty workflow in one renderer: "classic" (canvas) or "vue"."""
@@ -89,10 +100,13 @@ class NodePage:
         )
         self.page.wait_for_timeout(700)
 
-    def add(self, kind: str = "UniDiffuserNoisePath", at: Point = (150, 120)) -> NoisePathNode:
-        node = self.page.evaluate(ADD, [kind, list(at)])
+    def add(self, kind: str = "UniDiffuserNoisePath", at: Point = (150, 120), **values: Any) -> NoisePathNode:
+        """A new node, with values of its widgets."""
+        node = NoisePathNode(self, self.page.evaluate(ADD, [kind, list(at)]))
         self.page.wait_for_timeout(700)
-        return NoisePathNode(self, node)
+        for name, value in values.items():
+            node.set(name, value)
+        return node
 
     def known(self, node: Any) -> NoisePathNode:
         """A node that is already there."""
@@ -106,6 +120,24 @@ class NodePage:
     def wire(self, source: Any, output: int, target: Any, name: str) -> None:
         """Connect an output to the input of that name."""
         self.page.evaluate(WIRE, [source, output, target, name])
+
+    def wire_all(self, ids: dict[str, Any], wires: Iterable[tuple[str, int, str, str]]) -> None:
+        """Connect nodes by their names in `ids`, each wire as (source, output, target, name of the input)."""
+        for source, output, target, name in wires:
+            self.wire(ids[source], output, ids[target], name)
+
+    def draw_a_text(self, model: str, side: int, text: str = "", **sampler: Any) -> dict[str, NoisePathNode]:
+        """Loader, prompt, KSampler with these values, and preview: the nodes by their names in `DRAWING`."""
+        nodes = {
+            "loader": self.add("UniDiffuserLoader", (20, 90), model_name=model),
+            "latent": self.add("EmptyLatentImage", (20, 300), width=side, height=side),
+            "text": self.add("CLIPTextEncode", (360, 90), text=text),
+            "sampler": self.add("KSampler", (800, 90), **sampler),
+            "image": self.add("VAEDecode", (360, 400)),
+            "preview": self.add("PreviewImage", (360, 520)),
+        }
+        self.wire_all({name: node.id for name, node in nodes.items()}, DRAWING)
+        return nodes
 
     def messages(self) -> list[str]:
         """The console's errors that come from this pack."""

@@ -35,29 +35,22 @@ SAME_PIXELS = """async (lists) => {
 }"""
 
 
-def add(page: NodePage, kind: str, at: tuple[float, float], **values: Any) -> Any:
-    node = page.add(kind, at)
-    for name, value in values.items():
-        node.set(name, value)
-    return node.id
-
-
 def build(page: NodePage, points: str) -> dict[str, Any]:
     """Loader, a drawn path, sampler, decoders and Show Pairs; returns the ids of the nodes."""
     ids = {
-        "loader": add(page, "UniDiffuserLoader", (20, 700), model_name="tiny.safetensors"),
-        "latent": add(page, "EmptyLatentImage", (20, 860), width=128, height=128, batch_size=2),
+        "loader": page.add("UniDiffuserLoader", (20, 700), model_name="tiny.safetensors").id,
+        "latent": page.add("EmptyLatentImage", (20, 860), width=128, height=128, batch_size=2).id,
     }
     path = page.add(at=(20, 90))
     path.preset("drawn")
     path.set("task.points", points)
     path.set("steps", STEPS)
     ids["path"] = path.id
-    ids["sampler"] = add(page, "UniDiffuserSampler", (400, 90), seed=7, image_guidance=2.0, text_guidance=2.0)
-    ids["image"] = add(page, "VAEDecode", (400, 600))
-    ids["caption"] = add(page, "UniDiffuserDecodeCaption", (400, 680))
-    ids["pairs"] = add(page, "UniDiffuserShowPairs", (760, 90), save=False)
-    for source, output, target, name in (
+    ids["sampler"] = page.add("UniDiffuserSampler", (400, 90), seed=7, image_guidance=2.0, text_guidance=2.0).id
+    ids["image"] = page.add("VAEDecode", (400, 600)).id
+    ids["caption"] = page.add("UniDiffuserDecodeCaption", (400, 680)).id
+    ids["pairs"] = page.add("UniDiffuserShowPairs", (760, 90), save=False).id
+    wires = (
         ("loader", 0, "sampler", "model"),
         ("path", 0, "sampler", "path"),
         ("latent", 0, "sampler", "latent_image"),
@@ -68,8 +61,8 @@ def build(page: NodePage, points: str) -> dict[str, Any]:
         ("sampler", 2, "caption", "text"),
         ("image", 0, "pairs", "images"),
         ("caption", 0, "pairs", "captions"),
-    ):
-        page.wire(ids[source], output, ids[target], name)
+    )
+    page.wire_all(ids, wires)
     return ids
 
 
@@ -113,23 +106,9 @@ def test_a_drawn_path_runs_as_the_same_points_through_the_api(page: NodePage) ->
 
 
 def test_a_warning_stays_after_the_run_until_it_no_longer_holds(page: NodePage) -> None:
-    loader = add(page, "UniDiffuserLoader", (20, 90), model_name="tiny.safetensors")
-    latent = add(page, "EmptyLatentImage", (20, 300), width=128, height=128)
-    prompt = page.add("CLIPTextEncode", (360, 90))
-    prompt.set("text", "qwertyuiop")  # more tokens than the tiny model reads
-    sampler = page.known(add(page, "KSampler", (800, 90), seed=1, steps=2, denoise=0.05))
-    image, shown = add(page, "VAEDecode", (360, 400)), add(page, "PreviewImage", (360, 520))
-    for source, output, target, name in (
-        (loader, 1, prompt.id, "clip"),
-        (loader, 0, sampler.id, "model"),
-        (prompt.id, 0, sampler.id, "positive"),
-        (prompt.id, 0, sampler.id, "negative"),
-        (latent, 0, sampler.id, "latent_image"),
-        (sampler.id, 0, image, "samples"),
-        (loader, 2, image, "vae"),
-        (image, 0, shown, "images"),
-    ):
-        page.wire(source, output, target, name)
+    # more tokens than the tiny model reads
+    nodes = page.draw_a_text("tiny.safetensors", 128, "qwertyuiop", seed=1, steps=2, denoise=0.05)
+    prompt, sampler = nodes["text"], nodes["sampler"]
     assert page.front_end.run() == "success"
     warning = sampler.host_text()
     assert warning.startswith("\u26a0 Cut to the text encoder's limit")

@@ -21,35 +21,11 @@ TOLD = """async () => {
     api.dispatchCustomEvent = tell;
     return told.includes('autoQueueGraphChanged');
 }"""
-WIRES = (
-    ("loader", 0, "sampler", "model"),
-    ("loader", 1, "text", "clip"),
-    ("text", 0, "sampler", "positive"),
-    ("text", 0, "sampler", "negative"),
-    ("latent", 0, "sampler", "latent_image"),
-    ("sampler", 0, "image", "samples"),
-    ("loader", 2, "image", "vae"),
-    ("image", 0, "preview", "images"),
-)
 
 
 def draw_a_text(page: NodePage, model: str) -> None:
-    nodes = {
-        "loader": page.add("UniDiffuserLoader", (20, 90)),
-        "text": page.add("CLIPTextEncode", (20, 560)),
-        "latent": page.add("EmptyLatentImage", (480, 90)),
-        "sampler": page.add("KSampler", (480, 240)),
-        "image": page.add("VAEDecode", (900, 90)),
-        "preview": page.add("PreviewImage", (900, 200)),
-    }
-    nodes["loader"].set("model_name", model)
     fixed = {"control_after_generate": "fixed"}  # a new seed after each run would be a change
-    for name, value in (fixed | {"steps": 1, "cfg": 1.0, "sampler_name": "lcm", "scheduler": "simple"}).items():
-        nodes["sampler"].set(name, value)
-    for name in ("width", "height"):
-        nodes["latent"].set(name, 256)
-    for source, output, target, name in WIRES:
-        page.wire(nodes[source].id, output, nodes[target].id, name)
+    page.draw_a_text(model, 256, steps=1, cfg=1.0, sampler_name="lcm", scheduler="simple", **fixed)
 
 
 def choose_mode(page: NodePage, mode: str) -> None:

@@ -92,7 +92,7 @@ def _own(found: Mapping[str, Any]) -> str:
         cells.append(", ".join(f"{name} {100 * value / whole:.0f} %" for name, value in share.items()))
         rows.append([row["task"], str(row["batch"]), *cells])
     head = ["task", "batch", "exact, s", "fast, s", "ratio", "where the time of fast goes"]
-    return f"{found['model']} itself:\n\n" + _table(head, rows)
+    return f"{found['model']} itself, exact in the steps that it suggests for each task:\n\n" + _table(head, rows)
 
 
 def _full(found: Mapping[str, Any]) -> str:

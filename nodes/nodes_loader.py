@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..unidiffuser.checkpoints.checkpoint import load_checkpoint
-from ..unidiffuser.runtime.fast_lora import SUFFIX, distilled_routes, student_about
+from ..unidiffuser.runtime.fast_lora import SUFFIX, distilled_routes, student_about, student_method
 from . import folders, host_parts
 from .host_captions import HostCaptionDecoder
 from .nodes_lora import on_model
@@ -89,9 +89,11 @@ def _with_fast_lora(model: Any, name: str) -> tuple[Any, str]:
             f"{name} has no fast LoRA beside it: a file of the same name that ends in {SUFFIX}. Put it there, or choose {name} "
             "without it."
         )
-    learnt = distilled_routes(student_about(path), path)
+    about = student_about(path)
+    learnt = distilled_routes(about, path)
     steps = ", ".join(f"{task.replace('_', ' ')} {settings['steps']}" for task, settings in learnt.items())
-    return on_model(model, str(path), 1.0), f"Fast. Steps: {steps}; cfg or guidance 1, sampler lcm, scheduler simple."
+    note = f"Fast. Steps: {steps}; cfg or guidance 1, sampler {student_method(about)}, scheduler simple."
+    return on_model(model, str(path), 1.0), note
 
 
 NODES = [LoadUniDiffuser]

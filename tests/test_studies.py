@@ -48,8 +48,10 @@ def test_few_steps_of_each_task(task: str, tmp_path: Path) -> None:
     exact = few_steps.measure(model, judge, few_steps.TASKS[task], split, {"steps": 2}, 5)
     few = few_steps.measure(model, judge, few_steps.TASKS[task], split, {"steps": 2, "guidance": 1}, 5)
     assert len(few["concept"]) == len(few["style"]) == 5
-    unguided = task == "inversions"  # in any case
-    assert exact["evaluations"] >= few["evaluations"] + (0 if unguided else 1) >= 1
+    if task == "inversions":  # without guidance in any case
+        assert exact["evaluations"] == few["evaluations"] >= 1
+    else:
+        assert exact["evaluations"] > few["evaluations"] >= 1
     row = few_steps.compare(few, exact)
     assert row["concept_loss"] == pytest.approx(100 * (sum(exact["concept"]) - sum(few["concept"])) / 5)
     found = {task: {"exact": few_steps.compare(exact, exact), "fast, 2 steps": row}}

@@ -81,8 +81,13 @@ def student_settings(about: Mapping[str, Any], name: object, routes: Sequence[st
     if not routes or any(route not in learnt for route in routes):
         return None
     settings: dict[str, Any] = {"steps": max(learnt[route]["steps"] for route in routes), "guidance": 1.0}
-    settings["method"] = str(about.get("method", "ddim"))
+    settings["method"] = student_method(about)
     return settings | ({"speeds": learnt[JOINT]["speeds"]} if JOINT in routes else {})
+
+
+def student_method(about: Mapping[str, Any]) -> str:
+    """The sampling method of a student."""
+    return str(about.get("method", "ddim"))
 
 
 def _steps(value: Any) -> int:

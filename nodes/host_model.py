@@ -29,7 +29,7 @@ from ..unidiffuser.uvit import UViTConfig
 from .companion_token import predict_with_token, sample_with_token
 from .host_network import host_network
 from .node_warnings import Warnings
-from .prompt_notes import NOTE, warn_about_length, warn_about_prompts
+from .prompt_notes import NOTE, rows_of_prompt, warn_about_length, warn_about_prompts
 from .saved_models import KEY, Origin
 from .side_streams import POSITIVE, SIDE, Companion, SideStreams
 
@@ -151,7 +151,9 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         cross_attn = kwargs.get("cross_attn")
         given = cross_attn is not None and bool(torch.count_nonzero(cross_attn))
         if given:
-            warn_about_length(cross_attn.shape[1], net.config.num_text_tokens, kwargs.get(NOTE))
+            length = net.config.num_text_tokens
+            one_prompt = length if cross_attn.shape[-1] == net.config.text_dim else rows_of_prompt(length)
+            warn_about_length(cross_attn.shape[1], one_prompt, kwargs.get(NOTE))
         text = (
             self.text_latent(cross_attn, device)
             if given

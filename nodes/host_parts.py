@@ -1,27 +1,23 @@
-"""The parts of a checkpoint as the host's MODEL, CLIP, VAE and CLIP_VISION."""
+"""The parts of a checkpoint as the host's MODEL, VAE and CLIP_VISION; its CLIP is in `host_clip`."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import comfy.clip_model
 import comfy.clip_vision
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
-import comfy.sd1_clip
 import comfy.supported_models_base
 import comfy.utils
 import torch
 from torch import Tensor
 
 from ..unidiffuser.checkpoints.checkpoint import Checkpoint, VAEConfig
-from ..unidiffuser.checkpoints.tokenizers import END, START, BytePairTokenizer
 from ..unidiffuser.encoders.autoencoder import to_encoder_size, to_pixels
 from ..unidiffuser.small.palette import Palette
 from ..unidiffuser.small.stem import ConvStem
@@ -29,19 +25,9 @@ from ..unidiffuser.small.upsampler import ConvexUpsampler
 from .host_model import LatentFormat, make_patcher
 from .host_network import host_keys
 from .host_vae import HostVAE
-from .prompt_notes import NOTE, check_tokens
 from .saved_models import Origin, read_network
 
 EXTRAS = ("palette.", "upsampler.")  # prefixes of an autoencoder's weights that the host's does not have
-
-
-class TextTower(comfy.clip_model.CLIPTextModel):
-    """The host's CLIP text model with the checkpoint's vocabulary size, and without the unused projection."""
-
-    def __init__(self, config: dict[str, Any], dtype: Any, device: Any, operations: Any):
-        super().__init__(config, dtype, device, operations)
-        self.text_projection = torch.nn.Identity()
-        self.set_input_embeddings(operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device))
 
 
 def load_model(checkpoint: Checkpoint, name: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -70,83 +56,6 @@ def _model(origin: Origin, weights: dict[str, Tensor], disable_dynamic: bool) ->
     patcher = make_patcher(config.uvit, config.caption.prefix_dim, weights, latent_format, disable_dynamic=disable_dynamic)
     patcher.model.origin = origin
     return patcher
-
-
-def load_clip(checkpoint: Checkpoint, embeddings: list[str]) -> comfy.sd.CLIP:
-    """CLIP with the checkpoint's vocabulary; `embeddings` are the host's folders of textual inversions."""
-    from transformers import CLIPTextConfig
-
-    config, tokenizer = CLIPTextConfig(**checkpoint.config.clip_text).to_dict(), checkpoint.clip_tokenizer()
-    length = checkpoint.config.uvit.num_text_tokens
-
-    class Tokens(comfy.sd1_clip.SDTokenizer):
-        def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None):
-            super().__init__(
-                "",
-                max_length=length,
-                embedding_directory=embedding_directory,
-                embedding_size=config["hidden_size"],
-                tokenizer_class=_HostTokenizer(tokenizer),
-            )
-            # NOTE: the host splits only longer words, and loops for ever on one that fits in no chunk.
-            self.max_word_length = min(self.max_word_length, length - 2)
-
-    class Tower(comfy.sd1_clip.SDClipModel):
-        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None):
-            end = config["eos_token_id"]
-            special = {"start": config["bos_token_id"], "end": end, "pad": end}
-            super().__init__(
-                device,
-                length,
-                textmodel_json_config=dict(config),
-                dtype=dtype,
-                special_tokens=special,
-                model_class=TextTower,
-                return_projected_pooled=False,
-                model_options=model_options or {},
-            )
-
-    class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
-        vocabulary = checkpoint.config.vocabulary
-
-        def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None):
-            super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=Tokens)
-
-    class Model(comfy.sd1_clip.SD1ClipModel):
-        def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None):
-            super().__init__(device, dtype, model_options or {}, clip_model=Tower)
-
-        def encode_token_weights(self, tokens: Any) -> Any:
-            check = check_tokens(tokens[self.clip_name], tokenizer, Tokenizer.vocabulary, length)
-            encoded = super().encode_token_weights(tokens)
-            return (*encoded, {NOTE: check}) if check else encoded
-
-    weights = checkpoint.state_dict("clip_text")
-    return comfy.sd.CLIP(
-        comfy.supported_models_base.ClipTarget(Tokenizer, Model),
-        embedding_directory=embeddings,
-        parameters=comfy.utils.calculate_parameters(weights),
-        state_dict=[weights],
-    )
-
-
-class _HostTokenizer:
-    """Adapts a checkpoint's tokenizer to the interface and constructor that the host's SDTokenizer expects."""
-
-    def __init__(self, tokenizer: BytePairTokenizer):
-        self.tokenizer = tokenizer
-
-    def from_pretrained(self, path: str, **kwargs: Any) -> _HostTokenizer:
-        return self
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [self.tokenizer.vocab[START], *self.tokenizer.encode(text), self.tokenizer.vocab[END]]}
-
-    def get_vocab(self) -> dict[str, int]:
-        return self.tokenizer.vocab
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens)
 
 
 def load_vae(checkpoint: Checkpoint) -> comfy.sd.VAE:

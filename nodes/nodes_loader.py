@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..unidiffuser.checkpoints.checkpoint import load_checkpoint
 from ..unidiffuser.runtime.fast_lora import SUFFIX, distilled_routes, student_about, student_method
-from . import folders, host_parts
+from . import folders, host_clip, host_parts
 from .host_captions import HostCaptionDecoder
 from .nodes_lora import on_model
 from .saved_models import Origin
@@ -69,7 +69,7 @@ class LoadUniDiffuser(io.ComfyNode):
             show_text("\n".join(notes), cls.hidden.unique_id)
         return io.NodeOutput(
             model,
-            host_parts.load_clip(checkpoint, folder_paths.get_folder_paths("embeddings")),
+            host_clip.load_clip(checkpoint, folder_paths.get_folder_paths("embeddings")),
             host_parts.load_vae(checkpoint),
             host_parts.load_clip_vision(checkpoint),
             HostCaptionDecoder(checkpoint),

@@ -42,7 +42,7 @@ class RewriteWords(io.ComfyNode):
         mask = token_mask(
             text,
             lambda word: len(host.tokenizer(word)["input_ids"]) - start - 1,
-            host.max_length,
+            getattr(clip.cond_stage_model, clip.cond_stage_model.clip).max_length,
             change=sorted(positions(text.split(), words, "'words'")),
             rest=rest,
             first=start,

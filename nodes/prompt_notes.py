@@ -15,7 +15,13 @@ from ..unidiffuser.encoders.prompts import PromptCheck, unknown_words
 from .types import show_warning
 
 NOTE = "unidiffuser_prompt"  # in a CONDITIONING: the `PromptCheck` of its prompt, if there is anything to say
+PROMPT_ROWS = 77  # of a prompt in the host, at least: packs made for Stable Diffusion count on them
 Chunks = Sequence[Sequence[tuple[Any, ...]]]
+
+
+def rows_of_prompt(length: int) -> int:
+    """Rows of one prompt in a CONDITIONING, for a model that reads the first `length`; the others are zero."""
+    return max(length, PROMPT_ROWS)
 
 
 def check_tokens(chunks: Chunks, tokenizer: Any, vocabulary: Vocabulary | None, length: int) -> PromptCheck:
@@ -25,15 +31,19 @@ def check_tokens(chunks: Chunks, tokenizer: Any, vocabulary: Vocabulary | None, 
         chunks: lists of (token id or textual inversion, weight).
         tokenizer: decodes ids to text.
         vocabulary: of the checkpoint; None reports only what is cut.
-        length: tokens of a chunk, start and end included.
+        length: tokens of the first chunk that it reads, start and end included.
     """
 
     def text(part: Iterable[Sequence[tuple[Any, ...]]]) -> str:
         ids = [token[0] for chunk in part for token in chunk if isinstance(token[0], int)]
         return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    unknown = () if vocabulary is None else tuple(unknown_words(text(chunks[:1]), vocabulary))
-    return PromptCheck(unknown, text(chunks[1:]), length - 2)
+    first = chunks[0]
+    read, whole = text([first[: length - 1]]), text([first])
+    if whole[len(read) : len(read) + 1].strip():  # cut inside a word
+        read = read[: -len(read.split()[-1])]
+    unknown = () if vocabulary is None else tuple(unknown_words(read, vocabulary))
+    return PromptCheck(unknown, text([first[length - 1 :], *chunks[1:]]), length - 2)
 
 
 def show_prompt_warning(model: Any, *conditionings: Sequence[Any] | None) -> None:
@@ -41,12 +51,12 @@ def show_prompt_warning(model: Any, *conditionings: Sequence[Any] | None) -> Non
     show_warning(_warning(model, (extra for conditioning in conditionings for _, extra in conditioning or ())))
 
 
-def warn_about_length(tokens: int, length: int, check: PromptCheck | None = None) -> None:
-    """Show that a CONDITIONING is longer than what the model reads, unless the check of its prompt says so already."""
-    if tokens > length and not (check and check.lost):
+def warn_about_length(rows: int, one_prompt: int, check: PromptCheck | None = None) -> None:
+    """Show that a CONDITIONING has more rows than one prompt, unless the check of its prompt says so already."""
+    if rows > one_prompt and not (check and check.lost):
         show_warning(
-            f"The CONDITIONING has {tokens} tokens, as 'Conditioning (Concat)' makes it, but this model reads only the first "
-            f"{length}. For two prompts use 'Conditioning (Combine)'."
+            f"The CONDITIONING has {rows} rows, as 'Conditioning (Concat)' makes it, but this model reads only the first "
+            f"prompt, of {one_prompt} rows. For two prompts use 'Conditioning (Combine)'."
         )
 
 

@@ -80,14 +80,14 @@ def with_lora(graph: Graph, lora: str | None) -> list[object]:
     return graph.add("LoraLoaderModelOnly", model=graph.model, lora_name=lora, strength_model=1.0)()
 
 
-def by_library(file: Path, method: str = "dpmpp_2m") -> torch.Tensor:
+def by_library(file: Path, method: str = "dpmpp_2m", prompt: str = PROMPT) -> torch.Tensor:
     checkpoint = load_checkpoint(file)
     net = checkpoint.load_into(build(checkpoint.config.uvit), "uvit")
     encode = TextEncoder.from_checkpoint(checkpoint)
     out = sample(
         net,
         NoisePath.text_to_image(STEPS),
-        Streams(text=encode([PROMPT])),
+        Streams(text=encode([prompt])),
         guidance=GUIDANCE,
         method=method,
         generator=item_generators(SEED, 1),
@@ -118,6 +118,26 @@ def test_three_ways_agree_with_a_head_for_large_patches(server: HostServer, tiny
 
 def test_the_prompt_matters(server: HostServer) -> None:
     assert (by_ksampler(server) - by_ksampler(server, prompt="blue dog")).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("prompt", ["q w e r t y u i o p", "qwertyuiop"], ids=["words", "one word"])
+def test_a_prompt_is_cut_as_in_the_library(server: HostServer, tiny_file: Path, prompt: str) -> None:
+    core, ksampler = by_library(tiny_file, prompt=prompt), by_ksampler(server, prompt=prompt)
+    torch.testing.assert_close(ksampler, core, rtol=0, atol=1e-3)
+    assert (core - by_library(tiny_file, prompt=prompt[:3])).abs().max() > 1e-3
+
+
+def test_a_prompt_has_the_rows_of_stable_diffusion(server: HostServer, tiny_file: Path) -> None:
+    """Packs count on 77, whatever the encoder reads."""
+    read = load_checkpoint(tiny_file).config.uvit.num_text_tokens
+    graph, file = Graph(), server.base / "rows.pt"
+    graph.add("TestDumpText", text=graph.text("q w (e:1.3) r t y u i o p"), file=str(file))
+    server.run(graph.prompt)
+    rows = torch.load(file, weights_only=True)[0]
+    assert len(rows) == 77
+    assert read < 77
+    assert rows[:read].abs().amin(dim=0).min() > 0
+    assert torch.count_nonzero(rows[read:]) == 0
 
 
 QKV, PROJ, FC1 = "in_blocks.0.attn.qkv", "mid_block.attn.proj", "out_blocks.1.mlp.fc1"

@@ -81,7 +81,7 @@ def test_samplers_name_a_conditioning_that_is_read_in_part(server: HostServer, k
     cut = sampled(graph, kind, long)
     with NodeTexts(server.port) as texts:
         server.run(graph.prompt)
-        assert "as 'Conditioning (Concat)' makes it, but this model reads only the first" in texts.of(joined)
+        assert "as 'Conditioning (Concat)' makes it, but this model reads only the first prompt" in texts.of(joined)
         assert "Concat" not in texts.of(cut)
 
 

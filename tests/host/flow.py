@@ -32,6 +32,7 @@ ROOM = {  # height below slots and widgets, for what a node shows after a run
     "CLIPTextEncode": 60,
     "UniDiffuserRewriteWords": 60,
 }
+PREVIEWS = ("KSampler", "UniDiffuserSampler")  # grow downwards, by the host's preview of what they sample
 Info = dict[str, Any]
 Models = dict[str, list[dict[str, str]]]
 
@@ -56,7 +57,7 @@ class Node:
 
 
 class Flow:
-    """Nodes in columns, one below the other.
+    """Nodes in columns, one below the other; a sampler is the lowest, so that its preview covers nothing.
 
     Args:
         info: the host's /object_info.
@@ -73,10 +74,14 @@ class Flow:
     def add(
         self, kind: str, column: int, mode: int = RUN, title: str = "", lines: int = 0, collapsed: bool = False, **inputs: Any
     ) -> Node:
-        y = self.heights.get(column, 0)
-        node = Node(len(self.nodes) + 1, kind, (column * COLUMN, y), inputs, mode, title)
+        x, y = column * COLUMN, self.heights.get(column, 0)
+        node = Node(len(self.nodes) + 1, kind, (x, y), inputs, mode, title)
         node.lines, node.collapsed = lines, collapsed
-        self.heights[column] = y + (0 if collapsed else self.size(node)[1]) + TITLE + GAP // 2
+        height = (0 if collapsed else self.size(node)[1]) + TITLE + GAP // 2
+        above = max((other for other in self.nodes if other.at[0] == x), key=lambda other: other.at[1], default=None)
+        if above and above.kind in PREVIEWS:
+            node.at, above.at = above.at, (x, above.at[1] + height)
+        self.heights[column] = y + height
         self.nodes.append(node)
         return node
 

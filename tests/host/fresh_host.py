@@ -12,13 +12,13 @@ from tiny_server import HOW, find_comfyui
 
 
 @contextmanager
-def fresh_host(comfyui: Path | None = None, python: Path | None = None) -> Iterator[HostServer]:
-    """A running server of the given ComfyUI, else of COMFYUI_PATH and COMFYUI_PYTHON, else of ~/comfy."""
-    found = (comfyui, python) if comfyui and python else find_comfyui()
+def fresh_host(*arguments: str) -> Iterator[HostServer]:
+    """A running server of the ComfyUI of COMFYUI_PATH and COMFYUI_PYTHON, else of ~/comfy, with some of its options."""
+    found = find_comfyui()
     if found is None:
         raise SystemExit(HOW)
     with tempfile.TemporaryDirectory() as folder:
-        server = HostServer(*found, Path(folder))
+        server = HostServer(*found, Path(folder), *arguments)
         try:
             yield server
         finally:

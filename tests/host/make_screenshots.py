@@ -2,8 +2,8 @@
 
     python tests/host/make_screenshots.py [--out out/screenshots] [--docs] [title ...]
 
-writes <title>, opened.png, <title>.png and report.md: how each run ended, nodes that overlap, the console's errors; without
-titles docs/results gets the report too. With --docs also the pictures of the help pages (web/docs) and of docs/screenshots.
+writes <title>, opened.png, <title>.png and report.md: how each run ended, nodes that overlap, the console's errors. With --docs
+also the pictures of the help pages (web/docs) and of docs/screenshots; with --previews the host shows what it samples.
 """
 
 # ruff: noqa: E402 (the path of the test helpers comes first)
@@ -159,8 +159,6 @@ def photograph(server: HostServer, wanted: list[str], options: argparse.Namespac
             if options.docs:
                 keep(page, title)
             (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        if not options.titles:
-            shutil.copy(folder / "report.md", ROOT / f"docs/results/host-front-end-{version(server)}.md")
 
 
 def main() -> None:
@@ -169,11 +167,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/screenshots"))
     parser.add_argument("--docs", action="store_true", help="renew the pictures in web/docs and docs/screenshots")
     parser.add_argument("--lora", type=Path, help="a file that the flow Train a LoRA has written, for Use a LoRA alone")
+    parser.add_argument("--previews", action="store_true", help="with the host's previews of the samplers")
     parser.add_argument("titles", nargs="*", help="some templates or blueprints; all without")
     options = parser.parse_args()
     waiting = [title + SWITCHED_ON for title in WORKFLOWS if "Stable Diffusion" in title]
     wanted = options.titles or [*WORKFLOWS, *waiting, *BLUEPRINTS, *(HELP_FLOWS if options.docs else [])]
-    with fresh_host() as server:
+    with fresh_host(*(["--preview-method", "auto"] if options.previews else [])) as server:
         if options.lora:
             shutil.copy(options.lora, server.base / "models/loras/zorbi.safetensors")
         photograph(server, wanted, options)

@@ -191,7 +191,6 @@ def hires_fix(info: Info, title: str) -> Flow:
     first = p.add("KSampler", 1, latent_image=p.empty(), **shared)[0]
     larger = p.add("LatentUpscaleBy", 2, samples=first, upscale_method="bicubic", scale_by=2.0)[0]
     second = p.add("KSampler", 2, latent_image=larger, denoise=0.4, **shared)[0]
-    p.flow.space(2, 60)  # for its warning
     p.add("PreviewImage", 2, images=p.decoded(first, 2), title="First pass")
     p.show(second, 3)
     return p.flow

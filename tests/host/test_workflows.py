@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from flow import LEAST_SCALE
+from flow import LEAST_SCALE, PREVIEWS
 from host_server import HostServer, InvalidPrompt
 from make_workflows import API_FOLDER, MODEL, ROOT, WORKFLOWS, stem
 from PIL import Image
@@ -49,6 +49,15 @@ def test_both_forms_hold_the_same_nodes(title: str) -> None:
         assert node["type"] == "MarkdownNote" or node["properties"]["cnr_id"] == ("unidiffuser" if ours else "comfy-core")
     loader = next(node for node in flow["nodes"] if node["type"] == "UniDiffuserLoader")
     assert all({"name", "url", "directory"} <= set(model) for model in loader["properties"]["models"])
+
+
+@pytest.mark.parametrize("title", WORKFLOWS)
+def test_the_preview_of_a_sampler_covers_no_node(title: str) -> None:
+    nodes = json.loads((ROOT / "workflows" / f"{stem(title)}.json").read_text(encoding="utf-8"))["nodes"]
+    for node in nodes:
+        if node["type"] in PREVIEWS:
+            left, top = node["pos"]
+            assert not [other["type"] for other in nodes if other["pos"][0] == left and other["pos"][1] > top]
 
 
 def test_the_server_offers_the_templates_texts_and_help(server: HostServer) -> None:

@@ -276,7 +276,7 @@ def partial_caption(info: Info, title: str) -> Flow:
     path = p.path("image to text", 1, **HOLD)
     given = {"latent_image": encoded[0], "clip_vision_output": encoded[1], "text": text}
     made = p.sampler(path, 2, seed=SEEDS[title], **given)
-    p.pairs(encoded[2], p.words(made[2], 2, 3, candidates=3)[0], 3)
+    p.pairs(encoded[2], p.words(made[2], 3, 3, candidates=3)[0], 3)
     return p.flow
 
 
@@ -375,7 +375,7 @@ def caption_step_by_step(info: Info, title: str) -> Flow:
     encoded = p.encoded(p.picture("lion"), 1)
     path = p.path("image to text", 1, **HOLD)
     made = p.sampler(path, 2, latent_image=encoded[0], clip_vision_output=encoded[1])
-    p.words(made[2], 2, 3, candidates=3)
+    p.words(made[2], 3, 3, candidates=3)
     return p.flow
 
 
@@ -479,7 +479,7 @@ WORKFLOWS: dict[str, Build] = {  # from easy to special
 }
 SEEDS = dict.fromkeys(WORKFLOWS, 0) | {  # whose results show what the template is for; make_pictures.py draws these
     "Joint pairs": 58,
-    "Noise path exploration": 10,
+    "Noise path exploration": 6,
     "Hand-over to Stable Diffusion 1.5": 58,
 }
 HELP_FLOWS: dict[str, Build] = {

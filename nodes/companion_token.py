@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ..unidiffuser.guidance import overshoot_warning
-from ..unidiffuser.schedule import label_of_sigma
+from ..unidiffuser.schedule import NUM_LABELS, label_of_sigma
 from ..unidiffuser.steppers import Interval, Level, Point, dpmpp_2m, lcm
 from ..unidiffuser.streams import draw_noise, draw_normal, item_generators
 from .input_checks import check_image_latent, clip_token, unclip_warning
 from .memory_errors import say_what_to_do
-from .model_warnings import model_warnings, sampler_name, sampler_warning
+from .model_warnings import cfg_warning, model_warnings, sampler_name, sampler_warning
 from .side_streams import SIDE, Companion, SideStreams, closing, guided
 from .types import show_warning
 
@@ -52,10 +52,16 @@ class CompanionToken(Companion):
         self.noise, self.known, self.draw_text, self.from_noise = noise, known, draw_text, from_noise
         self.fresh = fresh
         self.points: list[Point] = []
+        self.first: Level | None = None  # of the run
+        self.sigma = math.inf  # of the last evaluation
 
     def at(self, sigma: float, image: Tensor) -> SideStreams:
         """The token at a noise level, for the guider's evaluation of `image` there."""
+        self.sigma = sigma
         self.level = Level.of(float(label_of_sigma(torch.tensor(sigma, dtype=torch.float64))))
+        self.first = self.first or self.level
+        if self.points and self.points[-1].level.sigma < self.first.sigma <= self.level.sigma:
+            self.points.clear()  # a node samples the whole path again, from its beginning
         self.x = self._move(self.level, image.device)
         self.side = SideStreams(self.x, self.draw_text, image)
         return self.side
@@ -74,6 +80,10 @@ class CompanionToken(Companion):
         if self.fresh is not None:
             return lcm(self.points, interval) + level.sigma * self.fresh().to(device)
         return dpmpp_2m(self.points, interval)
+
+    def has_ended(self, sigmas: Tensor) -> bool:
+        """Whether the last evaluation was at the end of the schedule: a sampler may stop on its way, or go upwards."""
+        return self.first is None or self.sigma <= float(sigmas[sigmas > 0].min()) * (1 + 1e-3)
 
     def learn(self, guider: Any) -> None:
         """Take the predictions of the evaluation that `at` began."""
@@ -108,7 +118,8 @@ def sample_with_token(
     tiled = "model_function_wrapper" in guider.model_options
     largest = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
     from_noise = float(sigmas[0]) > largest or math.isclose(float(sigmas[0]), largest, rel_tol=1e-5)
-    advice = check_image_latent(latent_image, net, model.latent_format.spacial_downscale_ratio, positive, tiled, from_noise)
+    start = NUM_LABELS if from_noise else float(label_of_sigma(sigmas[0]))
+    advice = check_image_latent(latent_image, net, model.latent_format.spacial_downscale_ratio, positive, tiled, start)
     batch, seed = len(latent_image), kwargs.get("seed", args[3] if len(args) > 3 else None) or 0
     generators = [generator for k in drawn_items(noise, seed) for generator in item_generators(seed + k, 1)]
     draw_noise(tuple(latent_image.shape[1:]), generators, "cpu")  # the library draws an item's image noise first
@@ -123,14 +134,14 @@ def sample_with_token(
         from_noise=from_noise,
         fresh=token_noise if sampler_name(sampler) == LCM else None,
     )
-    for warning in filter(
-        None, (advice, unclip_warning(positive), sampler_warning(sampler), *model_warnings(guider.model_patcher))
-    ):
+    patcher, cfg = guider.model_patcher, getattr(guider, "cfg", math.inf)
+    own = (advice, unclip_warning(positive), sampler_warning(sampler), cfg_warning(patcher, cfg))
+    for warning in filter(None, (*own, *model_warnings(patcher))):
         options[SIDE].notes.warn(warning)
     try:
         with say_what_to_do(), options[SIDE].running(model):
             out: Tensor = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-        if float(sigmas[-1]) == 0:  # else noise is left, for another sampler
+        if float(sigmas[-1]) == 0 and options[SIDE].has_ended(sigmas):  # else noise is left, for another sampler
             show_warning(overshoot_warning(model.process_latent_in(out)) or "")
         return out
     finally:

@@ -13,7 +13,7 @@ from ..unidiffuser.guidance import Guidance, Net, NetInput, evaluate, needed_eva
 from ..unidiffuser.schedule import alpha_sigma, sigma_of_label
 from ..unidiffuser.streams import Streams
 from ..unidiffuser.uvit import HEADS
-from .host_model import ROLE, TEXT, TEXT_LABEL, ExpandedCond, RowValues
+from .host_model import ROLE, TEXT, TEXT_LABEL, RowValues, text_condition
 from .side_streams import POSITIVE, REGION, SIDE, Companion, SideStreams, closing, guided
 
 LIMITS = ("area", "mask", "timestep_start", "timestep_end")  # keys of a condition that does not act everywhere
@@ -50,7 +50,7 @@ class HostNet:
         side = SideStreams(clip_img, lambda: text, x, data_type, tuple(heads))
         options = {**self.options["transformer_options"], "sigmas": sigma[:1], "cond_or_uncond": [0], "uuids": []}
         options[SIDE] = Companion(side, options[SIDE].notes)
-        conds = {TEXT: text.to(self.device), TEXT_LABEL: t_text.tolist(), ROLE: [POSITIVE]}
+        conds = {TEXT: text.to(self.device).flatten(1), TEXT_LABEL: t_text.tolist(), ROLE: [POSITIVE]}
         wrapper = self.options.get("model_function_wrapper")
         if wrapper is None:
             denoised = self.model.apply_model(x, sigma, transformer_options=options, **conds)
@@ -137,7 +137,7 @@ class HostGuidance(Guidance):
         )
         conds = guider.conds
         first, *regions = conds[POSITIVE]
-        state = {TEXT: ExpandedCond(main.x.need("text").to(host.device)), TEXT_LABEL: RowValues([main.t_text])}
+        state = {TEXT: text_condition(main.x.need("text").to(host.device)), TEXT_LABEL: RowValues([main.t_text])}
         guider.conds = {
             **conds,
             POSITIVE: [_with(first, state), *(_with(region, {ROLE: RowValues([REGION])}) for region in regions)],

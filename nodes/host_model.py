@@ -48,6 +48,11 @@ class ExpandedCond(comfy.conds.CONDRegular):
         return super().process_cond(batch_size, **kwargs)
 
 
+def text_condition(text: Tensor) -> ExpandedCond:
+    """A text latent (1 or B, L, D) as (1 or B, L * D): context windows cut what is as long as a side of the image."""
+    return ExpandedCond(text.flatten(1))
+
+
 class RowValues(comfy.conds.CONDRegular):
     """A value for every row of a call, such as a label; a list, so that reading it needs no device sync."""
 
@@ -160,7 +165,7 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
             else torch.zeros(1, net.config.num_text_tokens, net.config.text_dim, device=device)
         )
         role = kwargs.get("prompt_type", POSITIVE)
-        return {TEXT: ExpandedCond(text), TEXT_LABEL: RowValues([0.0 if given else NO_TEXT]), ROLE: RowValues([role])}
+        return {TEXT: text_condition(text), TEXT_LABEL: RowValues([0.0 if given else NO_TEXT]), ROLE: RowValues([role])}
 
     def _apply_model(
         self,
@@ -175,12 +180,14 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         options, sigma = transformer_options or {}, t
         self.diffusion_model.attention.options = options
         side = self.side_streams(options, x)
+        self.warn_about_window(options, x)
         items, conditions = side.places(x, options)
 
         def rows(values: list[Any]) -> list[Any]:
             return [values[i % len(values)] for i in range(len(x))]
 
-        labels, text = rows(conds[TEXT_LABEL]), conds[TEXT].to(x.device)
+        net = self.diffusion_model.config
+        labels, text = rows(conds[TEXT_LABEL]), conds[TEXT].to(x.device).unflatten(1, (net.num_text_tokens, net.text_dim))
         text = text.repeat(-(-len(x) // len(text)), 1, 1)[: len(x)]
         missing = torch.tensor([label is NO_TEXT for label in labels])
         if missing.any():  # the unconditional model of the paper: fresh noise at the highest text label
@@ -207,6 +214,16 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         executor = extension.WrapperExecutor.new_class_executor(network, self.diffusion_model, wrappers)
         eps = executor.execute(img, label_of_sigma(sigma), text, options)
         return x if eps is None else self.model_sampling.calculate_denoised(sigma, eps[..., : x.shape[2], : x.shape[3]], x)
+
+    def warn_about_window(self, options: dict[str, Any], x: Tensor) -> None:
+        """Say that a context window along a side of the image cuts through its patches."""
+        dim, patch = getattr(options.get("context_window"), "dim", 0), self.diffusion_model.config.patch_size
+        if dim in (2, 3) and x.shape[dim] % patch:
+            (options[SIDE].notes if SIDE in options else self.notes).warn(
+                f"A context window is {x.shape[dim]} latent cells long, but this model draws patches of {patch} x {patch}, so "
+                f"the picture gets stripes. In 'Context Windows (Manual)' turn causal_window_fix off, and set context_length "
+                f"and context_overlap to multiples of {patch}."
+            )
 
     def side_streams(self, options: dict[str, Any], x: Tensor) -> SideStreams:
         """The streams beside the image; noise where a sampler has dropped them, with a warning."""

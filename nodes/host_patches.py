@@ -294,9 +294,10 @@ class Patches:
         try:
             return patch(*arguments)
         except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            node = node_of(patch)
+            cure = "Remove COUPLE from the prompt; AND with MASK works." if "prompt-control" in node else "Remove this node."
             raise ValueError(
-                f"The patch of '{node_of(patch)}' is made for another kind of model and does not fit UniDiffuser ({error}). "
-                f"Remove this node."
+                f"The patch of '{node}' is made for another kind of model and does not fit UniDiffuser ({error}). {cure}"
             ) from error
 
 

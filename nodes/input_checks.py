@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..unidiffuser.schedule import NUM_LABELS
 from ..unidiffuser.uvit import UViTConfig
 
 USUAL, LARGEST = 2, 16  # area of a latent in multiples of the trained one: more gets a warning, is refused
 LONG = 1.75  # a side in multiples of the trained one, from which there is a warning too
+SECOND_PASS, ENLARGED = 350, 4  # up to this label and area the picture that is there keeps its shapes
 
 
 def check_image_latent(
@@ -19,7 +21,7 @@ def check_image_latent(
     downscale: int,
     conditions: Sequence[Mapping[str, Any]],
     tiled: bool,
-    from_noise: bool,
+    start: float,
 ) -> str | None:
     """Check that a LATENT fits the network; returns a warning for one that is large or long.
 
@@ -29,10 +31,12 @@ def check_image_latent(
         downscale: pixels per latent cell, along a side.
         conditions: the texts that guide it. If all have areas of usual size, that of the latent does not matter.
         tiled: a patch of the MODEL samples it in tiles, so its area is not limited.
-        from_noise: no picture is in the latent; else tiles follow that picture, so its size does not matter to them.
+        start: label at which the sampling begins. Below `NUM_LABELS` tiles follow the picture in the latent, so its size does
+            not matter to them, and a second pass over an enlarged picture keeps it.
 
     Raises:
-        ValueError: it has the wrong channels, is too large, or its sides are not multiples of the patch size.
+        ValueError: it has the wrong channels, is too large, its sides are not multiples of the patch size, or an area of a
+            text lies outside of it.
     """
     patch, (rows, columns) = config.patch_size, config.latent_size
     if latent.ndim != 4 or latent.shape[1] != config.in_chans:
@@ -49,14 +53,26 @@ def check_image_latent(
             f"{size} {trained} and fails above {LARGEST} times that area. Use a smaller 'Empty Latent Image', or scale the "
             f"image down before VAE Encode."
         )
+    _check_areas(conditions, height, width)
     if height % patch or width % patch:
         raise ValueError(f"{size} needs sides that are multiples of {patch * downscale} pixels.")
-    if _is_large(height, width, config) and not in_areas and (from_noise or not tiled):
+    kept = start < NUM_LABELS and (tiled or (start <= SECOND_PASS and area <= ENLARGED))
+    if _is_large(height, width, config) and not in_areas and not kept:
         return (
             f"{size} {trained}, so objects may repeat or stretch. Better: sample at that size, scale the latent up, and sample "
-            f"again with denoise 0.2 to 0.4."
+            f"again with denoise 0.2 to 0.35."
         )
     return None
+
+
+def _check_areas(conditions: Sequence[Mapping[str, Any]], height: int, width: int) -> None:
+    for area in filter(None, (condition.get("area") for condition in conditions)):
+        bottom, right = (1, 1) if area[0] == "percentage" else (height, width)
+        if area[-2] >= bottom or area[-1] >= right:
+            raise ValueError(
+                "The area of a prompt lies outside of the image. Move it into the image, with x and y of 'Conditioning (Set "
+                "Area)'."
+            )
 
 
 def _in_areas(conditions: Sequence[Mapping[str, Any]], latent: Tensor, config: UViTConfig) -> bool:

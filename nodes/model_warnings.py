@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from comfy.model_sampling import EPS, V_PREDICTION, X0
 from comfy.patcher_extension import WrappersMP
 
+from .host_patches import node_of
+
+MOST_REUSED = 0.05  # reuse_threshold of EasyCache up to which 20 steps keep their colours
+MOST_NAG = 2.0  # nag_scale of NAGuidance from which pictures break up
+NEUTRAL, LEAST = 8, 6  # cfg that Automatic CFG leaves as it is; one from which pictures are right
+
 
 def model_warnings(patcher: Any) -> list[str]:
     """A sentence for each such node, with what to do."""
-    found = (_cache_warning(patcher), _sampling_warning(patcher), _tile_warning(patcher))
+    found = (_cache_warning(patcher), _attention_warning(patcher), _sampling_warning(patcher), _tile_warning(patcher))
     return [warning for warning in found if warning]
+
+
+def cfg_warning(patcher: Any, cfg: float) -> str | None:
+    """A sentence for a node that makes its own of the guidance `cfg`, of the host's scale, if that is too low for it."""
+    function = patcher.model_options.get("sampler_cfg_function")
+    if "AutomaticCFG" not in str(getattr(function, "__module__", "")) or cfg >= LEAST:
+        return None
+    return (
+        f"'Automatic CFG' counts from a cfg of {NEUTRAL}, so at {cfg:g} the guidance is too weak for a clear picture. Set cfg "
+        f"to {NEUTRAL} (in 'UniDiffuser Sampler' image_guidance to {NEUTRAL - 1})."
+    )
 
 
 def sampler_name(sampler: Any) -> str:
@@ -30,12 +48,32 @@ def sampler_warning(sampler: Any) -> str | None:
 
 
 def _cache_warning(patcher: Any) -> str | None:
-    if not patcher.get_wrappers(WrappersMP.PREDICT_NOISE, "lazycache"):
+    if patcher.get_wrappers(WrappersMP.PREDICT_NOISE, "lazycache"):
+        return (
+            "'LazyCache' adds an earlier step's change to the picture, which leaves noise in models of Stable Diffusion's "
+            f"noise schedule. Use 'EasyCache' with a reuse_threshold of {MOST_REUSED} instead."
+        )
+    cache = patcher.model_options.get("transformer_options", {}).get("easycache")
+    threshold = getattr(cache, "reuse_threshold", 0.0)
+    if threshold <= MOST_REUSED:
         return None
     return (
-        "'LazyCache' adds an earlier step's change to the picture, which leaves noise in models of Stable Diffusion's noise "
-        "schedule. Use 'EasyCache' instead."
+        f"'EasyCache' with a reuse_threshold of {threshold:g} skips so many evaluations that colours wash out. Set it to "
+        f"{MOST_REUSED}."
     )
+
+
+def _attention_warning(patcher: Any) -> str | None:
+    """Of "Normalized Attention Guidance" at a strength for networks whose text has an attention of its own."""
+    patches = patcher.model_options.get("transformer_options", {}).get("patches", {}).get("attn1_output_patch", [])
+    for patch in patches:
+        scale = inspect.getclosurevars(patch).nonlocals.get("nag_scale", 0.0) if node_of(patch) == "NAGuidance" else 0.0
+        if scale > MOST_NAG:
+            return (
+                f"'Normalized Attention Guidance' with a nag_scale of {scale:g} is too strong for UniDiffuser, whose image and "
+                f"text share one attention: the picture breaks up. Set it to 1.5 or {MOST_NAG:g}."
+            )
+    return None
 
 
 def _sampling_warning(patcher: Any) -> str | None:

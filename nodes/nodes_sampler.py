@@ -100,7 +100,7 @@ class UniDiffuserSampler(io.ComfyNode):
         negative: Any = None,
         caption_decoder: Any = None,
     ) -> io.NodeOutput:
-        given, mask = given_streams(model, latent_image, clip_vision_output, text)
+        given, mask = given_streams(model, latent_image, clip_vision_output, text, path.t_img[0])
         show_prompt_warning(model, text, negative)
         drafts = CaptionDrafts(caption_decoder, path, cls.hidden.unique_id)
         watch = watcher(model, path.steps, drafts.show)

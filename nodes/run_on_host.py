@@ -22,7 +22,7 @@ from ..unidiffuser.streams import Streams, item_generators, start_streams
 from .host_guidance import HostGuidance, HostNet
 from .host_patches import node_of
 from .memory_errors import say_what_to_do
-from .model_warnings import model_warnings, shifts_tiles
+from .model_warnings import cfg_warning, model_warnings, shifts_tiles
 from .side_streams import SIDE, Companion
 from .stream_inputs import INPUT_OF, require_model, text_latent
 from .types import show_warning
@@ -149,6 +149,7 @@ def sample_streams(
         show_warning(
             f"'{node_of(changing)}' changes the mask from step to step, which only KSampler does; here the mask is fixed."
         )
+    show_warning(cfg_warning(patcher, scales[0] + 1) or "")
     image = None if start.img is None else tuple(start.img.shape[1:])
     moving = path.t_img if len(set(path.t_img)) > 1 else path.t_text
     sigmas = sigma_of_label(torch.tensor(moving))

@@ -147,6 +147,12 @@ def closing(options: dict[str, Any], side: SideStreams) -> Iterator[dict[str, An
         yield options
     finally:
         options[key] = before or []
+    roles = {role for role, _ in side.sums.get("clip_img", ())}
+    if roles and not roles & {POSITIVE, REGION}:
+        options["transformer_options"][SIDE].notes.warn(
+            "No positive prompt is active in some of the steps, which spoils the picture. Let the steps of the last prompt end "
+            "at 1, as in 'ConditioningSetTimestepRange'."
+        )
 
 
 def guided(predictions: dict[Key, Tensor], guider: Any) -> Tensor | None:

@@ -12,6 +12,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..unidiffuser.path import CLEAN
+from ..unidiffuser.schedule import NUM_LABELS
 from ..unidiffuser.streams import Streams
 from .host_model import UniDiffuserModel
 from .input_checks import check_image_latent, clip_vision_token
@@ -45,10 +47,12 @@ def given_streams(
     latent: dict[str, Any] | None,
     clip_vision_output: Any,
     text: Sequence[Any] | None,
+    start: float = CLEAN,
 ) -> tuple[Streams, Streams]:
     """Streams and masks (1 = generate) of a node's inputs, scaled as the model expects, all of one batch size.
 
     Each stream is clean or at the noise level that `given_levels` reports; the part that its mask keeps is always clean.
+    `start` is the label at which the sampling of a given image begins, 0 for one that is held.
 
     Raises:
         ValueError: an input does not fit the model.
@@ -58,8 +62,9 @@ def given_streams(
     samples = None if latent is None else _sized(patcher, latent)
     if samples is not None:
         texts, tiled = [extra for _, extra in text or ()], "model_function_wrapper" in patcher.model_options
-        downscale, empty = model.latent_format.spacial_downscale_ratio, not samples.any()
-        advice = check_image_latent(samples, net, downscale, texts, tiled, from_noise=empty)
+        downscale = model.latent_format.spacial_downscale_ratio
+        start = (start or NUM_LABELS - 1) if samples.any() else NUM_LABELS
+        advice = check_image_latent(samples, net, downscale, texts, tiled, start)
         if advice:
             Warnings().warn(advice)
     cond = None if text is None else text_latent(patcher, text)

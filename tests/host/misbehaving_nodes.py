@@ -8,8 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.clip_vision
+import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
@@ -242,6 +245,36 @@ class TiledEncode:
             encoder.forward = before
 
 
+class TwoRounds:
+    """Samples the whole schedule twice, the second time from the first result, as AnimateDiff-Evolved's iterations do."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
+
+    def run(self, model: Any) -> tuple[Any]:
+        def rounds(executor: Any, noise: torch.Tensor, latent: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return executor(noise, executor(noise, latent, *args, **kwargs), *args, **kwargs)
+
+        model = model.clone()
+        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "rounds", rounds)
+        return (model,)
+
+
+class EarlyStop:
+    """A sampler that does the first half of its schedule only."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("SAMPLER",), "run", "tests"
+
+    def run(self) -> tuple[Any]:
+        euler = comfy.k_diffusion.sampling.sample_euler
+
+        def half(model: Any, x: torch.Tensor, sigmas: torch.Tensor, **options: Any) -> torch.Tensor:
+            return euler(model, x, sigmas[: len(sigmas) // 2], **options)
+
+        return (comfy.samplers.KSAMPLER(half),)
+
+
 class LatentMask:
     """The noise mask of a LATENT."""
 
@@ -258,6 +291,8 @@ NODE_CLASS_MAPPINGS = {
     "TestSamePatches": SamePatches,
     "TestDropWrappers": DropWrappers,
     "TestDumpText": DumpText,
+    "TestEarlyStop": EarlyStop,
+    "TestTwoRounds": TwoRounds,
     "TestDumpToken": DumpToken,
     "TestForeignConditioning": ForeignConditioning,
     "TestForeignLatent": ForeignLatent,

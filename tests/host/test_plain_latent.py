@@ -9,6 +9,7 @@ import torch
 from host_server import HostServer
 from prompts import Graph, Link
 from test_agreement import GUIDANCE, SEED, STEPS, saved
+from tiny import TEXT_DIM
 
 
 def core(graph: Graph, positive: Link, negative: Link | None = None, latent: Link | None = None, **inputs: Link) -> Link:
@@ -183,6 +184,108 @@ def test_patches_that_change_nothing_give_the_same_picture(server: HostServer) -
         torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
 
 
+def test_a_schedule_that_is_sampled_twice_equals_two_samplers(server: HostServer) -> None:
+    found = []
+    for node in ("TestTwoRounds", ""):
+        graph = Graph()
+        model = graph.add(node, model=graph.model)() if node else graph.model
+        text, nothing = graph.text("red cat"), graph.text("")
+        latent = graph.empty() if node else core(graph, text, nothing)
+        graph.save(core(graph, text, nothing, latent, model=model), "rounds")
+        found.append(saved(server, graph, "rounds"))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+
+
+def test_a_sampler_that_stops_early_leaves_noise_and_no_warning(server: HostServer) -> None:
+    words, graph = "the range of pictures (spread", Graph("emoji")
+    before = server.log.count(words)
+    out = graph.add(
+        "SamplerCustom",
+        model=graph.model,
+        add_noise=True,
+        noise_seed=SEED,
+        cfg=GUIDANCE,
+        positive=graph.text("red apple, twemoji"),
+        negative=graph.text(""),
+        sampler=graph.add("TestEarlyStop")(),
+        sigmas=graph.path("text to image", STEPS)(1),
+        latent_image=graph.empty(256, 256),
+    )
+    graph.save(out(), "early")
+    assert saved(server, graph, "early").std() > 2
+    assert server.log.count(words) == before
+
+
+WINDOW = {
+    "context_length": 8,
+    "context_overlap": 4,
+    "context_schedule": "standard_static",
+    "context_stride": 1,
+    "closed_loop": False,
+    "fuse_method": "pyramid",
+    "freenoise": False,
+    "cond_retain_index_list": "",
+    "latent_retain_index_list": "",
+    "split_conds_to_windows": False,
+}
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_context_window_along_a_side_leaves_the_text_whole(server: HostServer, dim: int) -> None:
+    """The side has as many cells as a text latent has numbers for a token."""
+    if "ContextWindowsManual" not in server.get("/object_info"):
+        pytest.skip("this ComfyUI has no context windows")
+    known = server.get("/object_info/ContextWindowsManual")["ContextWindowsManual"]["input"]
+    names = {*known["required"], *known.get("optional", {})}
+    assert TEXT_DIM * 8 == 128
+
+    def windows(graph: Graph, sampler: Callable[..., Link], causal: bool) -> Link:
+        inputs = {name: value for name, value in {**WINDOW, "dim": dim, "causal_window_fix": causal}.items() if name in names}
+        model = graph.add("ContextWindowsManual", model=graph.model, **inputs)()
+        return sampler(graph, graph.text("red cat"), model=model, latent=graph.empty(128, 128))
+
+    words = "so the picture gets stripes. In 'Context Windows (Manual)' turn causal_window_fix off"
+    for causal in (False, True) if "causal_window_fix" in names else (False,):
+        before = server.log.count(words)
+        for latent in both(server, lambda graph, sampler, causal=causal: windows(graph, sampler, causal)):
+            assert torch.isfinite(latent).all()
+        assert server.log.count(words) == before + 2 * causal
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "good", "bad", "words"),
+    [
+        ("EasyCache", "reuse_threshold", 0.05, 0.2, "'EasyCache' with a reuse_threshold of 0.2 skips so many"),
+        ("NAGuidance", "nag_scale", 2.0, 5.0, "'Normalized Attention Guidance' with a nag_scale of 5 is too strong"),
+    ],
+)
+def test_settings_that_spoil_the_picture_are_told(
+    server: HostServer, node: str, name: str, good: float, bad: float, words: str
+) -> None:
+    shared = {
+        "EasyCache": {"start_percent": 0.1, "end_percent": 0.95, "verbose": False},
+        "NAGuidance": {"nag_alpha": 0.5, "nag_tau": 1.5},
+    }
+    before = server.log.count(words)
+    both(server, patched(node, **shared[node], **{name: good}))
+    assert server.log.count(words) == before
+    both(server, patched(node, **shared[node], **{name: bad}))
+    assert server.log.count(words) == before + 2
+
+
+def test_steps_without_a_positive_prompt_are_told(server: HostServer) -> None:
+    words = "No positive prompt is active in some of the steps"
+
+    def build(graph: Graph, sampler: Callable[..., Link], end: float) -> Link:
+        text = graph.add("ConditioningSetTimestepRange", conditioning=graph.text("red cat"), start=0.0, end=end)()
+        return sampler(graph, text)
+
+    for end, told in ((1.0, 0), (0.5, 2)):
+        before = server.log.count(words)
+        both(server, lambda graph, sampler, end=end: build(graph, sampler, end))
+        assert server.log.count(words) == before + told
+
+
 def test_a_cache_that_skips_evaluations_acts(server: HostServer) -> None:
     for node in ("EasyCache", "LazyCache"):
         options = {"reuse_threshold": 3.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
@@ -190,7 +293,7 @@ def test_a_cache_that_skips_evaluations_acts(server: HostServer) -> None:
         assert torch.isfinite(one).all()
         assert torch.isfinite(other).all()
         assert (one - both(server, plain)[0]).abs().max() > 1e-3
-    assert "Use 'EasyCache' instead" in server.log
+    assert "Use 'EasyCache' with a reuse_threshold of 0.05 instead" in server.log
 
 
 LAYERS = {"double_layers": "1, 2", "single_layers": "", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0}
@@ -274,6 +377,15 @@ def test_an_image_of_areas_may_be_large(server: HostServer, width: int, told: in
         graph.save(sampler(graph, text, latent=graph.empty(256, 128)), "areas")
         server.run(graph.prompt)
         assert server.log.count(words) == before + told
+
+
+@pytest.mark.parametrize("sampler", [core, ours])
+def test_an_area_outside_of_the_image_is_named(server: HostServer, sampler: Callable[..., Link]) -> None:
+    graph = Graph()
+    text = graph.add("ConditioningSetArea", conditioning=graph.text("red cat"), width=64, height=64, x=256, y=0, strength=1.0)()
+    graph.save(sampler(graph, text), "outside")
+    with pytest.raises(RuntimeError, match="The area of a prompt lies outside of the image"):
+        server.run(graph.prompt)
 
 
 def test_tiles_smaller_than_trained_are_named(server: HostServer) -> None:

@@ -26,6 +26,7 @@ from .types import show_warning
 
 LCM = "sample_lcm"  # the host's sampler that renews the noise at each step
 HISTORY = 3  # points that are kept; the stepper uses two, one more allows a sampler to step back
+ENDING = 0.5  # sigma of the last evaluation from which a picture is left, for samplers that choose their own steps
 SEARCHED = 64  # items of a batch that the seed's noise is compared with, to find an item taken from it
 
 
@@ -82,8 +83,9 @@ class CompanionToken(Companion):
         return dpmpp_2m(self.points, interval)
 
     def has_ended(self, sigmas: Tensor) -> bool:
-        """Whether the last evaluation was at the end of the schedule: a sampler may stop on its way, or go upwards."""
-        return self.first is None or self.sigma <= float(sigmas[sigmas > 0].min()) * (1 + 1e-3)
+        """Whether the last evaluation was near the end of the schedule: a sampler may stop on its way, or go upwards."""
+        last = float(sigmas[sigmas > 0].min()) if bool((sigmas > 0).any()) else 0.0
+        return self.sigma <= max(last * (1 + 1e-3), ENDING)
 
     def learn(self, guider: Any) -> None:
         """Take the predictions of the evaluation that `at` began."""

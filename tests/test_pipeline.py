@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rounding import assert_same
 
 import unidiffuser
 from unidiffuser.options import Options, resolve
@@ -291,7 +292,7 @@ def test_the_default_dtype_changes_no_random_number(model: UniDiffuser) -> None:
     expected = results()
     torch.set_default_dtype(torch.float64)
     try:
-        assert results() == expected
+        assert_same(results(), expected)
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -20,7 +20,7 @@ from ..unidiffuser.steppers import Interval, Level, Point, dpmpp_2m, lcm
 from ..unidiffuser.streams import draw_noise, draw_normal, item_generators
 from .input_checks import check_image_latent, clip_token, unclip_warning
 from .memory_errors import say_what_to_do
-from .model_warnings import cfg_warning, model_warnings, sampler_name, sampler_warning
+from .model_warnings import cfg_warning, model_warnings, momentum_warning, sampler_name, sampler_warning
 from .side_streams import SIDE, Companion, SideStreams, closing, guided
 from .types import show_warning
 
@@ -137,7 +137,13 @@ def sample_with_token(
         fresh=token_noise if sampler_name(sampler) == LCM else None,
     )
     patcher, cfg = guider.model_patcher, getattr(guider, "cfg", math.inf)
-    own = (advice, unclip_warning(positive), sampler_warning(sampler), cfg_warning(patcher, cfg))
+    own = (
+        advice,
+        unclip_warning(positive),
+        sampler_warning(sampler),
+        cfg_warning(patcher, cfg),
+        momentum_warning(patcher, sigmas),
+    )
     for warning in filter(None, (*own, *model_warnings(patcher))):
         options[SIDE].notes.warn(warning)
     try:

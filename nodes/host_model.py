@@ -178,6 +178,8 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
         **conds: Any,
     ) -> Tensor:
         options, sigma = transformer_options or {}, t
+        if SIDE not in options and self.running is not None:  # options of a patch's own making
+            options = {**options, SIDE: self.running}
         self.diffusion_model.attention.options = options
         side = self.side_streams(options, x)
         self.warn_about_window(options, x)
@@ -227,7 +229,7 @@ class UniDiffuserModel(comfy.model_base.BaseModel):
 
     def side_streams(self, options: dict[str, Any], x: Tensor) -> SideStreams:
         """The streams beside the image; noise where a sampler has dropped them, with a warning."""
-        companion = options.get(SIDE, self.running)
+        companion = options.get(SIDE)
         if isinstance(companion, Companion) and companion.side is not None:
             return companion.side
         notes = companion.notes if isinstance(companion, Companion) else self.notes

@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from comfy.model_sampling import EPS, V_PREDICTION, X0
 from comfy.patcher_extension import WrappersMP
+from torch import Tensor
 
+from ..unidiffuser.schedule import NUM_LABELS, label_of_sigma, sigma_of_label
 from .host_patches import node_of
 
 MOST_REUSED = 0.05  # reuse_threshold of EasyCache up to which 20 steps keep their colours
 MOST_NAG = 2.0  # nag_scale of NAGuidance from which pictures break up
-NEUTRAL, LEAST = 8, 6  # cfg that Automatic CFG leaves as it is; one from which pictures are right
+NEUTRAL = 8  # cfg that Automatic CFG leaves as it is
+FEWEST = 20  # steps over the whole schedule from which momentum guidance leaves no spots
 
 
 def model_warnings(patcher: Any) -> list[str]:
@@ -24,11 +28,40 @@ def model_warnings(patcher: Any) -> list[str]:
 def cfg_warning(patcher: Any, cfg: float) -> str | None:
     """A sentence for a node that makes its own of the guidance `cfg`, of the host's scale, if that is too low for it."""
     function = patcher.model_options.get("sampler_cfg_function")
-    if "AutomaticCFG" not in str(getattr(function, "__module__", "")) or cfg >= LEAST:
+    if "AutomaticCFG" not in str(getattr(function, "__module__", "")) or cfg >= NEUTRAL:
+        return None
+    if _closed_over(function, "automatic_cfg") == "None":  # a preset of it that leaves the guidance alone
         return None
     return (
         f"'Automatic CFG' counts from a cfg of {NEUTRAL}, so at {cfg:g} the guidance is too weak for a clear picture. Set cfg "
         f"to {NEUTRAL} (in 'UniDiffuser Sampler' image_guidance to {NEUTRAL - 1})."
+    )
+
+
+def momentum_warning(patcher: Any, sigmas: Tensor) -> str | None:
+    """A sentence for "Momentum Guidance" in a run over these noise levels of the host's scale, if the steps are far apart."""
+    functions = patcher.model_options.get("sampler_post_cfg_function", [])
+    if not any(node_of(function) == "MomentumGuidance" and _closed_over(function, "momentum") for function in functions):
+        return None
+    first, last = (float(label) for label in label_of_sigma(sigmas[[0, -1]]))
+    steps = (len(sigmas) - 1) * NUM_LABELS / max(first - last, 1.0)
+    if steps >= FEWEST - 0.5:  # levels are not spaced evenly
+        return None
+    return (
+        f"'Momentum Guidance' in fewer than {FEWEST} steps adds the change of earlier steps too strongly, so the picture gets "
+        f"spots. Set steps to {FEWEST} or more, or remove the node."
+    )
+
+
+def schedule_warning(patcher: Any) -> str | None:
+    """A sentence for a node that sets a noise schedule, in a sampler that takes its noise levels from a path."""
+    sigmas = getattr(patcher.get_model_object("model_sampling"), "sigmas", None)
+    own = sigma_of_label(torch.arange(1, NUM_LABELS + 1))
+    if sigmas is None or (sigmas.shape == own.shape and torch.allclose(sigmas.float().cpu(), own.float(), rtol=1e-3)):
+        return None
+    return (
+        "A node sets another noise schedule on the MODEL, which has no effect here: 'UniDiffuser Sampler' takes its noise "
+        "levels from the path. Choose their spacing in 'UniDiffuser Noise Path', or use KSampler."
     )
 
 
@@ -67,7 +100,7 @@ def _attention_warning(patcher: Any) -> str | None:
     """Of "Normalized Attention Guidance" at a strength for networks whose text has an attention of its own."""
     patches = patcher.model_options.get("transformer_options", {}).get("patches", {}).get("attn1_output_patch", [])
     for patch in patches:
-        scale = inspect.getclosurevars(patch).nonlocals.get("nag_scale", 0.0) if node_of(patch) == "NAGuidance" else 0.0
+        scale = _closed_over(patch, "nag_scale", 0.0) if node_of(patch) == "NAGuidance" else 0.0
         if scale > MOST_NAG:
             return (
                 f"'Normalized Attention Guidance' with a nag_scale of {scale:g} is too strong for UniDiffuser, whose image and "
@@ -113,3 +146,8 @@ def _tile_warning(patcher: Any) -> str | None:
         f"pictures that this model was trained on, so every tile becomes a picture of its own. Use tiles of at least "
         f"{trained[1] * pixels} x {trained[0] * pixels}."
     )
+
+
+def _closed_over(function: Any, name: str, default: Any = None) -> Any:
+    """The value of a name that a node's inner function takes from the node's inputs."""
+    return inspect.getclosurevars(function).nonlocals.get(name, default) if inspect.isfunction(function) else default

@@ -22,7 +22,7 @@ from ..unidiffuser.streams import Streams, item_generators, start_streams
 from .host_guidance import HostGuidance, HostNet
 from .host_patches import node_of
 from .memory_errors import say_what_to_do
-from .model_warnings import cfg_warning, model_warnings, shifts_tiles
+from .model_warnings import cfg_warning, model_warnings, momentum_warning, schedule_warning, shifts_tiles
 from .side_streams import SIDE, Companion
 from .stream_inputs import INPUT_OF, require_model, text_latent
 from .types import show_warning
@@ -149,10 +149,12 @@ def sample_streams(
         show_warning(
             f"'{node_of(changing)}' changes the mask from step to step, which only KSampler does; here the mask is fixed."
         )
-    show_warning(cfg_warning(patcher, scales[0] + 1) or "")
     image = None if start.img is None else tuple(start.img.shape[1:])
-    moving = path.t_img if len(set(path.t_img)) > 1 else path.t_text
-    sigmas = sigma_of_label(torch.tensor(moving))
+    image_moves = len(set(path.t_img)) > 1
+    sigmas = sigma_of_label(torch.tensor(path.t_img if image_moves else path.t_text))
+    of_image = (cfg_warning(patcher, scales[0] + 1), schedule_warning(patcher), momentum_warning(patcher, sigmas))
+    for warning in of_image if image_moves else ():
+        show_warning(warning or "")
     out: Streams = in_host(patcher, count, seed, run, image=image, positive=text, negative=negative, sigmas=sigmas)
     if out.img is not None and path.t_img[0] != path.t_img[-1] == CLEAN:
         show_warning(overshoot_warning(out.img) or "")

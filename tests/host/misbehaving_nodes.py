@@ -175,6 +175,74 @@ class StateInOptions:
         return (model,)
 
 
+class MomentumGuidance:
+    """A post-cfg function of the name of sd-perturbed-attention's."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "momentum": ("FLOAT",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
+
+    def run(self, model: Any, momentum: float) -> tuple[Any]:
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(lambda arguments: arguments["denoised"] * (1 + 0 * momentum))
+        return (model,)
+
+
+class AutomaticGuidance:
+    """A cfg function that looks like Automatic CFG's, which scales what a cfg of 8 gives."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "automatic_cfg": ("STRING",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
+
+    def run(self, model: Any, automatic_cfg: str) -> tuple[Any]:
+        def automatic_cfg_function(arguments: dict[str, Any]) -> torch.Tensor:
+            scale = 1 if automatic_cfg == "None" else arguments["cond_scale"] / 8
+            return arguments["cond"] * scale
+
+        automatic_cfg_function.__module__ = "custom_nodes.ComfyUI-AutomaticCFG.nodes"
+        model = model.clone()
+        model.set_model_sampler_cfg_function(automatic_cfg_function)
+        return (model,)
+
+
+class attention_modifier:
+    """An attention patch of the name of Automatic CFG's."""
+
+    def modified_attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
+        return optimized_attention(q, k, v, extra["n_heads"])
+
+
+class AttentionModifier:
+    """Puts an `attention_modifier` on a block of a MODEL."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "block": ("INT",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
+
+    def run(self, model: Any, block: int) -> tuple[Any]:
+        model = model.clone()
+        model.set_model_attn1_replace(attention_modifier().modified_attention, "input", block)
+        return (model,)
+
+
+class OwnOptions:
+    """A post-cfg function that calls the model with options of its own, which patch a block."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "block": ("INT",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "tests"
+
+    def run(self, model: Any, block: int) -> tuple[Any]:
+        patches = {"attn1": {("input", block): attention_modifier().modified_attention}}
+        options = {"transformer_options": {"patches_replace": patches}}
+
+        def again(arguments: dict[str, Any]) -> torch.Tensor:
+            conditions, x, sigma = [arguments["cond"]], arguments["input"], arguments["sigma"]
+            comfy.samplers.calc_cond_batch(arguments["model"], conditions, x, sigma, options)
+            return arguments["denoised"]
+
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(again)
+        return (model,)
+
+
 class DumpText:
     """Writes the tensor of a CONDITIONING to a file."""
 
@@ -286,6 +354,8 @@ class LatentMask:
 
 
 NODE_CLASS_MAPPINGS = {
+    "TestAttentionModifier": AttentionModifier,
+    "TestAutomaticGuidance": AutomaticGuidance,
     "TestBlindAttention": BlindAttention,
     "TestStateInOptions": StateInOptions,
     "TestSamePatches": SamePatches,
@@ -299,8 +369,10 @@ NODE_CLASS_MAPPINGS = {
     "TestForeignModel": ForeignModel,
     "TestForeignToken": ForeignToken,
     "TestLatentMask": LatentMask,
+    "TestOwnOptions": OwnOptions,
     "TestShiftedTiles": ShiftedTiles,
     "TestSmallTiles": SmallTiles,
     "TestTiledEncode": TiledEncode,
+    "TestMomentumGuidance": MomentumGuidance,
     "TestOutOfMemory": OutOfMemory,
 }

@@ -1,0 +1,69 @@
+"""Nodes of other packs that act on the MODEL but spoil the picture, or do nothing: the samplers name them, and only them."""
+
+from __future__ import annotations
+
+import pytest
+from host_server import HostServer
+from prompts import Graph, Link
+
+MOMENTUM = "'Momentum Guidance' in fewer than 20 steps"
+AUTOMATIC = "'Automatic CFG' counts from a cfg of 8"
+ATTENTION = "The attention modifiers of 'Automatic CFG' are fitted to the blocks of SDXL"
+BEYOND = "'attention_modifier' names input 8; this model has input 0 to"
+SCHEDULE = "A node sets another noise schedule on the MODEL"
+
+
+def core(graph: Graph, model: Link, steps: int, cfg: float, denoise: float = 1.0) -> Link:
+    negative = graph.add("ConditioningZeroOut", conditioning=graph.text("a"))()
+    latent: Link = graph.ksampler(
+        graph.text("red cat"), negative, graph.empty(), model, steps=steps, cfg=cfg, denoise=denoise
+    )()
+    return latent
+
+
+def ours(graph: Graph, model: Link, steps: int, cfg: float, denoise: float = 1.0) -> Link:
+    path = graph.path("text to image", steps, start=round(1000 * denoise))()
+    latent, token = graph.encoded()
+    given = {"latent_image": latent, "clip_vision_output": token, "text": graph.text("red cat")}
+    sampled: Link = graph.sampler(path, model=model, image_guidance=cfg - 1, **given)()
+    return sampled
+
+
+@pytest.mark.parametrize("sampler", [core, ours])
+@pytest.mark.parametrize(
+    ("node", "inputs", "run", "words", "told"),
+    [
+        ("TestMomentumGuidance", {"momentum": 0.5}, (10, 4.0), MOMENTUM, True),
+        ("TestMomentumGuidance", {"momentum": 0.5}, (20, 4.0), MOMENTUM, False),
+        ("TestMomentumGuidance", {"momentum": 0.5}, (8, 4.0, 0.4), MOMENTUM, False),  # as dense as 20 over the whole schedule
+        ("TestMomentumGuidance", {"momentum": 0.5}, (4, 4.0, 0.4), MOMENTUM, True),
+        ("TestMomentumGuidance", {"momentum": 0.0}, (10, 4.0), MOMENTUM, False),
+        ("TestAutomaticGuidance", {"automatic_cfg": "hard"}, (3, 6.0), AUTOMATIC, True),
+        ("TestAutomaticGuidance", {"automatic_cfg": "hard"}, (3, 8.0), AUTOMATIC, False),
+        ("TestAutomaticGuidance", {"automatic_cfg": "None"}, (3, 4.0), AUTOMATIC, False),
+        ("TestAttentionModifier", {"block": 0}, (3, 4.0), ATTENTION, True),
+        ("TestAttentionModifier", {"block": 8}, (3, 4.0), ATTENTION, False),
+        ("TestOwnOptions", {"block": 0}, (3, 4.0), ATTENTION, True),
+        ("TestOwnOptions", {"block": 8}, (3, 4.0), BEYOND, True),
+    ],
+)
+def test_a_node_that_spoils_the_picture_is_named(
+    server: HostServer, sampler: object, node: str, inputs: dict[str, object], run: tuple[float, ...], words: str, told: bool
+) -> None:
+    assert callable(sampler)
+    before, graph = server.log.count(words), Graph()
+    graph.save(sampler(graph, graph.add(node, model=graph.model, **inputs)(), *run), "warned")
+    server.run(graph.prompt)
+    assert server.log.count(words) == before + told
+
+
+@pytest.mark.parametrize(("sampling", "zsnr", "told"), [("eps", False, False), ("eps", True, True), ("lcm", False, True)])
+def test_a_noise_schedule_on_the_model_is_named_where_the_path_has_the_levels(
+    server: HostServer, sampling: str, zsnr: bool, told: bool
+) -> None:
+    for sampler, expected in ((core, False), (ours, told)):
+        before, graph = server.log.count(SCHEDULE), Graph()
+        model = graph.add("ModelSamplingDiscrete", model=graph.model, sampling=sampling, zsnr=zsnr)()
+        graph.save(sampler(graph, model, 3, 4.0), "schedule")
+        server.run(graph.prompt)
+        assert server.log.count(SCHEDULE) == before + expected

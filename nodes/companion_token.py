@@ -18,7 +18,7 @@ from ..unidiffuser.guidance import overshoot_warning
 from ..unidiffuser.schedule import NUM_LABELS, label_of_sigma
 from ..unidiffuser.steppers import Interval, Level, Point, dpmpp_2m, lcm
 from ..unidiffuser.streams import draw_noise, draw_normal, item_generators
-from .input_checks import check_image_latent, clip_token, unclip_warning
+from .input_checks import check_conditioning, check_image_latent, clip_token, unclip_warning
 from .memory_errors import say_what_to_do
 from .model_warnings import cfg_warning, model_warnings, momentum_warning, sampler_name, sampler_warning
 from .side_streams import SIDE, Companion, SideStreams, closing, guided
@@ -139,7 +139,8 @@ def sample_with_token(
     patcher, cfg = guider.model_patcher, getattr(guider, "cfg", math.inf)
     own = (
         advice,
-        unclip_warning(positive),
+        check_conditioning(guider.conds),
+        unclip_warning(positive, from_noise),
         sampler_warning(sampler),
         cfg_warning(patcher, cfg),
         momentum_warning(patcher, sigmas),

@@ -1,4 +1,4 @@
-"""Checks of a node's LATENT and CLIP_VISION_OUTPUT against the model."""
+"""Checks of a node's LATENT, CONDITIONING and CLIP_VISION_OUTPUT against the model."""
 
 from __future__ import annotations
 
@@ -105,15 +105,43 @@ def clip_token(conditioning: Sequence[dict[str, Any]], batch: int, width: int) -
     return None
 
 
-def unclip_warning(conditioning: Sequence[dict[str, Any]]) -> str | None:
-    """A warning of what 'unCLIPConditioning' asks for and this model cannot do: it follows one image, with all of it."""
+def unclip_warning(conditioning: Sequence[Mapping[str, Any]], from_noise: bool) -> str | None:
+    """A warning of what 'unCLIPConditioning' asks for and this model cannot do.
+
+    It follows one image, with all of it, and from pure noise loosely: the embedding then starts as noise, like the image.
+    """
     entries = [entry for cond in conditioning for entry in cond.get("unclip_conditioning", [])]
-    if all(e["strength"] == 1 and e["noise_augmentation"] == 0 for e in entries) and len(entries) < 2:
+    told = []
+    if len(entries) > 1 or any(entry["strength"] != 1 or entry["noise_augmentation"] for entry in entries):
+        told.append(
+            "UniDiffuser follows the image of the first 'unCLIPConditioning' only, without its strength and "
+            "noise_augmentation: they, and further images, have no effect."
+        )
+    if entries and from_noise:
+        told.append(
+            "An image that starts from noise follows 'unCLIPConditioning' loosely or not at all: UniDiffuser adds noise to the "
+            "CLIP embedding too."
+        )
+    if not told:
         return None
-    return (
-        "UniDiffuser follows the image of the first 'unCLIPConditioning' only, without its strength and noise_augmentation: "
-        "they, and further images, have no effect. To vary an image, caption it and use the caption as the prompt."
-    )
+    return " ".join([*told, "To vary an image, caption it with 'Caption Picture' and use the caption as the prompt."])
+
+
+def check_conditioning(conditions: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
+    """Check what nodes have attached to the texts of a guider; returns a warning of what has no effect.
+
+    Raises:
+        ValueError: a ControlNet, which computes changes for the layers of a U-Net.
+    """
+    keys = {key for texts in conditions.values() for text in texts for key, value in text.items() if value is not None}
+    if "control" in keys:
+        raise ValueError(
+            "A ControlNet changes the layers of a U-Net, which UniDiffuser does not have. Remove 'Apply ControlNet' from the "
+            "prompt; to keep the shapes of an image, start from it with VAE Encode and a denoise below 1."
+        )
+    if "reference_latents" in keys:
+        return "'ReferenceLatent' has no effect on UniDiffuser. To vary an image, start from it with a denoise below 1."
+    return None
 
 
 def clip_vision_token(output: Any, batch: int, width: int) -> Tensor:

@@ -21,6 +21,7 @@ from ..unidiffuser.schedule import sigma_of_label
 from ..unidiffuser.streams import Streams, item_generators, start_streams
 from .host_guidance import HostGuidance, HostNet
 from .host_patches import node_of
+from .input_checks import check_conditioning
 from .memory_errors import say_what_to_do
 from .model_warnings import cfg_warning, model_warnings, momentum_warning, schedule_warning, shifts_tiles
 from .side_streams import SIDE, Companion
@@ -86,15 +87,26 @@ def in_host(
     guider = comfy.samplers.CFGGuider(patcher)
     guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     companion = guider.model_options.setdefault("transformer_options", {})[SIDE] = Companion()
-    for warning in model_warnings(patcher):
-        companion.notes.warn(warning)
     guider.set_conds(positive or nothing, negative or nothing)
+    for warning in filter(
+        None, (check_conditioning(guider.original_conds), _unclip_warning(positive), *model_warnings(patcher))
+    ):
+        companion.notes.warn(warning)
     placeholder = torch.zeros(count, *(image or config.item_shapes["img"]))
     sampler = _Borrowed(function)
     with say_what_to_do(), companion.running(model):
         sigmas = torch.tensor([SIGMA_MAX, 0.0]) if sigmas is None else sigmas
         guider.sample(placeholder, placeholder, sampler, sigmas, disable_pbar=True, seed=seed)
     return sampler.result
+
+
+def _unclip_warning(positive: Conditioning | None) -> str | None:
+    if not any(entry[1].get("unclip_conditioning") for entry in positive or ()):
+        return None
+    return (
+        "'unCLIPConditioning' has no effect here. Connect the CLIP_VISION_OUTPUT to clip_vision_output of 'UniDiffuser "
+        "Sampler', or use KSampler."
+    )
 
 
 def sample_streams(

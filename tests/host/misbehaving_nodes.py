@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.clip_vision
+import comfy.controlnet
 import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.model_patcher
@@ -243,6 +244,16 @@ class OwnOptions:
         return (model,)
 
 
+class Control:
+    """A CONDITIONING with a ControlNet without weights."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"conditioning": ("CONDITIONING",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "run", "tests"
+
+    def run(self, conditioning: Any) -> tuple[Any]:
+        return ([[text, {**extra, "control": comfy.controlnet.ControlBase()}] for text, extra in conditioning],)
+
+
 class DumpText:
     """Writes the tensor of a CONDITIONING to a file."""
 
@@ -359,6 +370,7 @@ NODE_CLASS_MAPPINGS = {
     "TestBlindAttention": BlindAttention,
     "TestStateInOptions": StateInOptions,
     "TestSamePatches": SamePatches,
+    "TestControl": Control,
     "TestDropWrappers": DropWrappers,
     "TestDumpText": DumpText,
     "TestEarlyStop": EarlyStop,

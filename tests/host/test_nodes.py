@@ -109,17 +109,55 @@ def test_a_node_that_runs_the_layers_of_the_autoencoder_is_refused(server: HostS
         server.run(graph.prompt)
 
 
-def test_what_unclip_conditioning_asks_for_in_vain_is_named(server: HostServer) -> None:
-    words = "UniDiffuser follows the image of the first 'unCLIPConditioning' only"
-    for strengths, named in (([1.0], 0), ([0.5], 1), ([1.0, 1.0], 1)):
-        graph, before = Graph(), server.log.count(words)
-        cond = graph.text("cat")
-        for strength in strengths:
-            given = {"clip_vision_output": graph.encoded()[1], "strength": strength, "noise_augmentation": 0.0}
-            cond = graph.add("unCLIPConditioning", conditioning=cond, **given)()
-        graph.show(graph.ksampler(cond, graph.text(""), graph.empty(), seed=41)())
-        server.run(graph.prompt)
-        assert server.log.count(words) == before + named
+ONE_IMAGE = "UniDiffuser follows the image of the first 'unCLIPConditioning' only"
+LOOSELY = "An image that starts from noise follows 'unCLIPConditioning' loosely"
+
+
+@pytest.mark.parametrize(
+    ("strengths", "denoise", "named"),
+    [([1.0], 0.5, ()), ([1.0], 1.0, (LOOSELY,)), ([0.5], 0.5, (ONE_IMAGE,)), ([1.0, 1.0], 1.0, (ONE_IMAGE, LOOSELY))],
+)
+def test_what_unclip_conditioning_asks_for_in_vain_is_named(
+    server: HostServer, strengths: list[float], denoise: float, named: tuple[str, ...]
+) -> None:
+    graph, before = Graph(), {words: server.log.count(words) for words in (ONE_IMAGE, LOOSELY)}
+    cond = graph.text("cat")
+    for strength in strengths:
+        given = {"clip_vision_output": graph.encoded()[1], "strength": strength, "noise_augmentation": 0.0}
+        cond = graph.add("unCLIPConditioning", conditioning=cond, **given)()
+    graph.show(graph.ksampler(cond, graph.text(""), graph.encoded()[0], seed=41, denoise=denoise)())
+    server.run(graph.prompt)
+    assert {words: server.log.count(words) - count for words, count in before.items()} == {
+        words: words in named for words in before
+    }
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ("unCLIPConditioning", "'unCLIPConditioning' has no effect here"),
+        ("ReferenceLatent", "'ReferenceLatent' has no effect on UniDiffuser"),
+        ("TestControl", "A ControlNet changes the layers of a U-Net, which UniDiffuser does not have"),
+    ],
+)
+def test_what_a_prompt_carries_in_vain_is_named(server: HostServer, node: str, words: str, ours: bool) -> None:
+    graph, before = Graph(), server.log.count(words)
+    latent, token = graph.encoded()
+    given = {
+        "unCLIPConditioning": {"clip_vision_output": token, "strength": 1.0, "noise_augmentation": 0.0},
+        "ReferenceLatent": {"latent": latent},
+    }
+    text = graph.add(node, conditioning=graph.text("cat"), **given.get(node, {}))()
+    path = graph.path("text to image")()
+    sampled = graph.sampler(path, text=text) if ours else graph.ksampler(text, graph.text(""), graph.empty())
+    graph.show(sampled())
+    if node == "TestControl":
+        with pytest.raises(RuntimeError, match=words):
+            server.run(graph.prompt)
+        return
+    server.run(graph.prompt)
+    assert server.log.count(words) - before == (ours or node == "ReferenceLatent")
 
 
 @pytest.mark.parametrize("task", ["joint", "image", "text"])

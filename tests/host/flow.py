@@ -32,7 +32,13 @@ ROOM = {  # height below slots and widgets, for what a node shows after a run
     "CLIPTextEncode": 60,
     "UniDiffuserRewriteWords": 60,
 }
-PREVIEWS = ("KSampler", "UniDiffuserSampler")  # grow downwards, by the host's preview of what they sample
+PREVIEWS = (  # nodes that grow downwards, by the host's preview of what they sample
+    "KSampler",
+    "UniDiffuserInterpolate",
+    "UniDiffuserInvert",
+    "UniDiffuserSampler",
+    "UniDiffuserTextToPair",
+)
 Info = dict[str, Any]
 Models = dict[str, list[dict[str, str]]]
 

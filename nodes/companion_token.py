@@ -143,7 +143,7 @@ def sample_with_token(
         unclip_warning(positive, from_noise),
         sampler_warning(sampler),
         cfg_warning(patcher, cfg),
-        momentum_warning(patcher, sigmas),
+        momentum_warning(patcher, sigmas, sampler_name(sampler)),
     )
     for warning in filter(None, (*own, *model_warnings(patcher))):
         options[SIDE].notes.warn(warning)

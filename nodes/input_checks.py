@@ -11,6 +11,7 @@ from ..unidiffuser.schedule import NUM_LABELS
 from ..unidiffuser.uvit import UViTConfig
 
 USUAL, LARGEST = 2, 16  # area of a latent in multiples of the trained one: more gets a warning, is refused
+START_FROM_IT = "start from it: VAE Encode, and a denoise below 1 or a path that starts below 1000"
 LONG = 1.75  # a side in multiples of the trained one, from which there is a warning too
 SECOND_PASS, ENLARGED = 350, 4  # up to this label and area the picture that is there keeps its shapes
 
@@ -111,8 +112,8 @@ def unclip_warning(conditioning: Sequence[Mapping[str, Any]], from_noise: bool) 
     It follows one image, with all of it, and from pure noise loosely: the embedding then starts as noise, like the image.
     """
     entries = [entry for cond in conditioning for entry in cond.get("unclip_conditioning", [])]
-    told = []
-    if len(entries) > 1 or any(entry["strength"] != 1 or entry["noise_augmentation"] for entry in entries):
+    told, images = [], {id(entry["clip_vision_output"]) for entry in entries}
+    if len(images) > 1 or any(entry["strength"] != 1 or entry["noise_augmentation"] for entry in entries):
         told.append(
             "UniDiffuser follows the image of the first 'unCLIPConditioning' only, without its strength and "
             "noise_augmentation: they, and further images, have no effect."
@@ -127,6 +128,16 @@ def unclip_warning(conditioning: Sequence[Mapping[str, Any]], from_noise: bool) 
     return " ".join([*told, "To vary an image, caption it with 'Caption Picture' and use the caption as the prompt."])
 
 
+def ignored_unclip_warning(texts: Sequence[Mapping[str, Any]]) -> str | None:
+    """A warning of 'unCLIPConditioning' in front of a node that takes the CLIP embedding by an input of its own."""
+    if not any(text.get("unclip_conditioning") for text in texts):
+        return None
+    return (
+        "'unCLIPConditioning' has no effect here. To start from an image, connect its CLIP_VISION_OUTPUT to "
+        "clip_vision_output; to vary it, caption it with 'Caption Picture' and use the caption as the prompt."
+    )
+
+
 def check_conditioning(conditions: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
     """Check what nodes have attached to the texts of a guider; returns a warning of what has no effect.
 
@@ -137,10 +148,10 @@ def check_conditioning(conditions: Mapping[str, Sequence[Mapping[str, Any]]]) ->
     if "control" in keys:
         raise ValueError(
             "A ControlNet changes the layers of a U-Net, which UniDiffuser does not have. Remove 'Apply ControlNet' from the "
-            "prompt; to keep the shapes of an image, start from it with VAE Encode and a denoise below 1."
+            f"prompt; to keep the shapes of an image, {START_FROM_IT}."
         )
     if "reference_latents" in keys:
-        return "'ReferenceLatent' has no effect on UniDiffuser. To vary an image, start from it with a denoise below 1."
+        return f"'ReferenceLatent' has no effect on UniDiffuser. To vary an image, {START_FROM_IT}."
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .host_patches import node_of
 
 MOST_REUSED = 0.05  # reuse_threshold of EasyCache up to which 20 steps keep their colours
 MOST_NAG = 2.0  # nag_scale of NAGuidance from which pictures break up
+ADAPTIVE = "dpm_adaptive_function"  # of the host's sampler that chooses its own steps
 NEUTRAL = 8  # cfg that Automatic CFG leaves as it is
 FEWEST = 20  # steps over the whole schedule from which momentum guidance leaves no spots
 
@@ -26,42 +28,51 @@ def model_warnings(patcher: Any) -> list[str]:
 
 
 def cfg_warning(patcher: Any, cfg: float) -> str | None:
-    """A sentence for a node that makes its own of the guidance `cfg`, of the host's scale, if that is too low for it."""
+    """A sentence for a node that makes its own of the guidance scale `cfg`, if that is too low for it."""
     function = patcher.model_options.get("sampler_cfg_function")
-    if "AutomaticCFG" not in str(getattr(function, "__module__", "")) or cfg >= NEUTRAL:
+    if "automaticcfg" not in str(getattr(function, "__module__", "")).lower() or cfg >= NEUTRAL or cfg == 1:
         return None
     if _closed_over(function, "automatic_cfg") == "None":  # a preset of it that leaves the guidance alone
         return None
     return (
         f"'Automatic CFG' counts from a cfg of {NEUTRAL}, so at {cfg:g} the guidance is too weak for a clear picture. Set cfg "
-        f"to {NEUTRAL} (in 'UniDiffuser Sampler' image_guidance to {NEUTRAL - 1})."
+        f"(image_guidance in the nodes of UniDiffuser) to {NEUTRAL}."
     )
 
 
-def momentum_warning(patcher: Any, sigmas: Tensor) -> str | None:
-    """A sentence for "Momentum Guidance" in a run over these noise levels of the host's scale, if the steps are far apart."""
+def momentum_warning(patcher: Any, sigmas: Tensor, sampler: str = "") -> str | None:
+    """A sentence for "Momentum Guidance" if the steps of a run, down to a clean image, are far apart.
+
+    Args:
+        patcher: the MODEL.
+        sigmas: noise levels of the run, in the host's scale.
+        sampler: `sampler_name`; one that chooses its own steps gets no warning.
+    """
     functions = patcher.model_options.get("sampler_post_cfg_function", [])
     if not any(node_of(function) == "MomentumGuidance" and _closed_over(function, "momentum") for function in functions):
         return None
-    first, last = (float(label) for label in label_of_sigma(sigmas[[0, -1]]))
-    steps = (len(sigmas) - 1) * NUM_LABELS / max(first - last, 1.0)
-    if steps >= FEWEST - 0.5:  # levels are not spaced evenly
+    if len(sigmas) < 3 or sigmas[-1] != 0 or sampler == ADAPTIVE:  # the first step has no earlier one to take a change from
+        return None
+    fewest = math.ceil(FEWEST * float(label_of_sigma(sigmas[:1])) / NUM_LABELS - 0.5)
+    if len(sigmas) > fewest:
         return None
     return (
-        f"'Momentum Guidance' in fewer than {FEWEST} steps adds the change of earlier steps too strongly, so the picture gets "
-        f"spots. Set steps to {FEWEST} or more, or remove the node."
+        f"'Momentum Guidance' in fewer than {fewest} steps adds the change of earlier steps too strongly, so the picture gets "
+        f"spots. Set steps to {fewest} or more, or remove the node."
     )
 
 
 def schedule_warning(patcher: Any) -> str | None:
-    """A sentence for a node that sets a noise schedule, in a sampler that takes its noise levels from a path."""
-    sigmas = getattr(patcher.get_model_object("model_sampling"), "sigmas", None)
-    own = sigma_of_label(torch.arange(1, NUM_LABELS + 1))
-    if sigmas is None or (sigmas.shape == own.shape and torch.allclose(sigmas.float().cpu(), own.float(), rtol=1e-3)):
+    """A sentence for a node that sets a noise schedule, in a node that takes its noise levels from a path."""
+    sampling = patcher.get_model_object("model_sampling")
+    sigmas, own = getattr(sampling, "sigmas", None), sigma_of_label(torch.arange(1, NUM_LABELS + 1))
+    if sigmas is None or not _predicts_noise(sampling):  # the latter has a warning of its own
+        return None
+    if sigmas.shape == own.shape and torch.allclose(sigmas.float().cpu(), own.float(), rtol=1e-3):
         return None
     return (
-        "A node sets another noise schedule on the MODEL, which has no effect here: 'UniDiffuser Sampler' takes its noise "
-        "levels from the path. Choose their spacing in 'UniDiffuser Noise Path', or use KSampler."
+        "A node sets another noise schedule on the MODEL, but this node takes its noise levels from its path, so they stay as "
+        "they are. Remove that node and choose the spacing of 'UniDiffuser Noise Path', or use KSampler."
     )
 
 
@@ -109,10 +120,14 @@ def _attention_warning(patcher: Any) -> str | None:
     return None
 
 
+def _predicts_noise(sampling: Any) -> bool:
+    return isinstance(sampling, EPS) and not isinstance(sampling, (V_PREDICTION, X0))
+
+
 def _sampling_warning(patcher: Any) -> str | None:
     """Of a node that replaces the model's sampling by that of another prediction."""
     sampling = patcher.get_model_object("model_sampling")
-    if isinstance(sampling, EPS) and not isinstance(sampling, (V_PREDICTION, X0)):
+    if _predicts_noise(sampling):
         return None
     kind = (
         "v_prediction" if isinstance(sampling, V_PREDICTION) else "x0" if isinstance(sampling, X0) else "that of a flow model"
@@ -150,4 +165,9 @@ def _tile_warning(patcher: Any) -> str | None:
 
 def _closed_over(function: Any, name: str, default: Any = None) -> Any:
     """The value of a name that a node's inner function takes from the node's inputs."""
-    return inspect.getclosurevars(function).nonlocals.get(name, default) if inspect.isfunction(function) else default
+    if not inspect.isfunction(function):
+        return default
+    try:
+        return inspect.getclosurevars(function).nonlocals.get(name, default)
+    except ValueError:  # a name that is not bound yet
+        return default

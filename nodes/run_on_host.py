@@ -88,9 +88,7 @@ def in_host(
     guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     companion = guider.model_options.setdefault("transformer_options", {})[SIDE] = Companion()
     guider.set_conds(positive or nothing, negative or nothing)
-    for warning in filter(
-        None, (check_conditioning(guider.original_conds), _unclip_warning(positive), *model_warnings(patcher))
-    ):
+    for warning in filter(None, (check_conditioning(guider.original_conds), *model_warnings(patcher))):
         companion.notes.warn(warning)
     placeholder = torch.zeros(count, *(image or config.item_shapes["img"]))
     sampler = _Borrowed(function)
@@ -98,15 +96,6 @@ def in_host(
         sigmas = torch.tensor([SIGMA_MAX, 0.0]) if sigmas is None else sigmas
         guider.sample(placeholder, placeholder, sampler, sigmas, disable_pbar=True, seed=seed)
     return sampler.result
-
-
-def _unclip_warning(positive: Conditioning | None) -> str | None:
-    if not any(entry[1].get("unclip_conditioning") for entry in positive or ()):
-        return None
-    return (
-        "'unCLIPConditioning' has no effect here. Connect the CLIP_VISION_OUTPUT to clip_vision_output of 'UniDiffuser "
-        "Sampler', or use KSampler."
-    )
 
 
 def sample_streams(
@@ -164,7 +153,7 @@ def sample_streams(
     image = None if start.img is None else tuple(start.img.shape[1:])
     image_moves = len(set(path.t_img)) > 1
     sigmas = sigma_of_label(torch.tensor(path.t_img if image_moves else path.t_text))
-    of_image = (cfg_warning(patcher, scales[0] + 1), schedule_warning(patcher), momentum_warning(patcher, sigmas))
+    of_image = (cfg_warning(patcher, scales[0]), schedule_warning(patcher), momentum_warning(patcher, sigmas))
     for warning in of_image if image_moves else ():
         show_warning(warning or "")
     out: Streams = in_host(patcher, count, seed, run, image=image, positive=text, negative=negative, sigmas=sigmas)

@@ -16,7 +16,7 @@ from ..unidiffuser.path import CLEAN
 from ..unidiffuser.schedule import NUM_LABELS
 from ..unidiffuser.streams import Streams
 from .host_model import UniDiffuserModel
-from .input_checks import check_image_latent, clip_vision_token
+from .input_checks import check_conditioning, check_image_latent, clip_vision_token, ignored_unclip_warning
 from .node_warnings import Warnings
 
 WORDS = {"img": "image", "text": "text"}
@@ -60,13 +60,15 @@ def given_streams(
     model = require_model(patcher)
     net = model.diffusion_model.config
     samples = None if latent is None else _sized(patcher, latent)
+    texts = [extra for _, extra in text or ()]
+    advice = [check_conditioning({"text": texts}), ignored_unclip_warning(texts)]
     if samples is not None:
-        texts, tiled = [extra for _, extra in text or ()], "model_function_wrapper" in patcher.model_options
+        tiled = "model_function_wrapper" in patcher.model_options
         downscale = model.latent_format.spacial_downscale_ratio
         start = (start or NUM_LABELS - 1) if samples.any() else NUM_LABELS
-        advice = check_image_latent(samples, net, downscale, texts, tiled, start)
-        if advice:
-            Warnings().warn(advice)
+        advice.append(check_image_latent(samples, net, downscale, texts, tiled, start))
+    for warning in filter(None, advice):
+        Warnings().warn(warning)
     cond = None if text is None else text_latent(patcher, text)
     embeds = None if clip_vision_output is None else clip_vision_output["image_embeds"]
     batch = max((len(given) for given in (samples, cond, embeds) if given is not None), default=1)

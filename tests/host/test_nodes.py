@@ -121,9 +121,10 @@ def test_what_unclip_conditioning_asks_for_in_vain_is_named(
     server: HostServer, strengths: list[float], denoise: float, named: tuple[str, ...]
 ) -> None:
     graph, before = Graph(), {words: server.log.count(words) for words in (ONE_IMAGE, LOOSELY)}
-    cond = graph.text("cat")
-    for strength in strengths:
-        given = {"clip_vision_output": graph.encoded()[1], "strength": strength, "noise_augmentation": 0.0}
+    cond = graph.add("ConditioningCombine", conditioning_1=graph.text("cat"), conditioning_2=graph.text("red cat"))()
+    for number, strength in enumerate(strengths):
+        token = graph.encoded(graph.picture(red=0xFF0000 + 0xFF * number))[1]
+        given = {"clip_vision_output": token, "strength": strength, "noise_augmentation": 0.0}
         cond = graph.add("unCLIPConditioning", conditioning=cond, **given)()
     graph.show(graph.ksampler(cond, graph.text(""), graph.encoded()[0], seed=41, denoise=denoise)())
     server.run(graph.prompt)
@@ -132,7 +133,7 @@ def test_what_unclip_conditioning_asks_for_in_vain_is_named(
     }
 
 
-@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("taker", ["KSampler", "sampler", "invert"])
 @pytest.mark.parametrize(
     ("node", "words"),
     [
@@ -141,7 +142,7 @@ def test_what_unclip_conditioning_asks_for_in_vain_is_named(
         ("TestControl", "A ControlNet changes the layers of a U-Net, which UniDiffuser does not have"),
     ],
 )
-def test_what_a_prompt_carries_in_vain_is_named(server: HostServer, node: str, words: str, ours: bool) -> None:
+def test_what_a_prompt_carries_in_vain_is_named(server: HostServer, node: str, words: str, taker: str) -> None:
     graph, before = Graph(), server.log.count(words)
     latent, token = graph.encoded()
     given = {
@@ -150,14 +151,20 @@ def test_what_a_prompt_carries_in_vain_is_named(server: HostServer, node: str, w
     }
     text = graph.add(node, conditioning=graph.text("cat"), **given.get(node, {}))()
     path = graph.path("text to image")()
-    sampled = graph.sampler(path, text=text) if ours else graph.ksampler(text, graph.text(""), graph.empty())
-    graph.show(sampled())
+    if taker == "KSampler":
+        sampled = graph.ksampler(text, graph.text(""), graph.empty())()
+    elif taker == "sampler":
+        sampled = graph.sampler(path, text=text)()
+    else:
+        given = {"latent_image": latent, "clip_vision_output": token, "text": text}
+        sampled = graph.add("UniDiffuserInvert", model=graph.model, steps=2, seed=1, **given)()
+    graph.show(sampled)
     if node == "TestControl":
         with pytest.raises(RuntimeError, match=words):
             server.run(graph.prompt)
         return
     server.run(graph.prompt)
-    assert server.log.count(words) - before == (ours or node == "ReferenceLatent")
+    assert server.log.count(words) - before == (taker != "KSampler" or node == "ReferenceLatent")
 
 
 @pytest.mark.parametrize("task", ["joint", "image", "text"])

@@ -18,7 +18,7 @@ MOST_REUSED = 0.05  # reuse_threshold of EasyCache up to which 20 steps keep the
 MOST_NAG = 2.0  # nag_scale of NAGuidance from which pictures break up
 ADAPTIVE = "dpm_adaptive_function"  # of the host's sampler that chooses its own steps
 NEUTRAL = 8  # cfg that Automatic CFG leaves as it is
-FEWEST = 20  # steps over the whole schedule from which momentum guidance leaves no spots
+STEPS_PER_MOMENTUM = 50  # over the whole schedule, from which momentum guidance leaves few spots
 
 
 def model_warnings(patcher: Any) -> list[str]:
@@ -49,16 +49,16 @@ def momentum_warning(patcher: Any, sigmas: Tensor, sampler: str = "") -> str | N
         sampler: `sampler_name`; one that chooses its own steps gets no warning.
     """
     functions = patcher.model_options.get("sampler_post_cfg_function", [])
-    if not any(node_of(function) == "MomentumGuidance" and _closed_over(function, "momentum") for function in functions):
-        return None
+    momenta = [_closed_over(function, "momentum", 0.0) for function in functions if node_of(function) == "MomentumGuidance"]
     if len(sigmas) < 3 or sigmas[-1] != 0 or sampler == ADAPTIVE:  # the first step has no earlier one to take a change from
         return None
-    fewest = math.ceil(FEWEST * float(label_of_sigma(sigmas[:1])) / NUM_LABELS - 0.5)
+    momentum, covered = max(momenta, default=0.0), float(label_of_sigma(sigmas[:1])) / NUM_LABELS
+    fewest = math.ceil(STEPS_PER_MOMENTUM * momentum * covered - 0.5)
     if len(sigmas) > fewest:
         return None
     return (
-        f"'Momentum Guidance' in fewer than {fewest} steps adds the change of earlier steps too strongly, so the picture gets "
-        f"spots. Set steps to {fewest} or more, or remove the node."
+        f"'Momentum Guidance' with a momentum of {momentum:g} in fewer than {fewest} steps adds the change of earlier steps too "
+        f"strongly, so the picture gets spots. Set steps to {fewest} or more, or lower the momentum."
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from host_server import HostServer
 from prompts import Graph, Link
 
-MOMENTUM = "'Momentum Guidance' in fewer than"
+MOMENTUM = "'Momentum Guidance' with a momentum of"
 AUTOMATIC = "'Automatic CFG' counts from a cfg of 8"
 ATTENTION = "The attention modifiers of 'Automatic CFG' are fitted to the blocks of SDXL"
 BEYOND = "'attention_modifier' names input 8; this model has input 0 to"
@@ -37,8 +37,9 @@ def ours(graph: Graph, model: Link, steps: int, cfg: float, denoise: float = 1.0
     ("node", "inputs", "run", "words", "told"),
     [
         ("TestMomentumGuidance", {"momentum": 0.5}, (10, 4.0), MOMENTUM, True),
-        ("TestMomentumGuidance", {"momentum": 0.5}, (20, 4.0), MOMENTUM, False),
-        ("TestMomentumGuidance", {"momentum": 0.5}, (8, 4.0, 0.4), MOMENTUM, False),  # as dense as 20 over the whole schedule
+        ("TestMomentumGuidance", {"momentum": 0.5}, (25, 4.0), MOMENTUM, False),
+        ("TestMomentumGuidance", {"momentum": 1.0}, (25, 4.0), MOMENTUM, True),
+        ("TestMomentumGuidance", {"momentum": 0.5}, (10, 4.0, 0.4), MOMENTUM, False),  # as dense as 25 over the whole schedule
         ("TestMomentumGuidance", {"momentum": 0.5}, (4, 4.0, 0.4), MOMENTUM, True),
         ("TestMomentumGuidance", {"momentum": 0.5}, (1, 4.0), MOMENTUM, False),
         ("TestMomentumGuidance", {"momentum": 0.0}, (10, 4.0), MOMENTUM, False),
@@ -83,7 +84,7 @@ def test_parts_of_a_run_are_judged_by_the_whole(server: HostServer) -> None:
     for scheduler in ("normal", "karras", "exponential"):
         before, graph = server.log.count(MOMENTUM), Graph()
         model, latent = graph.add("TestMomentumGuidance", model=graph.model, momentum=0.5)(), graph.empty()
-        for start, end in ((0, 10), (10, 20)):
+        for start, end in ((0, 13), (13, 26)):
             latent = graph.add(
                 "KSamplerAdvanced",
                 model=model,
@@ -92,7 +93,7 @@ def test_parts_of_a_run_are_judged_by_the_whole(server: HostServer) -> None:
                 latent_image=latent,
                 add_noise="enable" if start == 0 else "disable",
                 noise_seed=1,
-                steps=20,
+                steps=26,
                 cfg=4.0,
                 sampler_name="euler",
                 scheduler=scheduler,

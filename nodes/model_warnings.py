@@ -57,8 +57,8 @@ def momentum_warning(patcher: Any, sigmas: Tensor, sampler: str = "") -> str | N
     if len(sigmas) > fewest:
         return None
     return (
-        f"'Momentum Guidance' with a momentum of {momentum:g} in fewer than {fewest} steps adds the change of earlier steps too "
-        f"strongly, so the picture gets spots. Set steps to {fewest} or more, or lower the momentum."
+        f"'Momentum Guidance' with a momentum of {momentum:g} in fewer than {fewest} steps adds the change of earlier steps "
+        f"too strongly, so the picture gets spots. Set steps to {fewest} or more, or lower the momentum."
     )
 
 

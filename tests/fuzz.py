@@ -90,8 +90,10 @@ def _verdict(error: BaseException | None) -> tuple[str, str]:
 
 def _work(kind: str, numbers: Iterable[int], out: Connection) -> None:
     """Run mutants in this process and send the outcome of each."""
+    import torch
     from fuzz_kinds import KINDS
 
+    torch.set_num_threads(1)  # threads that wait for each other on a busy machine use up CPU time
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     forbidden: list[str] = []

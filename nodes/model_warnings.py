@@ -23,7 +23,13 @@ STEPS_PER_MOMENTUM = 50  # over the whole schedule, from which momentum guidance
 
 def model_warnings(patcher: Any) -> list[str]:
     """A sentence for each such node, with what to do."""
-    found = (_cache_warning(patcher), _attention_warning(patcher), _sampling_warning(patcher), _tile_warning(patcher))
+    found = (
+        _cache_warning(patcher),
+        _attention_warning(patcher),
+        _sampling_warning(patcher),
+        _tile_warning(patcher),
+        _position_warning(patcher),
+    )
     return [warning for warning in found if warning]
 
 
@@ -141,6 +147,12 @@ def _sampling_warning(patcher: Any) -> str | None:
 def shifts_tiles(patcher: Any) -> bool:
     """Whether the MODEL has "Tiled Diffusion" with the method SpotDiffusion, which reads the levels of a host sampler."""
     return type(patcher.model_options.get("model_function_wrapper")).__name__ == "SpotDiffusion"
+
+
+def _position_warning(patcher: Any) -> str | None:
+    if patcher.model_options.get("transformer_options", {}).get("rope_options") is None:
+        return None
+    return "'ScaleROPE' has no effect: UniDiffuser has learned positions, not rotary ones. Remove it."
 
 
 def _tile_warning(patcher: Any) -> str | None:

@@ -80,6 +80,18 @@ def test_a_noise_schedule_on_the_model_is_named_where_the_path_has_the_levels(
         assert server.log.count(SCHEDULE) == before + expected
 
 
+@pytest.mark.parametrize("sampler", [core, ours])
+def test_rotary_positions_are_named(server: HostServer, sampler: Callable[..., Link]) -> None:
+    words, scale = "'ScaleROPE' has no effect", dict.fromkeys(("scale_x", "scale_y", "scale_t"), 1.5)
+    if "ScaleROPE" not in server.get("/object_info"):
+        pytest.skip("this ComfyUI has no ScaleROPE")
+    before, graph = server.log.count(words), Graph()
+    shift = dict.fromkeys(("shift_x", "shift_y", "shift_t"), 0.0)
+    graph.save(sampler(graph, graph.add("ScaleROPE", model=graph.model, **scale, **shift)(), 3, 4.0), "rope")
+    server.run(graph.prompt)
+    assert server.log.count(words) == before + 1
+
+
 def test_parts_of_a_run_are_judged_by_the_whole(server: HostServer) -> None:
     for scheduler in ("normal", "karras", "exponential"):
         before, graph = server.log.count(MOMENTUM), Graph()

@@ -139,7 +139,7 @@ def sample_with_token(
     patcher, cfg = guider.model_patcher, getattr(guider, "cfg", math.inf)
     own = (
         advice,
-        check_conditioning(guider.conds),
+        check_conditioning(text for texts in guider.conds.values() for text in texts),
         unclip_warning(positive, from_noise),
         sampler_warning(sampler),
         cfg_warning(patcher, cfg),

@@ -23,11 +23,11 @@ from .unet_names import BasicTransformerBlock, Place
 
 ATTENTION = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch")
 BLOCKS = ("input_block_patch", "input_block_patch_after_skip", "output_block_patch", "middle_block_after_patch")
+HANDLED = {*ATTENTION, *BLOCKS, "middle_patch"}
 SPOILING = {  # classes of other packs whose patches act, but were fitted to the blocks of one other model
     "attention_modifier": "The attention modifiers of 'Automatic CFG' are fitted to the blocks of SDXL and can distort the "
     "picture here. For its guidance alone use the node 'Automatic CFG' or a preset 'Original automatic CFG'."
 }
-HANDLED = {*ATTENTION, *BLOCKS, "middle_patch"}
 
 
 class Patches:
@@ -79,8 +79,8 @@ class Patches:
                     self._foreign(kind, patch)
                 elif number > last[name]:
                     beyond.setdefault((node_of(patch), name), []).append(number)
-                elif node_of(patch) in SPOILING:
-                    self._note(SPOILING[node_of(patch)])
+                elif advice := SPOILING.get(node_of(patch)):
+                    self._note(advice)
         for (node, name), numbers in beyond.items():
             named = ", ".join(str(number) for number in sorted(set(numbers)))
             self._note(f"'{node}' names {name} {named}; this model has {name} 0 to {last[name]}, so it has no effect there.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,9 +11,9 @@ from ..unidiffuser.schedule import NUM_LABELS
 from ..unidiffuser.uvit import UViTConfig
 
 USUAL, LARGEST = 2, 16  # area of a latent in multiples of the trained one: more gets a warning, is refused
-START_FROM_IT = "start from it: VAE Encode, and a denoise below 1 or a path that starts below 1000"
 LONG = 1.75  # a side in multiples of the trained one, from which there is a warning too
 SECOND_PASS, ENLARGED = 350, 4  # up to this label and area the picture that is there keeps its shapes
+START_FROM_IT = "start from it: VAE Encode, and a denoise below 1 or a path that starts below 1000"
 
 
 def check_image_latent(
@@ -138,13 +138,13 @@ def ignored_unclip_warning(texts: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
-def check_conditioning(conditions: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
-    """Check what nodes have attached to the texts of a guider; returns a warning of what has no effect.
+def check_conditioning(texts: Iterable[Mapping[str, Any]]) -> str | None:
+    """Check what nodes have attached to texts; returns a warning of what has no effect.
 
     Raises:
         ValueError: a ControlNet, which computes changes for the layers of a U-Net.
     """
-    keys = {key for texts in conditions.values() for text in texts for key, value in text.items() if value is not None}
+    keys = {key for text in texts for key, value in text.items() if value is not None}
     if "control" in keys:
         raise ValueError(
             "A ControlNet changes the layers of a U-Net, which UniDiffuser does not have. Remove 'Apply ControlNet' from the "

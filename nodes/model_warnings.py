@@ -18,7 +18,7 @@ MOST_REUSED = 0.05  # reuse_threshold of EasyCache up to which 20 steps keep the
 MOST_NAG = 2.0  # nag_scale of NAGuidance from which pictures break up
 ADAPTIVE = "dpm_adaptive_function"  # of the host's sampler that chooses its own steps
 NEUTRAL = 8  # cfg that Automatic CFG leaves as it is
-STEPS_PER_MOMENTUM = 50  # over the whole schedule, from which momentum guidance leaves few spots
+STEPS_PER_MOMENTUM = 50  # steps over the whole schedule, per momentum, from which there are few spots
 
 
 def model_warnings(patcher: Any) -> list[str]:
@@ -72,7 +72,7 @@ def schedule_warning(patcher: Any) -> str | None:
     """A sentence for a node that sets a noise schedule, in a node that takes its noise levels from a path."""
     sampling = patcher.get_model_object("model_sampling")
     sigmas, own = getattr(sampling, "sigmas", None), sigma_of_label(torch.arange(1, NUM_LABELS + 1))
-    if sigmas is None or not _predicts_noise(sampling):  # the latter has a warning of its own
+    if sigmas is None or not _predicts_noise(sampling):  # another prediction has a warning of its own
         return None
     if sigmas.shape == own.shape and torch.allclose(sigmas.float().cpu(), own.float(), rtol=1e-3):
         return None
@@ -144,15 +144,16 @@ def _sampling_warning(patcher: Any) -> str | None:
     )
 
 
-def shifts_tiles(patcher: Any) -> bool:
-    """Whether the MODEL has "Tiled Diffusion" with the method SpotDiffusion, which reads the levels of a host sampler."""
-    return type(patcher.model_options.get("model_function_wrapper")).__name__ == "SpotDiffusion"
-
-
 def _position_warning(patcher: Any) -> str | None:
+    """Of a node for rotary positions."""
     if patcher.model_options.get("transformer_options", {}).get("rope_options") is None:
         return None
     return "'ScaleROPE' has no effect: UniDiffuser has learned positions, not rotary ones. Remove it."
+
+
+def shifts_tiles(patcher: Any) -> bool:
+    """Whether the MODEL has "Tiled Diffusion" with the method SpotDiffusion, which reads the levels of a host sampler."""
+    return type(patcher.model_options.get("model_function_wrapper")).__name__ == "SpotDiffusion"
 
 
 def _tile_warning(patcher: Any) -> str | None:

@@ -87,9 +87,9 @@ def in_host(
     guider = comfy.samplers.CFGGuider(patcher)
     guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     companion = guider.model_options.setdefault("transformer_options", {})[SIDE] = Companion()
-    guider.set_conds(positive or nothing, negative or nothing)
-    for warning in filter(None, (check_conditioning(guider.original_conds), *model_warnings(patcher))):
+    for warning in model_warnings(patcher):
         companion.notes.warn(warning)
+    guider.set_conds(positive or nothing, negative or nothing)
     placeholder = torch.zeros(count, *(image or config.item_shapes["img"]))
     sampler = _Borrowed(function)
     with say_what_to_do(), companion.running(model):
@@ -131,6 +131,7 @@ def sample_streams(
     scales = guidance if isinstance(guidance, tuple) else (guidance, guidance)
 
     avoided = None if negative is None else text_latent(patcher, negative)
+    show_warning(check_conditioning(extra for _, extra in negative or ()) or "")  # `given_streams` has checked the text
 
     def run(net: HostNet) -> Streams:
         return sample(

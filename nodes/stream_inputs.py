@@ -61,7 +61,7 @@ def given_streams(
     net = model.diffusion_model.config
     samples = None if latent is None else _sized(patcher, latent)
     texts = [extra for _, extra in text or ()]
-    advice = [check_conditioning({"text": texts}), ignored_unclip_warning(texts)]
+    advice = [check_conditioning(texts), ignored_unclip_warning(texts)]
     if samples is not None:
         tiled = "model_function_wrapper" in patcher.model_options
         downscale = model.latent_format.spacial_downscale_ratio
